@@ -1,0 +1,122 @@
+"""What all tests share: real Kafka and PostgreSQL (local_stack's plugin), Microsoft's stand-in, a served API."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+from uuid import UUID
+
+import aiohttp
+import orjson
+import pytest
+import structlog
+from fastapi import APIRouter, FastAPI
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+
+from chassis.app import server
+from chassis.auth import Authenticator
+from chassis.http import make_api
+from simulator import Simulator, serve
+
+pytest_plugins = ["local_stack.pytest_plugin"]
+
+AUDIENCE = "0a1b2c3d-0000-4000-8000-00000000b001"
+
+# Plain lines: a test that fails on purpose should not pay for a coloured traceback.
+trace.set_tracer_provider(TracerProvider())
+structlog.configure(processors=[structlog.processors.KeyValueRenderer()])
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the file that takes longest: with two workers, the other one runs the rest meanwhile."""
+    items.sort(key=lambda item: item.path.name != "test_faults.py")
+
+
+@pytest.fixture(scope="session")
+async def simulator(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Simulator]:
+    """Entra ID, Graph and Exchange Online, for the whole run."""
+    async with serve(tmp_path_factory.mktemp("microsoft")) as simulator:
+        yield simulator
+
+
+@pytest.fixture
+def microsoft(simulator: Simulator) -> Simulator:
+    """Return Microsoft's stand-in as if nobody had used it before."""
+    simulator.state.reset()
+    return simulator
+
+
+Client = Callable[..., Awaitable[tuple[int, Any]]]
+
+
+@asynccontextmanager
+async def running(api: FastAPI) -> AsyncIterator[str]:
+    """Serve *api* on a free port; yields its address."""
+    serving = server(api)
+    task = asyncio.create_task(serving.serve())
+    try:
+        while not serving.started:
+            await asyncio.wait([task], timeout=0.01)
+        yield f"http://127.0.0.1:{serving.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        serving.should_exit = True
+        await task
+
+
+@pytest.fixture
+def authenticator(microsoft: Simulator) -> Authenticator:
+    """Make the token check of a service that trusts the test's tenant."""
+    return Authenticator(
+        authority=microsoft.url,
+        tenants=frozenset(map(UUID, microsoft.state.tenants)),
+        audience=AUDIENCE,
+        ca_file=microsoft.ca_file,
+    )
+
+
+@pytest.fixture
+def tenant_id(microsoft: Simulator) -> UUID:
+    """Return the id of the test's tenant."""
+    return UUID(next(iter(microsoft.state.tenants)))
+
+
+@pytest.fixture
+def token(microsoft: Simulator, tenant_id: UUID) -> Callable[..., str]:
+    """Order access tokens: `token("Reporter", oid=...)`; see the simulator's TokenOrder for the ways to spoil one."""
+    from simulator.tokens import TokenOrder, ordered_token  # noqa: PLC0415 - the simulator's workshop, not its face
+
+    def order(*roles: str, **more: Any) -> str:
+        values = {"audience": AUDIENCE, "roles": list(roles), "scp": "access_as_user", **more}
+        tenant = str(values.pop("tenant", tenant_id))
+        return ordered_token(microsoft.state.keys, TokenOrder(**values), tenant, microsoft.state.issuer(tenant))
+
+    return order
+
+
+@pytest.fixture
+async def call(authenticator: Authenticator) -> AsyncIterator[Callable[[APIRouter], Awaitable[Client]]]:
+    """Serve a router as its service does; returns a client: `status, body = await client("GET", "/v1/...", token)`."""
+    session = aiohttp.ClientSession()
+    held: list[Any] = [session]
+
+    async def open_client(router: APIRouter) -> Client:
+        api = make_api(title="test", description="test", ready={}, alive={})
+        api.state.authenticator = authenticator
+        api.include_router(router)
+        served = running(api)
+        url = await served.__aenter__()
+        held.append(served)
+
+        async def client(method: str, path: str, token: str | None = None, **request: Any) -> tuple[int, Any]:
+            headers = {"Authorization": f"Bearer {token}"} if token else {}
+            headers |= request.pop("headers", {})
+            async with session.request(method, url + path, headers=headers, **request) as response:
+                body = await response.read()
+                return response.status, orjson.loads(body) if body else None
+
+        return client
+
+    yield open_client
+    for served in reversed(held):
+        await served.__aexit__(None, None, None)
