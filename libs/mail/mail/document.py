@@ -1,0 +1,146 @@
+"""The page that shows a preview, and the HTTP header fields that a server must send with it."""
+
+from html import escape
+from types import MappingProxyType
+
+from mail.preview import Preview
+from mail.sanitise import Material, plain_fragment
+
+CONTENT_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+"""What the page itself asks the browser to enforce. Its own styles are inline, like those of mails."""
+DOCUMENT_HEADERS = MappingProxyType(
+    {
+        "Content-Type": "text/html; charset=utf-8",
+        "Content-Security-Policy": f"{CONTENT_POLICY}; frame-ancestors 'self'; sandbox",
+        "X-Content-Type-Options": "nosniff",
+        "X-DNS-Prefetch-Control": "off",
+        "Referrer-Policy": "no-referrer",
+        "Cross-Origin-Resource-Policy": "same-origin",
+        "Cache-Control": "no-store",
+    }
+)
+"""To be sent with `document`. `sandbox` and `frame-ancestors` count in the header only, not in the page."""
+
+_STYLE = """
+:root{color-scheme:light dark;--page:#fff;--ink:#1b1a19;--dim:#605e5c;--line:#d2d0ce;--panel:#f5f5f5;
+--alarm:#a4262c;--alarm-page:#fde7e9;--mark:#eef4fb;--mark-ink:#0b4a8f}
+*{box-sizing:border-box}
+html{-webkit-text-size-adjust:100%;text-size-adjust:100%}
+body{margin:0;background:var(--page);color:var(--ink);font:15px/1.5 system-ui,-apple-system,"Segoe UI",sans-serif;
+overflow-wrap:anywhere}
+header{padding:16px;border-bottom:1px solid var(--line);background:var(--panel)}
+h1{margin:0 0 8px;font-size:19px;line-height:1.3;overflow:hidden}
+dl{display:grid;grid-template-columns:max-content 1fr;gap:3px 12px;margin:0}
+dt{color:var(--dim)}
+dd{margin:0;min-width:0;overflow:hidden}
+ul.files{list-style:none;margin:0;padding:0}
+.address{font-family:ui-monospace,monospace;font-size:13px}
+.alarm{color:var(--alarm);font-weight:600}
+.note{margin:10px 0 0;color:var(--dim);font-size:13px}
+main{padding:16px;overflow:auto;contain:paint}
+main.paper{color-scheme:light;background:#fff;color:#1b1a19;--dim:#605e5c;--line:#d2d0ce;--alarm:#a4262c;
+--alarm-page:#fde7e9;--mark:#eef4fb;--mark-ink:#0b4a8f}
+main table{max-width:100%;overflow-wrap:anywhere}
+main img{max-width:100%;height:auto}
+main pre,.text{white-space:pre-wrap;overflow-wrap:anywhere}
+main blockquote{margin:0 0 0 4px;padding-left:10px;border-left:3px solid var(--line)}
+main span[style*=padding],main span[style*=border]{display:inline-block;max-width:100%}
+.link{text-decoration:underline dotted}
+.target,.warning{all:unset;display:inline;font:12px/1.4 ui-monospace,monospace!important;border-radius:3px;
+padding:0 3px;overflow-wrap:anywhere;unicode-bidi:isolate;direction:ltr}
+.target{background:var(--mark)!important;color:var(--mark-ink)!important}
+.warning{background:var(--alarm-page)!important;color:var(--alarm)!important;font-weight:600!important}
+.blocked{display:inline-block;max-width:100%;padding:1px 6px;border:1px dashed #8a8886;border-radius:3px;
+color:var(--dim);background:var(--page);font-size:12px;line-height:1.5}
+main.paper .blocked{background:#fff}
+@media (prefers-color-scheme:dark){:root{--page:#1b1a19;--ink:#f3f2f1;--dim:#b3b0ad;--line:#484644;--panel:#252423;
+--alarm:#ff99a4;--alarm-page:#4a1a1e;--mark:#1c3350;--mark-ink:#a6ccff}}
+"""
+
+_REMOVED = {
+    "remote-images": ("remote image", "remote images"),
+    "other-images": ("image that is none, or too large", "images that are none, or too large"),
+    "remote-backgrounds": ("background image", "background images"),
+    "scripts": ("script", "scripts"),
+    "event-handlers": ("event handler", "event handlers"),
+    "forms": ("form element", "form elements"),
+    "frames": ("embedded page", "embedded pages"),
+    "media": ("audio or video", "audio or video elements"),
+    "drawings": ("drawing", "drawings"),
+    "styles": ("style sheet", "style sheets"),
+    "page-commands": ("page command", "page commands"),
+    "hidden-elements": ("hidden passage", "hidden passages"),
+    "outlook-comments": ("passage for Outlook only", "passages for Outlook only"),
+    "invisible-characters": ("invisible character", "invisible characters"),
+}
+
+
+def document(preview: Preview) -> str:
+    """
+    Return a whole HTML page that shows *preview*, for light and dark and for any width.
+
+    Send it with DOCUMENT_HEADERS and show it in `<iframe sandbox src="...">`. As `srcdoc` it is as safe, but there the
+    policy of the page around it counts too, and one without `style-src 'unsafe-inline'` leaves it unstyled.
+    """
+    if preview.html is not None:
+        # Mails choose colours for white paper, whatever the reader's scheme is.
+        main = f'<main class="paper">{preview.html}</main>'
+    else:
+        main = f"<main>{plain_fragment(preview.text, Material())}</main>"
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{CONTENT_POLICY}">'
+        '<meta name="referrer" content="no-referrer"><meta name="viewport" content="width=device-width">'
+        '<meta name="color-scheme" content="light dark">'
+        '<meta name="format-detection" content="telephone=no,date=no,address=no,email=no,url=no">'
+        f"<title>{escape(preview.subject or 'Mail')}</title><style>{_STYLE}</style></head><body>"
+        f"<header>{_header(preview)}</header>"
+        f"{main}</body></html>\n"
+    )
+
+
+def _header(preview: Preview) -> str:
+    rows = [("From", _sender(preview))]
+    if preview.to:
+        more = "" if len(preview.to) <= 5 else f" and {len(preview.to) - 5} more"
+        rows.append(("To", f"{_isolated(', '.join(preview.to[:5]), 'address')}{more}"))
+    if preview.date:
+        rows.append(("Date", f"{preview.date:%Y-%m-%d %H:%M} UTC"))
+    if preview.attachments:
+        files = "".join(
+            f"<li>{_isolated(file.name)} ({escape(file.content_type)}, {_size(file.size)})</li>"
+            for file in preview.attachments
+        )
+        rows.append(("Files", f'<ul class="files">{files}</ul>'))
+    fields = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in rows)
+    return f"<h1>{_isolated(preview.subject or '(no subject)')}</h1><dl>{fields}</dl>{_notes(preview)}"
+
+
+def _sender(preview: Preview) -> str:
+    name = _isolated(preview.from_name) + " " if preview.from_name else ""
+    address = _isolated(f"<{preview.from_address}>", "address") if preview.from_address else "(no address)"
+    alarm = ' <span class="alarm">The name poses as another address.</span>' if preview.from_is_deceptive else ""
+    return f"{name}{address}{alarm}"
+
+
+def _isolated(text: str, kind: str = "") -> str:
+    """Return *text* so that its direction does not reorder what stands around it."""
+    return f'<bdi class="{kind}">{escape(text)}</bdi>' if kind else f"<bdi>{escape(text)}</bdi>"
+
+
+def _notes(preview: Preview) -> str:
+    notes = []
+    removed = [f"{count} {_REMOVED[kind][count != 1]}" for kind, count in preview.removed.items() if kind in _REMOVED]
+    if removed:
+        notes.append(f"Not shown: {', '.join(removed)}.")
+    if preview.is_cut:
+        notes.append("The mail is longer than what is shown.")
+    if preview.links:
+        notes.append("Links cannot be followed here; where they lead stands in brackets.")
+    return f'<p class="note">{" ".join(notes)}</p>' if notes else ""
+
+
+def _size(size: int) -> str:
+    if size < 1_000:
+        return f"{size} bytes"
+    return f"{size / 1_000:.0f} kB" if size < 1_000_000 else f"{size / 1_000_000:.1f} MB"

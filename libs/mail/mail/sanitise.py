@@ -1,0 +1,453 @@
+"""
+Hostile HTML as a fragment that a browser can show: no script, no request, no link that can be followed.
+
+Three steps. nh3 parses the markup as browsers do, and leaves a few elements, well-formed. Then links become text with
+their target behind it, remote images become placeholders, images of the mail become data: URLs. At last nh3 again lets
+pass only what the result may contain: what the step between does wrong cannot do harm.
+"""
+
+import base64
+import re
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from html import escape, unescape
+from itertools import islice
+from urllib.parse import unquote_to_bytes
+
+import nh3
+
+from mail.image import raster_type
+from mail.link import Link, read_link, unicode_host, visible
+from mail.mime import decode_base64
+from mail.text import find_urls
+
+HTML_CHARS = 200_000
+HTML_TAGS = 20_000
+"""Up to here the markup of a mail is read, in all its texts. The most hostile that was found takes a second."""
+NESTING = 128
+"""Levels of elements that are shown as such: nested tables keep a browser busy for longer the deeper they are."""
+IMAGES = 50
+IMAGE_BYTES = 2_097_152
+"""Of one image."""
+IMAGES_BYTES = 6_291_456
+"""Of all images that are shown, each as often as it is shown."""
+LINKS = 500
+TARGET_CHARS = 120
+"""Shown of a target; the host always is."""
+ALT_CHARS = 200
+
+# Formatting elements are opened again in every paragraph until they are closed, so that a little markup becomes
+# gigabytes (mail.text). Under names that HTML does not know they are opened once; at last they are spans.
+_FORMATTING = re.compile(
+    r"<(/?)(a|b|big|code|em|font|i|nobr|s|small|strike|strong|tt|u)(?=[\s/>])", re.IGNORECASE | re.ASCII
+)
+_STYLE_OF = {
+    "x-b": "font-weight:bold",
+    "x-strong": "font-weight:bold",
+    "x-i": "font-style:italic",
+    "x-em": "font-style:italic",
+    "x-u": "text-decoration:underline",
+    "x-s": "text-decoration:line-through",
+    "x-strike": "text-decoration:line-through",
+    "x-big": "font-size:larger",
+    "x-small": "font-size:smaller",
+    "x-code": "font-family:monospace",
+    "x-tt": "font-family:monospace",
+    "x-font": "",
+    "x-nobr": "",
+}
+# fmt: off
+_BLOCKS = frozenset((
+    "address", "article", "blockquote", "center", "dd", "div", "dl", "dt", "footer", "h1", "h2", "h3", "h4", "h5", "h6",
+    "header", "li", "main", "ol", "p", "pre", "section", "table", "tbody", "td", "tfoot", "th", "thead", "tr", "ul",
+    "caption",
+))
+_INLINE = frozenset((
+    "abbr", "cite", "del", "ins", "kbd", "mark", "q", "samp", "span", "sub", "sup", "var",
+))
+_VOID = frozenset(("br", "hr", "img", "wbr"))
+_WITH_CONTENT = frozenset((
+    "script", "style", "template", "noscript", "noembed", "noframes", "title", "iframe", "frameset", "xmp", "plaintext",
+    "svg", "math", "object", "embed", "applet", "audio", "video", "canvas", "select", "datalist", "dialog",
+))
+_SCHEMES = frozenset((
+    "http", "https", "ftp", "mailto", "tel", "sms", "cid", "mid", "data", "javascript", "vbscript", "file", "blob",
+    "about", "search-ms", "ms-word", "ms-excel", "ms-appinstaller", "ms-officecmd", "ms-msdt",
+))
+# fmt: on
+"""Of links that are read, to be shown as text. None of them is left in the result, but data: of images."""
+
+_READ = nh3.Cleaner(
+    tags=set(_BLOCKS | _INLINE | _VOID | set(_STYLE_OF) | {"x-a"}),
+    clean_content_tags=set(_WITH_CONTENT),
+    attributes={
+        "*": {"style", "align", "valign", "width", "height", "bgcolor", "dir", "hidden", "background"},
+        "x-a": {"href"},
+        "x-font": {"color", "size"},
+        "img": {"src", "alt", "srcset"},
+        "table": {"border", "cellpadding", "cellspacing"},
+        "td": {"colspan", "rowspan"},
+        "th": {"colspan", "rowspan"},
+    },
+    url_schemes=set(_SCHEMES),
+    link_rel=None,
+)
+
+_SIZE = r"\d{1,2}(?:\.\d{1,3})?(?:px|pt)?"
+_BOX = rf"(?:{_SIZE}|auto)(?:\s+(?:{_SIZE}|auto)){{0,3}}"
+_COLOUR = r"(?:#[0-9a-f]{3,8}|(?!transparent)[a-z]{3,25}|(?:rgb|hsl)a?\([\d\s.,%/]{1,40}\))"
+_LENGTH = r"(?:[0-9]{1,3}(?:\.\d{1,3})?(?:px|pt|em|rem|%)|0)"
+_LINE = rf"(?:{_SIZE}\s+)?(?:solid|dashed|dotted|double|none|inset|outset|ridge|groove)?(?:\s*{_COLOUR})?"
+_VALUES = {
+    name: re.compile(pattern)
+    for pattern, names in {
+        _COLOUR: "color background-color border-color",
+        r"bold|bolder|normal|lighter|[1-9]00": "font-weight",
+        r"italic|normal|oblique": "font-style",
+        r"(?:[6-9]|[1-3]\d|4[0-8])(?:\.\d{1,3})?(?:px|pt)|(?:0\.[5-9]\d{0,2}|[12](?:\.\d{1,3})?|3)r?em"
+        r"|(?:[5-9]\d|[12]\d\d)%|(?:x{0,2}-)?small|smaller|medium|larger|(?:x{0,2}-)?large": "font-size",
+        r"monospace": "font-family",
+        r"underline|line-through|none": "text-decoration",
+        r"left|right|center|justify|start|end": "text-align",
+        r"top|middle|bottom|baseline|sub|super": "vertical-align",
+        r"uppercase|lowercase|capitalize|none": "text-transform",
+        r"collapse|separate": "border-collapse",
+        _BOX: "padding padding-top padding-right padding-bottom padding-left border-radius",
+        _LINE: "border border-top border-right border-bottom border-left",
+        rf"{_LENGTH}|auto": "width max-width min-width",
+    }.items()
+    for name in names.split()
+}
+"""Harmless properties and their values: they cannot load, cover, move or hide anything, nor reach out of the page."""
+_HIDDEN = re.compile(
+    r"(?:^|;)\s*(?:display\s*:\s*none|visibility\s*:\s*(?:hidden|collapse)|mso-hide\s*:\s*all"
+    r"|(?:font-size|opacity|max-height)\s*:\s*0(?:\.0+)?(?:px|pt|em|rem|%)?\s*(?:!|;|$))"
+)
+
+_WRITE = nh3.Cleaner(
+    tags=set(_BLOCKS | _INLINE | _VOID),
+    clean_content_tags=set(_WITH_CONTENT),
+    attributes={
+        "*": {"style", "align", "valign", "dir", "bgcolor"},
+        "img": {"src", "alt", "width", "height"},
+        "table": {"border", "cellpadding", "cellspacing", "width"},
+        "td": {"colspan", "rowspan", "width", "height"},
+        "th": {"colspan", "rowspan", "width", "height"},
+    },
+    allowed_classes={"span": {"link", "target", "warning", "blocked"}, "div": {"text"}},
+    filter_style_properties=set(_VALUES),
+    url_schemes={"data"},
+    url_relative="deny",
+    link_rel=None,
+)
+
+_TOKEN = re.compile(r'<(/?)([a-z][a-z0-9-]*)((?: [\w:-]+="[^"]*")*) ?/?>|([^<]+)|<')
+_ATTRIBUTE = re.compile(r' ([\w:-]+)="([^"]*)"')
+_DATA_URL = re.compile(
+    r"data:\s*+[\w.+/-]{1,80}(?:;[\w=-]{1,40}){0,3};base64,([A-Za-z0-9+/=%\s]{200,}+)", re.IGNORECASE
+)
+_SHORT_DATA = re.compile(r"data:[^,]{0,100};base64,(.*)", re.IGNORECASE | re.DOTALL)
+_KEPT = re.compile(r"data:,kept-(\d{1,3})")
+_DIGITS = re.compile(r"[1-9]\d{0,3}")
+_SEEN = {
+    name: re.compile(pattern, re.IGNORECASE)
+    for name, pattern in {
+        "scripts": r"<script[\s/>]",
+        "styles": r"<style[\s/>]",
+        "forms": r"<(?:form|input|button|select|textarea|isindex|keygen)[\s/>]",
+        "frames": r"<(?:iframe|frame|object|embed|applet|portal|fencedframe)[\s/>]",
+        "media": r"<(?:audio|video|source|track)[\s/>]",
+        "drawings": r"<(?:svg|math)[\s/>]",
+        "page-commands": r"<(?:meta|base|link)[\s/>]",
+        "event-handlers": r"[\s\"'/]on[a-z]{3,30}\s{0,20}=",
+        "outlook-comments": r"<!--\[if",
+    }.items()
+}
+_BREAK = re.compile(r"<(?:br|hr|/(?:p|div|tr|li|h[1-6]|table|blockquote|dt|dd|pre|center|section|article))\b[^>]*>")
+_CELL = re.compile(r"</t[dh]>")
+_TAG = re.compile(r"<[^>]*>")
+
+
+@dataclass(slots=True)
+class Material:
+    """What the HTML of one mail may use, and what became of it."""
+
+    images: dict[str, bytes] = field(default_factory=dict)
+    """By Content-ID: what the mail carries."""
+    shown: set[str] = field(default_factory=set)
+    """The Content-IDs that the result shows."""
+    links: list[Link] = field(default_factory=list)
+    removed: Counter[str] = field(default_factory=Counter)
+    is_cut: bool = False
+    char_room: int = HTML_CHARS
+    tag_room: int = HTML_TAGS
+    image_room: int = IMAGES_BYTES
+    image_count: int = 0
+
+
+def sanitise(markup: str, material: Material) -> str:
+    """Return *markup* as a fragment that is safe to show in a page of its own. No input raises."""
+    kept: list[str] = []
+
+    def keep(found: re.Match[str]) -> str:
+        kept.append(found[1] if len(kept) < IMAGES else "")
+        return f"data:,kept-{len(kept) - 1}"
+
+    markup = _cut(_DATA_URL.sub(keep, markup), material)
+    for name, pattern in _SEEN.items():
+        material.removed[name] += sum(1 for _ in pattern.finditer(markup))
+    rewriter = _Rewriter(material, kept)
+    return _WRITE.clean(rewriter.rewrite(_READ.clean(_FORMATTING.sub(r"<\1x-\2", markup))))
+
+
+def plain_fragment(text: str, material: Material) -> str:
+    """Return plain *text* as a fragment like those of `sanitise`; its URLs are links."""
+    text, invisible = visible(text)
+    material.removed["invisible-characters"] += invisible
+    pieces, at = [], 0
+    for url in find_urls(text):
+        start = text.find(url, at)
+        if start < 0 or len(material.links) >= LINKS:
+            break
+        pieces.append(escape(text[at:start]))
+        link = read_link(url, url)
+        material.links.append(link)
+        pieces.append(_defused(escape(url), link))
+        at = start + len(url)
+    pieces.append(escape(text[at:]))
+    return _WRITE.clean(f'<div class="text">{"".join(pieces)}</div>')
+
+
+def text_of(fragment: str) -> str:
+    """Return the text that a fragment of `sanitise` shows."""
+    text = _CELL.sub(" ", _BREAK.sub("\n", fragment))
+    lines = (" ".join(line.split()) for line in unescape(_TAG.sub("", text)).split("\n"))
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip()
+
+
+def _cut(markup: str, material: Material) -> str:
+    end = min(len(markup), material.char_room)
+    if markup.count("<", 0, end) > material.tag_room:
+        end = next(islice(re.finditer("<", markup), material.tag_room, None)).start()
+    if end < len(markup):
+        material.is_cut = True
+        markup = markup[: max(markup.rfind("<", 0, end), end // 2)]
+    material.char_room -= len(markup)
+    material.tag_room -= markup.count("<")
+    return markup
+
+
+class _Rewriter:
+    """The step in the middle: over the well-formed output of nh3, token by token."""
+
+    def __init__(self, material: Material, kept: list[str]) -> None:
+        self._material = material
+        self._kept = kept
+        self._out: list[str] = []
+        self._open: list[tuple[str, Callable[[], None]]] = []
+        self._hidden = 0
+        self._anchors: list[tuple[str, list[str]]] = []
+
+    def rewrite(self, markup: str) -> str:
+        for closing, tag, attributes, text in _TOKEN.findall(markup):
+            if text:
+                self._text(text)
+            elif not tag:
+                self._text("&lt;")
+            elif closing:
+                if self._open and self._open[-1][0] == tag:
+                    self._open.pop()[1]()
+            else:
+                self._start(tag, {name: unescape(value) for name, value in _ATTRIBUTE.findall(attributes)})
+        while self._open:
+            self._open.pop()[1]()
+        return "".join(self._out)
+
+    def _text(self, text: str) -> None:
+        if self._hidden:
+            return
+        shown, invisible = visible(unescape(text))
+        self._material.removed["invisible-characters"] += invisible
+        self._out.append(escape(shown, quote=False))
+        self._note(shown)
+
+    def _note(self, text: str) -> None:
+        """Remember what is the text of the links around."""
+        for _, texts in self._anchors[-3:]:
+            if len(texts) < 100:
+                texts.append(text)
+
+    def _start(self, tag: str, attributes: dict[str, str]) -> None:
+        style = attributes.get("style", "").lower()
+        if self._hidden or "hidden" in attributes or _HIDDEN.search(style):
+            if tag not in _VOID:
+                self._material.removed["hidden-elements"] += not self._hidden
+                self._hidden += 1
+                self._open.append((tag, self._reveal))
+            return
+        if attributes.get("background") or "url(" in style:
+            self._material.removed["remote-backgrounds"] += 1
+        if tag == "img":
+            self._image(attributes)
+        elif tag == "x-a":
+            self._anchor(attributes, style)
+        else:
+            self._element(tag, attributes, style)
+
+    def _reveal(self) -> None:
+        self._hidden -= 1
+
+    def _element(self, tag: str, attributes: dict[str, str], style: str) -> None:
+        if len(self._open) >= NESTING:
+            if tag not in _VOID:
+                self._open.append((tag, lambda: None))
+            return
+        name = tag
+        style = _harmless(style)
+        if tag in _STYLE_OF:
+            name = "span"
+            style = ";".join(filter(None, (_STYLE_OF[tag], _font(attributes), style)))
+        self._out.append(f"<{name}{_attributes(attributes, style)}>")
+        if tag not in _VOID:
+            self._open.append((tag, lambda: self._out.append(f"</{name}>")))
+
+    def _anchor(self, attributes: dict[str, str], style: str) -> None:
+        href = attributes.get("href", "").strip()
+        style = _harmless(style)
+        if not href:
+            self._out.append(f"<span{_attributes({}, style)}>")
+            self._open.append(("x-a", lambda: self._out.append("</span>")))
+            return
+        self._out.append(f'<span class="link"{_attributes({}, style)}>')
+        self._anchors.append((href, []))
+        self._open.append(("x-a", self._end_anchor))
+
+    def _end_anchor(self) -> None:
+        href, texts = self._anchors.pop()
+        if len(self._material.links) >= LINKS:
+            self._material.is_cut = True
+            self._out.append("</span>")
+            return
+        link = read_link("".join(texts), href)
+        self._material.links.append(link)
+        self._out.append(f"</span>{_target(link)}")
+
+    def _image(self, attributes: dict[str, str]) -> None:
+        source = attributes.get("src", "").strip()
+        alt = visible(" ".join(attributes.get("alt", "").split()))[0][:ALT_CHARS]
+        self._note(alt)
+        data = self._local(source)
+        if data is not None and (kind := raster_type(data)) and self._has_room(len(data)):
+            if source.lower().startswith("cid:"):
+                self._material.shown.add(_content_id(source))
+            size = {name: value for name, value in attributes.items() if name in {"width", "height"}}
+            url = f"data:{kind};base64,{base64.b64encode(data).decode()}"
+            self._out.append(f'<img src="{url}" alt="{escape(alt)}"{_attributes(size, "")}>')
+            return
+        is_remote = not source.lower().startswith(("cid:", "data:"))
+        self._material.removed["remote-images" if is_remote else "other-images"] += 1
+        is_pixel = {attributes.get("width"), attributes.get("height")} & {"0", "1", "0px", "1px"}
+        if not is_pixel or alt:
+            self._out.append(f'<span class="blocked">{escape(alt) or "image"}</span> ')
+
+    def _local(self, source: str) -> bytes | None:
+        if source[:4].lower() == "cid:":
+            return self._material.images.get(_content_id(source))
+        if found := _KEPT.fullmatch(source):
+            index = int(found[1])
+            encoded = self._kept[index] if index < len(self._kept) else ""
+        elif found := _SHORT_DATA.fullmatch(source):
+            encoded = found[1]
+        else:
+            return None
+        return decode_base64(unquote_to_bytes(encoded))[0]
+
+    def _has_room(self, size: int) -> bool:
+        material = self._material
+        if size > min(IMAGE_BYTES, material.image_room) or material.image_count >= IMAGES:
+            return False
+        material.image_room -= size
+        material.image_count += 1
+        return True
+
+
+def _content_id(source: str) -> str:
+    return unquote_to_bytes(source[4:]).decode("utf-8", "replace").strip(" <>").lower()
+
+
+def _defused(text: str, link: Link) -> str:
+    return f'<span class="link">{text}</span>{_target(link)}'
+
+
+def _target(link: Link) -> str:
+    """Return what is shown behind a link: where it leads, unless its text says just that."""
+    if not link.warnings and link.text in {link.target, link.target.removesuffix("/")}:
+        return ""
+    shown = link.target
+    if len(shown) > TARGET_CHARS:
+        shown = shown[:TARGET_CHARS] + "\u2026"
+        if link.host and link.host not in shown:
+            shown = f"\u2026{link.host}\u2026"
+    notes = "".join(f' <span class="warning">({note})</span>' for note in explain(link))
+    return f' <span class="target">[{escape(shown)}]</span>{notes}'
+
+
+def explain(link: Link) -> list[str]:
+    """Return why a link should not be believed, as HTML text for its reader."""
+    looks_like = escape(unicode_host(link.host or "")[:100])
+    sentences = {
+        "other-host": "not where the text says",
+        "mixed-scripts": f"letters of several scripts: {looks_like}",
+        "lookalike": f"foreign letters that look Latin: {looks_like}",
+        "credentials": "what stands before @ is not the site",
+        "address": "a number instead of a name",
+        "no-website": "not a website",
+    }
+    return [sentences[warning] for warning in link.warnings]
+
+
+def _harmless(style: str) -> str:
+    """Return the declarations of *style* that are known to be harmless."""
+    declarations = []
+    for declaration in style[:2_000].split(";")[:50]:
+        name, _, value = declaration.partition(":")
+        name, value = name.strip(), value.replace("!important", "").strip()
+        if name == "background":
+            name = "background-color"
+        if name in _VALUES and value and _VALUES[name].fullmatch(value):
+            declarations.append(f"{name}:{value}")
+    return ";".join(declarations)
+
+
+def _font(attributes: dict[str, str]) -> str:
+    sizes = ("x-small", "small", "medium", "large", "x-large", "xx-large", "xx-large")
+    size = attributes.get("size", "")
+    return _harmless(
+        f"color:{attributes.get('color', '').lower()};font-size:{sizes[int(size) - 1] if size in {*'1234567'} else ''}"
+    )
+
+
+def _attributes(attributes: dict[str, str], style: str) -> str:
+    """Return the attributes that are kept, bounded, as markup."""
+    kept = {"style": style} if style else {}
+    for name, value in attributes.items():
+        value = value.strip().lower()  # noqa: PLW2901
+        if name in {"width", "height"}:
+            if (size := value.removesuffix("px")) and _DIGITS.fullmatch(size) and int(size) <= 2_000:
+                kept[name] = size
+            elif re.fullmatch(r"[1-9]\d?%|100%", value):
+                kept[name] = value
+        elif name in {"colspan", "rowspan", "cellpadding", "cellspacing", "border"}:
+            if value.isascii() and value.isdigit() and len(value) < 4:
+                kept[name] = str(min(int(value), 50))
+        elif (name, value) in _WORDS or (name == "bgcolor" and re.fullmatch(r"#?[a-z0-9]{3,25}", value)):
+            kept[name] = value
+    return "".join(f' {name}="{escape(value)}"' for name, value in kept.items())
+
+
+_WORDS = {
+    *(("align", word) for word in ("left", "right", "center", "justify")),
+    *(("valign", word) for word in ("top", "middle", "bottom", "baseline")),
+    *(("dir", word) for word in ("ltr", "rtl", "auto")),
+}
