@@ -1,0 +1,1 @@
+"""What every service rides on. Knows no word of the domain: events are events, rows are rows."""

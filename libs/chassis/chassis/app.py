@@ -1,0 +1,265 @@
+"""A service as one process: HTTP, consumer, relay and workers, started and stopped in the right order."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import structlog
+import uvicorn
+from aiokafka.errors import KafkaError
+from fastapi import APIRouter, Depends, FastAPI
+
+from backstop_contracts import Event
+from chassis import telemetry
+from chassis.auth import Authenticator, require
+from chassis.db import Database, is_away
+from chassis.http import Check, Told, make_api
+from chassis.kafka import Consumer, Handler
+from chassis.limits import Connection
+from chassis.outbox import Relay
+from chassis.sampler import Sampler
+from chassis.settings import HttpSettings, ServiceSettings
+from chassis.work import Work
+
+log = structlog.get_logger()
+
+
+def authenticator(settings: HttpSettings) -> Authenticator:
+    """Make the token check that *settings* describe."""
+    return Authenticator(
+        authority=settings.authority,
+        tenants=settings.tenants,
+        audience=settings.api_audience,
+        ca_file=settings.ca_file,
+    )
+
+
+class Service:
+    """
+    The parts of one service. Compose it in app.py, then `run`.
+
+    `db` may be handed on at once; it is open from the moment the service starts. `resources` are async context
+    managers that are held as long as the service runs, such as a connection to the outside; they are entered before
+    any work starts, so they may add the work that needs them.
+    """
+
+    def __init__(self, name: str, settings: ServiceSettings, *, title: str, description: str, migrations: Path) -> None:
+        self.name = name
+        self.settings = settings
+        self.db = Database(
+            settings.postgres_dsn.get_secret_value(), schema=name.replace("-", "_"), pool_size=settings.postgres_pool
+        )
+        self.resources: list[Any] = []
+        self._migrations = migrations
+        self._works: list[Work] = []
+        self._due: dict[str, str] = {}
+        self._woken: list[Work] = []
+        self._relay = Relay(
+            self.db,
+            service=name,
+            kafka_bootstrap=settings.kafka_bootstrap,
+            kafka_security=settings.kafka_security(),
+            topic_prefix=settings.topic_prefix,
+        )
+        self._consumer: Consumer | None = None
+        self._consuming = False
+        self._tasks: list[asyncio.Task[None]] = []
+        self._draining = False
+        self._is_asked = False
+        self.api = make_api(
+            title=title, description=description, ready=self._ready(), alive=self._alive(), limits=settings.limits
+        )
+        self.api.state.authenticator = authenticator(settings)
+        self.api.router.lifespan_context = self._lifespan
+        self.api.add_api_route(
+            "/openapi.json", self._openapi, dependencies=[Depends(require())], include_in_schema=False
+        )
+
+    def consumes(self, handlers: Mapping[type[Event], Handler]) -> None:
+        """Handle the events of these models; a batch of several topics is handled in this order."""
+        self._consumer = Consumer(
+            handlers,
+            service=self.name,
+            database=self.db,
+            kafka_bootstrap=self.settings.kafka_bootstrap,
+            kafka_security=self.settings.kafka_security(),
+            topic_prefix=self.settings.topic_prefix,
+            max_batch=self.settings.max_batch,
+            session_seconds=self.settings.session_seconds,
+            halt_after=self.settings.halt_after,
+        )
+
+    def answers(self, router: APIRouter) -> None:
+        """
+        Answer the requests of *router*.
+
+        Readiness is then about requests alone: for them PostgreSQL is enough. How the consumer is doing is still told.
+        """
+        self._is_asked = True
+        self.api.include_router(router)
+
+    def works(
+        self,
+        name: str,
+        step: Callable[[], Awaitable[int]],
+        *,
+        idle: float = 1.0,
+        due: str | None = None,
+        woken: bool = True,
+    ) -> None:
+        """
+        Do due work: see `chassis.work.Work`. Not *woken*: what time alone makes due, whatever happens here.
+
+        *due* is a query for the `due_at` of the rows that are to be worked on: what has waited there is a metric.
+        """
+        if due:
+            self._due[name] = due
+        work = Work(name, step, idle=idle, on_handled=self._wake_works)
+        self._works.append(work)
+        if woken:
+            self._woken.append(work)
+            self.db.on_commit(work.wake)
+
+    def run(self) -> None:
+        """Serve until SIGTERM or SIGINT, then finish what is in hand."""
+        serve(self.name, self.api, self.settings)
+
+    def _wake_works(self) -> None:
+        for work in self._woken:
+            work.wake()
+
+    async def _openapi(self) -> dict[str, Any]:
+        return self.api.openapi()
+
+    @asynccontextmanager
+    async def _lifespan(self, _api: FastAPI) -> AsyncIterator[None]:
+        await self.db.open(self._migrations)
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(self.db.close)
+            for resource in self.resources:
+                await stack.enter_async_context(resource)
+            self._start(self._relay.run())
+            for work in self._works:
+                self._start(work.run())
+            if self._consumer:
+                self._start(self._join_group(self._consumer))
+            sampler = Sampler(self.db, self._due, self._consumer)
+            self._start(sampler.run())
+            log.info("service.started")
+            try:
+                yield
+            finally:
+                await sampler.stop()
+                await self._drain()
+
+    def _start(self, job: Coroutine[Any, Any, None]) -> None:
+        self._tasks.append(asyncio.create_task(job))
+
+    async def _join_group(self, consumer: Consumer) -> None:
+        while not self._draining:
+            try:
+                await consumer.start()
+            except (KafkaError, OSError) as error:
+                log.warning("kafka.away", error=type(error).__name__)
+                await asyncio.sleep(1)
+            else:
+                self._consuming = True
+                log.info("consumer.joined")
+                return
+
+    async def _drain(self) -> None:
+        """Stop taking in, finish what was taken, publish what that caused."""
+        self._draining = True
+        log.info("service.draining")
+        if self._consumer and self._consuming:
+            await _bounded(self._consumer.stop(), 30, "consumer")
+        for work in self._works:
+            await work.stop()
+        await self._relay.stop()
+        await _bounded(asyncio.gather(*self._tasks, return_exceptions=True), 20, "workers")
+        for task in self._tasks:
+            task.cancel()
+        log.info("service.stopped")
+
+    def _ready(self) -> dict[str, Check]:
+        async def postgres() -> str | None:
+            try:
+                await self.db.ping()
+            except Exception as error:  # noqa: BLE001 - any failure means not ready
+                return f"away: {type(error).__name__}"
+            return None
+
+        async def consumer() -> str | None:
+            state = self._consumer_state()
+            return Told(state) if state and self._is_asked else state
+
+        async def tasks() -> str | None:
+            return "draining" if self._draining else self._dead_task()
+
+        return {"postgres": postgres, "consumer": consumer, "tasks": tasks}
+
+    def _consumer_state(self) -> str | None:
+        if self._consumer is None:
+            return None
+        if self._consumer.halted:
+            return f"halted: every event was parked; see `backstop dead list --service {self.name}`"
+        return None if self._consuming and self._consumer.assigned() else "waiting for the group's assignment"
+
+    def _alive(self) -> dict[str, Check]:
+        async def progress() -> str | None:
+            stuck = self._consumer is not None and self._consumer.stuck
+            return "records wait and the consumer does not move" if stuck else None
+
+        async def tasks() -> str | None:
+            return None if self._draining else self._dead_task()
+
+        return {"consumer": progress, "tasks": tasks}
+
+    def _dead_task(self) -> str | None:
+        """Say whether the relay or a worker has ended though nobody asked it to."""
+        for task in self._tasks:
+            if task.done() and not task.cancelled() and (error := task.exception()):
+                return f"a background task ended: {type(error).__name__}"
+        return None
+
+
+async def _bounded(job: Awaitable[Any], seconds: float, what: str) -> None:
+    try:
+        await asyncio.wait_for(job, seconds)
+    except TimeoutError:
+        log.warning("service.stop_timeout", part=what)
+    except Exception as error:
+        if not is_away(error):
+            log.exception("service.stop_failed", part=what)
+
+
+def server(api: FastAPI, *, host: str = "127.0.0.1", port: int = 0) -> uvicorn.Server:
+    """Make the HTTP server of an application of `make_api`, with its limits."""
+    return uvicorn.Server(
+        uvicorn.Config(
+            api,
+            host=host,
+            port=port,
+            http=Connection,
+            ws="none",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=10,
+            timeout_keep_alive=api.state.limits.idle_seconds,
+            h11_max_incomplete_event_size=64 << 10,
+        )
+    )
+
+
+def serve(name: str, api: FastAPI, settings: HttpSettings) -> None:
+    """Answer HTTP with *api* until SIGTERM or SIGINT."""
+    telemetry.configure(name, settings.log_level)
+    made = server(api, host=settings.http_host, port=settings.http_port)
+    # uvicorn stops in order and then raises the signal again.
+    with suppress(KeyboardInterrupt):
+        made.run()
+    if not made.started:
+        raise SystemExit(3)

@@ -1,0 +1,197 @@
+"""
+Who is calling: Entra ID access tokens, checked in every service.
+
+Source: Microsoft Learn, "Access tokens in the Microsoft identity platform" and "Access token claims reference".
+"""
+
+import asyncio
+import hashlib
+import ssl
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import aiohttp
+import jwt
+import structlog
+from fastapi import Request
+
+from chassis.http import Problem
+
+log = structlog.get_logger()
+
+KEYS_LIVE_SECONDS = 24 * 60 * 60
+REFRESH_PAUSE_SECONDS = 30
+"""Keys are asked for again at most this often, so that forged key ids cannot make us hammer Entra ID."""
+LEEWAY_SECONDS = 60
+REMEMBERED_TOKENS = 1_000
+"""Tokens that are let in without another look at their signature: an application sends the same one for an hour."""
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """
+    Whoever presented a valid token.
+
+    People and applications are known by `oid` and `tenant_id`. `name` (preferred_username) can be changed by its
+    owner: it is for display only.
+    """
+
+    tenant_id: UUID
+    oid: str
+    name: str | None
+    roles: frozenset[str]
+    is_app: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Keys:
+    """The keys of a tenant by their ids, when they came, and when they were last asked for."""
+
+    keys: Mapping[str, jwt.PyJWK] = field(default_factory=dict)
+    fetched_at: float = -KEYS_LIVE_SECONDS
+    tried_at: float = -KEYS_LIVE_SECONDS
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """Whom a token speaks for, until when (seconds of the epoch), and the keys of its tenant when it was checked."""
+
+    caller: Caller
+    until: float
+    keys: _Keys
+
+
+class Authenticator:
+    """
+    Checks bearer tokens: RS256 only, a key of the token's own tenant, exact issuer and audience, validity in time.
+
+    A token that was let in is let in until its end, or until the keys of its tenant have been fetched anew.
+
+    *tenants* are the only tenants that are let in. Keys are fetched once a day, and when a key id is unknown.
+    """
+
+    def __init__(self, *, authority: str, tenants: frozenset[UUID], audience: str, ca_file: Path | None = None) -> None:
+        self._authority = authority.rstrip("/")
+        self._tenants = tenants
+        self._audience = audience
+        self._ca_file = ca_file
+        self._known: dict[UUID, _Keys] = {}
+        self._locks: dict[UUID, asyncio.Lock] = {}
+        self._seen: dict[bytes, _Seen] = {}
+
+    async def caller(self, token: str) -> Caller:
+        """Return who *token* speaks for. Raises Problem 401 with the reason, or 503 when no key can be fetched."""
+        name = hashlib.sha256(token.encode(errors="replace")).digest()
+        if (seen := self._seen.get(name)) and self._still_holds(seen):
+            return seen.caller
+        try:
+            header = jwt.get_unverified_header(token)
+            claimed = UUID(str(jwt.decode(token, options={"verify_signature": False}).get("tid")))
+        except (jwt.InvalidTokenError, ValueError, RecursionError):
+            raise _unauthorised("the token is not an Entra ID access token") from None
+        if header.get("alg") != "RS256":
+            raise _unauthorised("the token is not signed with RS256")
+        if claimed not in self._tenants:
+            raise _unauthorised("the token is from a tenant that is not served here")
+        key = await self._key(claimed, str(header.get("kid")))
+        try:
+            claims = jwt.decode(
+                token,
+                key,
+                algorithms=["RS256"],
+                audience=self._audience,
+                issuer=f"{self._authority}/{claimed}/v2.0",
+                leeway=LEEWAY_SECONDS,
+                options={"require": ["exp", "iat", "nbf", "iss", "aud", "tid", "oid"]},
+            )
+        except jwt.InvalidTokenError as error:
+            raise _unauthorised(f"the token is not valid: {error}") from None
+        caller = _caller(claims)
+        if len(self._seen) >= REMEMBERED_TOKENS:
+            del self._seen[next(iter(self._seen))]
+        self._seen[name] = _Seen(caller, claims["exp"] + LEEWAY_SECONDS, self._known[claimed])
+        return caller
+
+    def _still_holds(self, seen: _Seen) -> bool:
+        fresh = time.monotonic() - seen.keys.fetched_at <= KEYS_LIVE_SECONDS
+        return fresh and time.time() < seen.until and self._known.get(seen.caller.tenant_id) is seen.keys
+
+    async def _key(self, tenant_id: UUID, kid: str) -> jwt.PyJWK:
+        async with self._locks.setdefault(tenant_id, asyncio.Lock()):
+            known, now = self._known.get(tenant_id, _Keys()), time.monotonic()
+            wanted = kid not in known.keys or now - known.fetched_at > KEYS_LIVE_SECONDS
+            if wanted and now - known.tried_at > (REFRESH_PAUSE_SECONDS if known.keys else 1):
+                try:
+                    known = _Keys(await self._fetch_keys(tenant_id), now, now)
+                except (aiohttp.ClientError, TimeoutError, jwt.PyJWTError, KeyError, ValueError) as error:
+                    log.warning("keys.unreadable", tenant_id=tenant_id, error=type(error).__name__)
+                    known = replace(known, tried_at=now)
+                self._known[tenant_id] = known
+        if not known.keys:
+            raise Problem(503, "Tokens cannot be checked", "Entra ID does not answer; try again", retry_after=5)
+        if kid not in known.keys:
+            raise _unauthorised("the token is signed with an unknown key")
+        return known.keys[kid]
+
+    async def _fetch_keys(self, tenant_id: UUID) -> dict[str, jwt.PyJWK]:
+        tls = ssl.create_default_context()
+        if self._ca_file:
+            tls.load_verify_locations(self._ca_file)
+        issuer = f"{self._authority}/{tenant_id}/v2.0"
+        async with aiohttp.ClientSession(
+            timeout=aiohttp.ClientTimeout(total=10), connector=aiohttp.TCPConnector(ssl=tls), trust_env=True
+        ) as session:
+            metadata = await _json(session, f"{issuer}/.well-known/openid-configuration")
+            if metadata["issuer"] != issuer:
+                raise ValueError("the metadata names another issuer")
+            keys = (await _json(session, metadata["jwks_uri"]))["keys"]
+        # A key may name the tenant it signs for; one of another tenant must not vouch for this one.
+        return {key["kid"]: jwt.PyJWK(key, algorithm="RS256") for key in keys if key.get("issuer", issuer) == issuer}
+
+
+async def _json(session: aiohttp.ClientSession, url: str) -> Any:
+    async with session.get(url, raise_for_status=True) as response:
+        return await response.json()
+
+
+def _caller(claims: dict[str, Any]) -> Caller:
+    return Caller(
+        tenant_id=UUID(claims["tid"]),
+        oid=_kept(claims["oid"]),
+        name=_kept(name) if (name := claims.get("preferred_username")) else None,
+        roles=frozenset(role for role in claims.get("roles", ()) if isinstance(role, str)),
+        is_app="scp" not in claims,
+    )
+
+
+def _kept(claim: Any) -> str:
+    """Return a claim as PostgreSQL and JSON can keep it: without NUL and lone surrogates."""
+    return str(claim).replace("\0", "\ufffd").encode(errors="replace").decode()
+
+
+def _unauthorised(detail: str) -> Problem:
+    return Problem(401, "Not signed in", detail, headers={"WWW-Authenticate": "Bearer"})
+
+
+def require(*roles: str) -> Callable[[Request], Awaitable[Caller]]:
+    """
+    Make the FastAPI dependency that returns the caller if it has at least one of *roles*.
+
+    Without roles any caller with a valid token is let in.
+    """
+
+    async def check(request: Request) -> Caller:
+        scheme, _, token = request.headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not token:
+            raise _unauthorised("send the header 'Authorization: Bearer <token>'")
+        authenticator: Authenticator = request.app.state.authenticator
+        caller = await authenticator.caller(token.strip())
+        if roles and not caller.roles & set(roles):
+            raise Problem(403, "Not allowed", f"this needs one of the app roles {', '.join(roles)}")
+        return caller
+
+    return check

@@ -1,0 +1,215 @@
+"""PostgreSQL: one pool, one schema per service, numbered migrations, and what counts as 'away'."""
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TypeAlias
+
+import asyncpg
+import orjson
+import structlog
+from asyncpg.pool import PoolConnectionProxy
+
+log = structlog.get_logger()
+
+STALL_SECONDS = 15
+"""Longest time that a process which does not move keeps a transaction, with its locks."""
+
+Tx: TypeAlias = "asyncpg.Connection[asyncpg.Record] | PoolConnectionProxy[asyncpg.Record]"
+"""A connection on which a transaction is open."""
+
+Reads: TypeAlias = "Tx | asyncpg.Pool[asyncpg.Record]"
+"""Where a single statement that only reads may run: in a transaction or straight on the pool."""
+
+
+def is_away(error: BaseException) -> bool:
+    """
+    Tell whether *error* says nothing about the data: PostgreSQL is away, restarting, full, or settled a deadlock.
+
+    Whoever meets such an error waits and tries again.
+    """
+    return isinstance(error, AWAY) and not isinstance(error, asyncpg.DataError)
+
+
+AWAY: tuple[type[Exception], ...] = (
+    OSError,
+    TimeoutError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # raised where a connection broke in the middle of an operation
+    asyncpg.PostgresConnectionError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.IdleInTransactionSessionTimeoutError,
+    asyncpg.InsufficientResourcesError,
+    asyncpg.TransactionRollbackError,
+    asyncpg.ReadOnlySQLTransactionError,
+)
+
+
+class MigrationError(RuntimeError):
+    """The schema in the database is not the one that this code was written for."""
+
+
+class Database:
+    """
+    The service's database: a pool whose search path is the service's own schema.
+
+    `transaction()` commits at the end of the block and then wakes those who registered with `on_commit`, because
+    an outbox row or a due row can be seen only after the commit.
+    """
+
+    def __init__(self, dsn: str, *, schema: str, pool_size: int = 8) -> None:
+        self._dsn = dsn
+        self._schema = schema
+        self._pool_size = pool_size
+        self._pool: asyncpg.Pool[asyncpg.Record] | None = None
+        self._listeners: list[Callable[[], None]] = []
+
+    async def open(self, migrations: Path) -> None:
+        """Connect and bring the schema up to date; waits as long as PostgreSQL is away."""
+        delay = 0.1
+        while True:
+            try:
+                connection = await self.connect()
+                break
+            except Exception as error:
+                if not is_away(error):
+                    raise
+                log.warning("postgres.away", error=type(error).__name__, retry_in=delay)
+                await asyncio.sleep(delay)
+                delay = min(delay * 2, 5.0)
+        try:
+            await migrate(connection, self._schema, migrations)
+        finally:
+            await connection.close()
+        self._pool = await asyncpg.create_pool(
+            self._dsn,
+            min_size=1,
+            max_size=self._pool_size,
+            command_timeout=60,
+            timeout=10,
+            init=_use_orjson,
+            reset=_keep,
+            server_settings=self._session(),
+        )
+
+    async def close(self) -> None:
+        """Close the pool, waiting at most five seconds for those who still hold a connection."""
+        if self._pool:
+            try:
+                await asyncio.wait_for(self._pool.close(), 5)
+            except TimeoutError:
+                self._pool.terminate()
+
+    async def connect(self, *, idle_seconds: int = 0) -> "asyncpg.Connection[asyncpg.Record]":
+        """
+        Open a connection of its own, outside the pool: for advisory locks that last.
+
+        PostgreSQL ends it, and gives its locks to others, when nothing was asked on it for *idle_seconds*; 0: never.
+        """
+        return await asyncpg.connect(
+            self._dsn,
+            timeout=10,
+            command_timeout=60,
+            server_settings={**self._session(), "idle_session_timeout": f"{idle_seconds}s"},
+        )
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Tx]:
+        """Run the block in one transaction: all of it or nothing."""
+        async with self.pool.acquire(timeout=10) as connection, connection.transaction():
+            yield connection
+        for listener in self._listeners:
+            listener()
+
+    def on_commit(self, listener: Callable[[], None]) -> None:
+        """Have *listener* called after each transaction of this process that committed."""
+        self._listeners.append(listener)
+
+    @property
+    def pool(self) -> "asyncpg.Pool[asyncpg.Record]":
+        """The pool, for reading outside a transaction."""
+        if self._pool is None:
+            raise asyncpg.InterfaceError("the database is not open yet")
+        return self._pool
+
+    async def ping(self) -> None:
+        """Raise unless PostgreSQL answers within two seconds."""
+        async with asyncio.timeout(2):
+            await self.pool.execute("SELECT 1")
+
+    def _session(self) -> dict[str, str]:
+        # The kernel of a frozen process still answers keepalives: only the server can tell that nobody is there.
+        return {
+            "search_path": self._schema,
+            "application_name": f"backstop-{self._schema}",
+            "timezone": "UTC",
+            "idle_in_transaction_session_timeout": f"{STALL_SECONDS}s",
+            "tcp_user_timeout": f"{STALL_SECONDS}s",
+        }
+
+
+async def _keep(_connection: "asyncpg.Connection[asyncpg.Record]") -> None:
+    """
+    Give a connection back as it is: a journey to PostgreSQL for each transaction is saved.
+
+    Nothing here outlives its transaction: no session setting, no LISTEN, no session lock. asyncpg itself ends a
+    transaction that is still open.
+    """
+
+
+async def _use_orjson(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
+    await connection.set_type_codec(
+        "jsonb",
+        schema="pg_catalog",
+        encoder=lambda value: b"\x01" + orjson.dumps(value, default=str),
+        decoder=lambda data: orjson.loads(data[1:]),
+        format="binary",
+    )
+
+
+async def migrate(connection: "asyncpg.Connection[asyncpg.Record]", schema: str, folder: Path) -> None:
+    """
+    Apply the SQL files of the chassis and of *folder* that *schema* does not have yet, in the order of their names.
+
+    Each file runs in one transaction. Replicas that start together take turns. Raises MigrationError when a file
+    that was applied before has changed since, or is not there any more.
+    """
+    own = Path(__file__).parent / "migrations"
+    files = {
+        f"{source}/{file.name}": file for source, root in (("chassis", own), (schema, folder)) for file in _sql(root)
+    }
+    await connection.execute("SELECT pg_advisory_lock(hashtext('migrate'), hashtext($1))", schema)
+    try:
+        await connection.execute(f'CREATE SCHEMA IF NOT EXISTS "{schema}"')
+        await connection.execute(
+            "CREATE TABLE IF NOT EXISTS migrations (name text PRIMARY KEY, sha256 text NOT NULL,"
+            " applied_at timestamptz NOT NULL DEFAULT now())"
+        )
+        applied = {row["name"]: row["sha256"] for row in await connection.fetch("SELECT name, sha256 FROM migrations")}
+        _check_history(applied, files)
+        for name, file in files.items():
+            if name not in applied:
+                async with connection.transaction():
+                    await connection.execute(file.read_text())
+                    await connection.execute("INSERT INTO migrations VALUES ($1, $2)", name, _sha256(file))
+                log.info("migration.applied", name=name)
+    finally:
+        await connection.execute("SELECT pg_advisory_unlock(hashtext('migrate'), hashtext($1))", schema)
+
+
+def _check_history(applied: dict[str, str], files: dict[str, Path]) -> None:
+    for name, sha256 in applied.items():
+        if name not in files:
+            raise MigrationError(f"{name} was applied to this database but is unknown here: run the newer version")
+        if sha256 != _sha256(files[name]):
+            raise MigrationError(f"{name} was changed after it had been applied: put the change into a new file")
+
+
+def _sql(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.sql"))
+
+
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()

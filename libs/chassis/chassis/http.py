@@ -1,0 +1,173 @@
+"""HTTP as every service answers it: errors as problem details (RFC 9457), health, metrics, traces."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from http import HTTPStatus
+from typing import Any
+
+import structlog
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from chassis import telemetry
+from chassis.db import AWAY, is_away
+from chassis.limits import Bounded, Limits
+from chassis.problem import Problem
+
+__all__ = ["Check", "Problem", "Told", "make_api", "problems"]
+
+log = structlog.get_logger()
+
+
+class Told(str):
+    """What a check only tells."""
+
+    __slots__ = ()
+
+
+Check = Callable[[], Awaitable[str | None]]
+"""Says what is wrong, or None when all is well; what is `Told` is wrong and no reason for a bad answer."""
+
+WITHOUT_NUL = r"^[^\x00]*$"
+"""For fields of text that are stored: PostgreSQL keeps no NUL."""
+
+_MOST_ERRORS = 20
+_LONGEST_ERROR = 200
+
+_PROBLEM = {
+    "type": "object",
+    "description": "Problem details (RFC 9457): what happened, what was kept, what to do.",
+    "required": ["type", "title", "status", "detail"],
+    "properties": {
+        "type": {"type": "string"},
+        "title": {"type": "string"},
+        "status": {"type": "integer"},
+        "detail": {"type": "string"},
+        "errors": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["where", "what"],
+                "properties": {"where": {"type": "string"}, "what": {"type": "string"}},
+            },
+        },
+    },
+}
+
+
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Describe the answers of these *statuses* as problem details."""
+    content = {"application/problem+json": {"schema": _PROBLEM}}
+    return {status: {"description": HTTPStatus(status).phrase, "content": content} for status in statuses}
+
+
+def make_api(
+    *,
+    title: str,
+    description: str,
+    ready: Mapping[str, Check],
+    alive: Mapping[str, Check],
+    limits: Limits = Limits(),  # noqa: B008 - it is frozen
+) -> FastAPI:
+    """
+    Make the FastAPI application of a service. Serve it with `chassis.app.server`, or not all of *limits* hold.
+
+    It has GET /livez, /readyz and /metrics, which need no token; *ready* and *alive* are the named checks behind the
+    first two. Every error leaves as problem details. PostgreSQL being away is 503 with Retry-After.
+    """
+    api = FastAPI(
+        title=title,
+        description=description,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        redirect_slashes=False,
+        # A request is one span, of _Traces; FastAPI's own would be five more.
+        telemetry={"tracing": False, "metrics": False, "logs": False, "operation_spans": False},
+    )
+    api.state.limits = limits
+    api.add_middleware(_Traces)
+    api.add_middleware(Bounded, limits=limits)
+    api.add_exception_handler(Problem, _on_problem)
+    api.add_exception_handler(HTTPException, _on_http_exception)
+    api.add_exception_handler(RequestValidationError, _on_invalid)
+    # Named one by one, because what is handled as Exception is raised again after the answer.
+    for kind in (*AWAY, Exception):
+        api.add_exception_handler(kind, _on_exception)
+
+    @api.get("/livez", include_in_schema=False)
+    async def livez() -> Response:
+        return await _report(alive)
+
+    @api.get("/readyz", include_in_schema=False)
+    async def readyz() -> Response:
+        return await _report(ready)
+
+    @api.get("/metrics", include_in_schema=False)
+    async def metrics() -> Response:
+        return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+
+    return api
+
+
+async def _report(checks: Mapping[str, Check]) -> Response:
+    results = {name: await check() or "ok" for name, check in checks.items()}
+    good = all(result == "ok" or isinstance(result, Told) for result in results.values())
+    return JSONResponse(results, status_code=200 if good else 503)
+
+
+async def _on_problem(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, Problem)  # noqa: S101 - Starlette dispatches by type
+    return error.response()
+
+
+async def _on_http_exception(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)  # noqa: S101 - Starlette dispatches by type
+    title = HTTPStatus(error.status_code).phrase
+    return Problem(error.status_code, title, str(error.detail), headers=error.headers).response()
+
+
+async def _on_invalid(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)  # noqa: S101 - Starlette dispatches by type
+    errors = [
+        {"where": _told(".".join(map(str, e["loc"]))), "what": _told(e["msg"])} for e in error.errors()[:_MOST_ERRORS]
+    ]
+    return Problem(422, "The request is not valid", "nothing was kept; see errors", errors=errors).response()
+
+
+def _told(text: str) -> str:
+    """Cut what may be the sender's own words, and leave out what UTF-8 cannot say: lone surrogates."""
+    return text[:_LONGEST_ERROR].encode(errors="replace").decode()
+
+
+async def _on_exception(request: Request, error: Exception) -> Response:
+    if is_away(error):
+        log.warning("request.refused", path=request.url.path, error=type(error).__name__)
+        return Problem(
+            503, "The database is away", "send the same request again; a report counts once", retry_after=5
+        ).response()
+    return Problem(
+        500, "Something is wrong here", "the failure was logged with the trace id of this request"
+    ).response()
+
+
+class _Traces:
+    """Runs each request as a span below the caller's traceparent."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        parent = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"traceparent"), None)
+        with telemetry.span(f"{scope['method']} {scope['path']}", parent):
+            try:
+                await self._app(scope, receive, send)
+            except Exception:
+                log.exception("request.failed", path=scope["path"])
+                raise

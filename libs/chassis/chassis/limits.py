@@ -1,0 +1,257 @@
+"""
+What clients can take of a service: requests in hand, connections, bytes and time. Beyond it they hear so at once.
+
+uvicorn waits for ever for a header that does not end and for a client that does not read its answer, and it answers
+text/plain when there is too much to do. FastAPI's `max_body_size` does so too.
+"""
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any
+
+import h11
+import orjson
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from chassis import telemetry
+from chassis.problem import Problem
+
+HEALTH = frozenset({"/livez", "/readyz", "/metrics"})
+HEALTH_REQUESTS = 20
+"""Requests for health and metrics that are answered beside a full house."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much is taken on. A service sets them by environment variables: see `chassis.settings.HttpSettings`."""
+
+    requests: int = 100
+    """Requests in hand; the next one is answered 503."""
+    connections: int = 1000
+    """Open connections; for the next one the longest idle one is closed."""
+    body_bytes: int = 1 << 20
+    """Bytes of a body, unless the route takes more: see `Body.allow`."""
+    body_seconds: float = 30
+    """Time for a body to arrive, unless the route gives more."""
+    header_seconds: float = 10
+    """Time for the header of a request to arrive, and for the rest of a body that was answered before its end."""
+    stall_seconds: float = 30
+    """Time in which a client must take something of its answer."""
+    idle_seconds: int = 5
+    """Time between two requests on one connection. No setting: whoever calls us relies on it."""
+
+
+class Body:
+    """The body of one request as it comes in: within its bounds or refused. It lies in the scope under `KEY`."""
+
+    KEY = "backstop.body"
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, limits: Limits) -> None:
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        self._announced = int(headers.get(b"content-length", b"0"))
+        self._receive = receive
+        self._send = send
+        self._taken = 0
+        # Once it is here, or answered, waiting for more is waiting for the client to leave.
+        self._over = False
+        self.allow(limits.body_bytes, limits.body_seconds)
+
+    def allow(self, most: int, seconds: float) -> None:
+        """Take up to *most* bytes within *seconds* from now: for a route that keeps no body in memory, or few."""
+        self._most = most
+        self._seconds = seconds
+        self._until = asyncio.get_running_loop().time() + seconds
+
+    async def receive(self) -> Message:
+        """Receive the next piece. Raises Problem 413 or 408."""
+        if self._over:
+            return await self._receive()
+        if self._announced > self._most:
+            raise self._too_large()
+        try:
+            async with asyncio.timeout_at(self._until):
+                message = await self._receive()
+        except TimeoutError:
+            raise Problem(
+                408, "The body came too slowly", f"it must be here in {self._seconds:g} s; nothing was kept"
+            ) from None
+        self._taken += len(message.get("body", b""))
+        if self._taken > self._most and not self._over:
+            raise self._too_large()
+        self._over = self._over or not message.get("more_body", False)
+        return message
+
+    async def send(self, message: Message) -> None:
+        """Answer."""
+        self._over = True
+        await self._send(message)
+
+    def _too_large(self) -> Problem:
+        return Problem(413, "The body is too large", f"at most {self._most} bytes are taken here; nothing was kept")
+
+
+class Bounded:
+    """ASGI middleware: as many requests in hand as *limits* say, each with a bounded body."""
+
+    def __init__(self, app: ASGIApp, limits: Limits) -> None:
+        self._app = app
+        self._limits = limits
+        self.in_hand = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or refuse it."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        if problem := self._refusal(scope):
+            telemetry.refused.labels(problem.status).inc()
+            await problem.response()(scope, receive, send)
+            return
+        body = Body(scope, receive, send, self._limits)
+        scope[Body.KEY] = body
+        self.in_hand += 1
+        try:
+            await self._app(scope, body.receive, body.send)
+        finally:
+            self.in_hand -= 1
+
+    def _refusal(self, scope: Scope) -> Problem | None:
+        room = self._limits.requests + (HEALTH_REQUESTS if scope["path"] in HEALTH else 0)
+        if self.in_hand >= room:
+            return Problem(
+                503, "Too many requests at once", "nothing was kept; send the same request again", retry_after=1
+            )
+        names = {name for name, _ in scope["headers"]}
+        if {b"content-length", b"transfer-encoding"} <= names:
+            # RFC 9112, 6.3: it may be an attempt to smuggle a request past whoever reads the other one.
+            return Problem(400, "The body has two lengths", "send Content-Length or chunks, not both; nothing was kept")
+        return None
+
+
+class Connection(H11Protocol):
+    """
+    One connection as uvicorn serves it, with an end to every wait for the client.
+
+    *config* is of a FastAPI application of `chassis.http.make_api`, which holds the limits.
+    """
+
+    def __init__(self, config: Any, *arguments: Any, **more: Any) -> None:
+        super().__init__(config, *arguments, **more)
+        self._limits: Limits = config.app.state.limits
+        self._expiry: asyncio.TimerHandle | None = None
+        self._stall: asyncio.TimerHandle | None = None
+        self.idle_since = 0.0
+
+    @property
+    def in_hand(self) -> bool:
+        """Whether a request waits for its answer."""
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin to wait for a header; make room if there is none left."""
+        if len(self.connections) >= self._limits.connections and not self._make_room():
+            self.transport = transport
+            self._answer(Problem(503, "Too many connections", "nothing was kept; try again", retry_after=1))
+            return
+        super().connection_made(transport)
+        self.idle_since = self.loop.time()
+        self._arm()
+
+    def data_received(self, data: bytes) -> None:
+        """Take what came in; a header, or the rest of a body that nobody waits for, must then end in time."""
+        super().data_received(data)
+        if self.in_hand:
+            self._disarm()
+        elif self._expiry is None and self.conn.their_state in {h11.IDLE, h11.SEND_BODY}:
+            self._arm()
+
+    def on_response_complete(self) -> None:
+        """Wait for the next request, or for the end of this one's body."""
+        self.idle_since = self.loop.time()
+        super().on_response_complete()
+        if self.transport.is_closing():
+            self._hang_up()
+        elif not self.in_hand and self.conn.their_state is h11.SEND_BODY:
+            self._arm()
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Close what has been idle, even if the client never took its last answer."""
+        super().timeout_keep_alive_handler()
+        self._hang_up()
+
+    def pause_writing(self) -> None:
+        """Give a client that does not read its answer some time."""
+        super().pause_writing()
+        self._stall = self.loop.call_later(self._limits.stall_seconds, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """Go on: the client reads."""
+        if self._stall:
+            self._stall.cancel()
+        super().resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the connection."""
+        self._disarm()
+        if self._stall:
+            self._stall.cancel()
+        super().connection_lost(exc)
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is not HTTP."""
+        self._answer(Problem(400, "This is not an HTTP request", f"{msg.rstrip('.')}; nothing was kept"))
+
+    def _make_room(self) -> bool:
+        idle = [one for one in self.connections if isinstance(one, Connection) and not one.in_hand]
+        if idle:
+            longest = min(idle, key=lambda one: one.idle_since)
+            self.connections.discard(longest)
+            longest.transport.abort()
+        return bool(idle)
+
+    def _arm(self) -> None:
+        self._expiry = self.loop.call_later(self._limits.header_seconds, self._expire)
+
+    def _disarm(self) -> None:
+        if self._expiry:
+            self._expiry.cancel()
+            self._expiry = None
+
+    def _expire(self) -> None:
+        if self.conn.their_state is h11.IDLE:
+            self._answer(
+                Problem(
+                    408,
+                    "The request came too slowly",
+                    f"its header must be here in {self._limits.header_seconds:g} s; nothing was kept",
+                )
+            )
+        else:
+            self._hang_up()
+
+    def _answer(self, problem: Problem) -> None:
+        """Answer without the application, and close."""
+        body = orjson.dumps(problem.body)
+        headers = {
+            **problem.headers,
+            "Content-Type": "application/problem+json",
+            "Content-Length": str(len(body)),
+            "Connection": "close",
+        }
+        try:
+            for event in (
+                h11.Response(status_code=problem.status, headers=list(headers.items())),
+                h11.Data(data=body),
+                h11.EndOfMessage(),
+            ):
+                self.transport.write(self.conn.send(event) or b"")
+        except h11.LocalProtocolError:
+            # The answer to the request has begun already.
+            self.transport.abort()
+        self._hang_up()
+
+    def _hang_up(self) -> None:
+        """Close; after a while also if the client never takes what is still to be sent."""
+        self.transport.close()
+        self.loop.call_later(self._limits.stall_seconds, self.transport.abort)

@@ -1,0 +1,266 @@
+"""
+The outbox: events join the transaction that causes them, and one relay per service brings them to Kafka.
+
+Each event is published at least once, and the first publication of the events of one key is in the order in which
+they were emitted, provided that whoever emits about a thing holds that thing's row lock.
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import Coroutine, Iterable, Sequence
+from contextlib import suppress
+from functools import lru_cache
+from typing import Any, TypeVar
+
+import asyncpg
+import orjson
+import structlog
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaError
+from aiokafka.partitioner import murmur2
+from aiokafka.producer.message_accumulator import BatchBuilder
+from faststream.kafka.security import parse_security
+from faststream.security import BaseSecurity
+
+from backstop_contracts import Event, headers_for
+from chassis import telemetry
+from chassis.db import Database, Tx, is_away
+
+log = structlog.get_logger()
+
+T = TypeVar("T")
+
+BATCH = 500
+POLL_SECONDS = 0.25
+"""Longest time that an event of another replica waits for the leader to look."""
+LEADER_SILENCE_SECONDS = 10
+"""Time without a word from the leader after which PostgreSQL takes its lock away: it is frozen, or cut off."""
+HEARTBEAT_SECONDS = 2.5
+"""Longest time that the leader says nothing while it waits for Kafka."""
+GATHER_SECONDS = 0.02
+"""Pause after less than a batch: else each commit of a busy intake would cost a look of its own."""
+BATCH_BYTES = 256 << 10
+"""Size of what one partition gets at once. A larger event goes alone."""
+
+
+async def emit(tx: Tx, events: Iterable[tuple[Event, str | None]]) -> None:
+    """
+    Publish *events* if and only if the transaction of *tx* commits.
+
+    Each event comes with the W3C traceparent of what caused it, or None for the current span.
+    """
+    rows = []
+    for event, cause in events:
+        headers = headers_for(event, source="", traceparent=cause or telemetry.current_traceparent())
+        rows.append(
+            (
+                event.topic(),
+                headers["ce_partitionkey"],
+                orjson.dumps(headers).decode(),
+                event.model_dump_json().encode(),
+            )
+        )
+    if rows:
+        await tx.execute(
+            "INSERT INTO outbox (topic, key, headers, payload)"
+            " SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::bytea[])",
+            *map(list, zip(*rows, strict=True)),
+        )
+
+
+class Relay:
+    """
+    Publishes the outbox of one service. All replicas run one; the holder of an advisory lock leads, others stand by.
+
+    The leader reads the rows that are still there, in order, sends them, waits for the acknowledgements and deletes
+    those rows on the connection that holds its lock: when that connection is gone, so is the right to publish. A
+    leader that is killed is followed within about a second, one that is frozen after LEADER_SILENCE_SECONDS; what it
+    may then still have in hand is published twice, after the first time.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        *,
+        service: str,
+        kafka_bootstrap: str,
+        kafka_security: BaseSecurity | None = None,
+        topic_prefix: str,
+    ) -> None:
+        self._database = database
+        self._service = service
+        self._bootstrap = kafka_bootstrap
+        self._security = kafka_security
+        self._prefix = topic_prefix
+        self._wake = asyncio.Event()
+        self._stopping = asyncio.Event()
+        self.leading = False
+        database.on_commit(self._wake.set)
+
+    async def run(self) -> None:
+        """Relay until stopped. PostgreSQL or Kafka being away is waited out."""
+        delay = 0.1
+        while not self._stopping.is_set():
+            try:
+                await self._lead()
+                delay = 0.1
+            except Exception as error:
+                if not (is_away(error) or isinstance(error, KafkaError)):
+                    raise
+                log.warning("relay.interrupted", error=type(error).__name__, retry_in=delay)
+                # Not the pause that a commit ends: intake goes on, and each report would mean another try.
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._stopping.wait(), delay)
+                delay = min(delay * 2, 5.0)
+            finally:
+                self.leading = False
+                telemetry.outbox_leader.set(0)
+
+    async def stop(self) -> None:
+        """Publish what can be published now, then let `run` return."""
+        self._stopping.set()
+        self._wake.set()
+
+    async def _lead(self) -> None:
+        connection = await self._database.connect(idle_seconds=LEADER_SILENCE_SECONDS)
+        try:
+            # What a crash of PostgreSQL makes of a deletion that was not on disk yet: the event is published again.
+            await connection.execute("SET synchronous_commit = off")
+            while not await connection.fetchval(
+                "SELECT pg_try_advisory_lock(hashtext('outbox'), hashtext($1))", self._service
+            ):
+                await self._pause(1.0)
+                if self._stopping.is_set():
+                    return
+            producer = AIOKafkaProducer(
+                bootstrap_servers=self._bootstrap,
+                **parse_security(self._security),
+                client_id=f"backstop-{self._service}-relay",
+                acks="all",
+                enable_idempotence=True,
+                max_batch_size=BATCH_BYTES,
+                max_request_size=4 << 20,
+            )
+            try:
+                await _while_alive(connection, producer.start())
+                self.leading = True
+                telemetry.outbox_leader.set(1)
+                log.info("relay.leading")
+                await self._publish_until_stopped(connection, producer)
+            finally:
+                await producer.stop()
+        finally:
+            await connection.close(timeout=2)
+
+    async def _publish_until_stopped(
+        self, connection: "asyncpg.Connection[asyncpg.Record]", producer: AIOKafkaProducer
+    ) -> None:
+        while True:
+            self._wake.clear()
+            rows = await connection.fetch("SELECT * FROM outbox ORDER BY id LIMIT $1", BATCH)
+            if rows:
+                await self._publish(connection, producer, rows)
+                if len(rows) < BATCH and not self._stopping.is_set():
+                    await asyncio.sleep(GATHER_SECONDS)
+            elif self._stopping.is_set():
+                return
+            else:
+                await self._pause(POLL_SECONDS)
+
+    async def _publish(
+        self,
+        connection: "asyncpg.Connection[asyncpg.Record]",
+        producer: AIOKafkaProducer,
+        rows: Sequence[asyncpg.Record],
+    ) -> None:
+        """Send *rows* and delete the acknowledged ones, but none behind a failed row of the same key."""
+        answers = await _while_alive(connection, self._send(connection, producer, rows))
+        failed_keys: set[tuple[str, str]] = set()
+        acknowledged, failure = [], None
+        published: Counter[str] = Counter()
+        for row, answer in zip(rows, answers, strict=True):
+            place = (row["topic"], row["key"])
+            if isinstance(answer, BaseException):
+                failure = answer
+                failed_keys.add(place)
+            elif place not in failed_keys:
+                acknowledged.append(row["id"])
+                published[row["topic"]] += 1
+        await connection.execute("DELETE FROM outbox WHERE id = ANY($1)", acknowledged)
+        for topic, count in published.items():
+            telemetry.published.labels(topic).inc(count)
+        if failure:
+            raise failure
+
+    async def _send(
+        self,
+        connection: "asyncpg.Connection[asyncpg.Record]",
+        producer: AIOKafkaProducer,
+        rows: Sequence[asyncpg.Record],
+    ) -> list[Any]:
+        """Send *rows*, and return what became of each: Kafka's acknowledgement or an exception."""
+        source = f"/backstop/{self._service}"
+        outcomes: list[tuple[list[int], asyncio.Future[Any]]] = []
+        filling: dict[tuple[str, int], tuple[BatchBuilder, list[int]]] = {}
+
+        async def send(place: tuple[str, int]) -> None:
+            batch, numbers = filling.pop(place)
+            if connection.is_closed():
+                # Somebody else leads by now: what is sent from here on would only be sent twice.
+                raise asyncpg.InterfaceError("the lock is lost")
+            outcomes.append((numbers, await producer.send_batch(batch, place[0], partition=place[1])))
+
+        for number, row in enumerate(rows):
+            topic, key = f"{self._prefix}.{row['topic']}", row["key"].encode()
+            # A future for each event, as `producer.send` makes it, costs more than all the rest of its way.
+            place = topic, _partition(key, len(await producer.partitions_for(topic)))
+            said = {**orjson.loads(row["headers"]), "ce_source": source}
+            headers = [(name, value.encode()) for name, value in said.items()]
+            event = {
+                "timestamp": None,
+                "key": key,
+                "value": row["payload"],
+                "headers": headers,
+            }
+            if place in filling and filling[place][0].append(**event) is None:
+                await send(place)
+            if place not in filling:
+                filling[place] = producer.create_batch(), []
+                filling[place][0].append(**event)
+            filling[place][1].append(number)
+        for place in list(filling):
+            await send(place)
+        answers = await asyncio.gather(*(future for _, future in outcomes), return_exceptions=True)
+        told = {number: answer for (numbers, _), answer in zip(outcomes, answers, strict=True) for number in numbers}
+        return [told[number] for number in range(len(rows))]
+
+    async def _pause(self, seconds: float) -> None:
+        try:
+            await asyncio.wait_for(self._wake.wait(), seconds)
+        except TimeoutError:
+            return
+        if self._stopping.is_set() or not self.leading:
+            # A follower is woken by each commit of its process but can do nothing about it.
+            await asyncio.sleep(0.05)
+
+
+@lru_cache(maxsize=10_000)
+def _partition(key: bytes, partitions: int) -> int:
+    """
+    Choose the partition of *key* as Kafka's own clients do.
+
+    The hash is written in Python and costs as much as the rest of an event; the events of a case follow each other.
+    """
+    return int(murmur2(key) & 0x7FFFFFFF) % partitions
+
+
+async def _while_alive(connection: "asyncpg.Connection[asyncpg.Record]", job: Coroutine[Any, Any, T]) -> T:
+    """Wait for *job*, and keep *connection* from falling idle meanwhile. Raises when that connection is lost."""
+    task = asyncio.create_task(job)
+    try:
+        while not (await asyncio.wait([task], timeout=HEARTBEAT_SECONDS))[0]:
+            await connection.execute("SELECT 1")
+        return task.result()
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)

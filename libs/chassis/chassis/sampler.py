@@ -1,0 +1,103 @@
+"""What waits, as metrics: events in the outbox, rows that are due, events of Kafka that are not handled yet."""
+
+import asyncio
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import structlog
+from aiokafka.errors import KafkaError
+
+from chassis import telemetry
+from chassis.db import Database, is_away
+from chassis.kafka import Consumer
+
+log = structlog.get_logger()
+
+SAMPLE_SECONDS = 5.0
+PATIENCE_SECONDS = 4.0
+"""Longest time that one look may take: a metric must not wait for what it is to report on."""
+MOST = 100_000
+"""Rows that are counted at most: after hours of waiting there may be millions."""
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """How many rows waited, and since when the oldest of them (on the monotonic clock; None: none waited)."""
+
+    rows: int = 0
+    since: float | None = None
+
+    @property
+    def age(self) -> float:
+        """The seconds that the oldest row has waited until now."""
+        return 0.0 if self.since is None else max(0.0, time.monotonic() - self.since)
+
+
+class Sampler:
+    """
+    Reads every SAMPLE_SECONDS what waits, in every replica, whether it leads or not.
+
+    *works* names the due rows of each work: a query for their `due_at`. While PostgreSQL is away nothing can be added
+    to what waits or taken from it: the last numbers stay, and the ages go on growing. When they were read is a metric
+    as well. The same holds for the lag while Kafka is away. A look that fails is logged and repeated.
+    """
+
+    def __init__(self, database: Database, works: Mapping[str, str], consumer: Consumer | None) -> None:
+        self._database = database
+        self._works = works
+        self._consumer = consumer
+        self._outbox = Backlog()
+        self._due = dict.fromkeys(works, Backlog())
+        self._stopped = asyncio.Event()
+
+    async def run(self) -> None:
+        """Sample until stopped."""
+        while not self._stopped.is_set():
+            for look in (self._look_into_postgres, self._look_into_kafka):
+                # A service does not end because it cannot count.
+                try:
+                    await look()
+                except Exception as error:
+                    expected = is_away(error) or isinstance(error, KafkaError)
+                    log.warning("sample.failed", error=type(error).__name__, exc_info=not expected)
+            self._show()
+            try:
+                await asyncio.wait_for(self._stopped.wait(), SAMPLE_SECONDS)
+            except TimeoutError:
+                continue
+
+    async def stop(self) -> None:
+        """Let `run` return."""
+        self._stopped.set()
+
+    async def _look_into_kafka(self) -> None:
+        if self._consumer:
+            await self._consumer.look(PATIENCE_SECONDS)
+
+    async def _look_into_postgres(self) -> None:
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            outbox = await self._read("SELECT created_at FROM outbox ORDER BY id LIMIT 1", "SELECT FROM outbox")
+            due = {}
+            for work, rows in self._works.items():
+                waiting = f"SELECT due_at FROM ({rows}) AS rows WHERE due_at <= now()"
+                due[work] = await self._read(f"SELECT min(due_at) FROM ({waiting}) AS waiting", waiting)
+        self._outbox, self._due = outbox, due
+        telemetry.sampled_at.set_to_current_time()
+
+    async def _read(self, oldest: str, rows: str) -> Backlog:
+        row = await self._database.pool.fetchrow(
+            f"SELECT extract(epoch FROM now() - ({oldest}))::float8 AS age,"
+            f" (SELECT count(*) FROM ({rows} LIMIT $1) AS counted) AS rows",
+            MOST,
+        )
+        if row is None or row["age"] is None:
+            return Backlog()
+        return Backlog(row["rows"], time.monotonic() - row["age"])
+
+    def _show(self) -> None:
+        telemetry.outbox_age.set(self._outbox.age)
+        telemetry.outbox_events.set(self._outbox.rows)
+        for work, backlog in self._due.items():
+            telemetry.due_age.labels(work).set(backlog.age)
+            telemetry.due_rows.labels(work).set(backlog.rows)

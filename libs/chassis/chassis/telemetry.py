@@ -1,0 +1,119 @@
+"""Logs, traces and metrics: JSON lines by structlog, W3C trace context by OpenTelemetry, Prometheus counters."""
+
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import orjson
+import structlog
+from opentelemetry import trace
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from prometheus_client import Counter, Gauge
+
+consumed = Counter("backstop_events_consumed_total", "Events that a handler took in a committed transaction", ["topic"])
+parked = Counter("backstop_events_parked_total", "Events sent to the dead-letter topic", ["topic", "error"])
+dead_letters = Counter("backstop_dead_letters_total", "The same by service, counted from 0 at its start", ["service"])
+redelivered = Counter("backstop_batches_retried_total", "Batches tried again while something was away", ["error"])
+published = Counter("backstop_events_published_total", "Events that Kafka acknowledged", ["topic"])
+outbox_age = Gauge("backstop_outbox_oldest_seconds", "Age of the oldest event not yet acknowledged by Kafka")
+outbox_events = Gauge("backstop_outbox_events", "Events not yet acknowledged by Kafka (counted up to 100000)")
+outbox_leader = Gauge("backstop_outbox_leader", "1 while this replica relays the outbox")
+work_settled = Counter("backstop_work_total", "Due rows handled", ["work"])
+work_failed = Counter("backstop_work_failed_total", "Rounds of due work that failed", ["work", "error"])
+due_age = Gauge("backstop_due_oldest_seconds", "Time since the oldest row came due that nobody has taken", ["work"])
+due_rows = Gauge("backstop_due_rows", "Rows that are due and that nobody has taken (counted up to 100000)", ["work"])
+sampled_at = Gauge("backstop_sampled_timestamp_seconds", "When the outbox and due rows were last read from PostgreSQL")
+consumer_lag = Gauge(
+    "backstop_consumer_lag", "Events of this replica's partitions not yet handled", ["topic", "partition"]
+)
+consumer_waiting = Gauge("backstop_consumer_waiting", "1 while a batch waits for PostgreSQL")
+consumer_halted = Gauge("backstop_consumer_halted", "1 when the consumer stopped because every event was parked")
+refused = Counter("backstop_requests_refused_total", "Requests that were not taken on", ["status"])
+
+REPEAT_SECONDS = 10
+
+_propagator = TraceContextTextMapPropagator()
+_tracer = trace.get_tracer("backstop")
+
+
+def configure(service: str, level: str) -> None:
+    """Send logs to standard output as JSON lines; export spans when OTEL_EXPORTER_OTLP_ENDPOINT is set."""
+    provider = TracerProvider(resource=Resource.create({"service.name": service}))
+    if os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"):
+        provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    trace.set_tracer_provider(provider)
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            _add_trace_id,
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(
+                serializer=lambda record, **_: orjson.dumps(record, default=str).decode()
+            ),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
+        logger_factory=structlog.WriteLoggerFactory(file=sys.stdout),
+        cache_logger_on_first_use=True,
+    )
+    structlog.contextvars.bind_contextvars(service=service)
+    # Libraries log through the standard library: only what needs attention, in the same shape.
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                structlog.processors.add_log_level,
+                structlog.processors.TimeStamper(fmt="iso", utc=True),
+                structlog.processors.format_exc_info,
+                structlog.processors.JSONRenderer(),
+            ]
+        )
+    )
+    handler.addFilter(_Seldom())
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+
+
+class _Seldom(logging.Filter):
+    """Lets a line of code speak once in REPEAT_SECONDS: aiokafka says a hundred times a second that Kafka is away."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: dict[tuple[str, int], float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        place = (record.pathname, record.lineno)
+        if record.created - self._said.get(place, 0.0) < REPEAT_SECONDS:
+            return False
+        self._said[place] = record.created
+        return True
+
+
+def _add_trace_id(_logger: Any, _method: str, record: Any) -> Any:
+    context = trace.get_current_span().get_span_context()
+    if context.is_valid:
+        record["trace_id"] = format(context.trace_id, "032x")
+    return record
+
+
+@contextmanager
+def span(name: str, traceparent: str | None = None, **attributes: str | int) -> Iterator[str]:
+    """Run a block as a span below *traceparent* (or the current span); yields the span's own traceparent."""
+    parent = _propagator.extract({"traceparent": traceparent}) if traceparent else None
+    with _tracer.start_as_current_span(name, context=parent, attributes=attributes):
+        yield current_traceparent() or ""
+
+
+def current_traceparent() -> str | None:
+    """Write the current span as a W3C traceparent; None outside of any span."""
+    carrier: dict[str, str] = {}
+    _propagator.inject(carrier)
+    return carrier.get("traceparent")

@@ -1,0 +1,105 @@
+"""The schema is brought up to date once, and a database that does not fit the code is refused."""
+
+import asyncio
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from chassis.db import AWAY, Database, MigrationError, is_away
+
+
+async def opened(dsn: str, folder: Path) -> Database:
+    """Open a database whose migrations lie in *folder*."""
+    db = Database(dsn, schema="triage")
+    await db.open(folder)
+    return db
+
+
+async def test_replicas_that_start_together_apply_each_file_once(database: str, tmp_path: Path) -> None:
+    """Whoever comes second finds the work done."""
+    (tmp_path / "0001_first.sql").write_text("CREATE TABLE things (id int)")
+    (tmp_path / "0002_second.sql").write_text("INSERT INTO things VALUES (1)")
+    replicas = await asyncio.gather(*(opened(database, tmp_path) for _ in range(4)))
+
+    assert await replicas[0].pool.fetchval("SELECT count(*) FROM things") == 1
+    for replica in replicas:
+        await replica.close()
+
+
+async def test_a_failed_file_leaves_nothing_behind(database: str, tmp_path: Path) -> None:
+    """Each file is one transaction."""
+    (tmp_path / "0001_first.sql").write_text("CREATE TABLE things (id int); SELECT 1 / 0")
+    with pytest.raises(asyncpg.DivisionByZeroError):
+        await opened(database, tmp_path)
+    (tmp_path / "0001_first.sql").write_text("CREATE TABLE things (id int)")
+    await (await opened(database, tmp_path)).close()
+
+
+async def test_a_changed_or_unknown_file_is_refused(database: str, tmp_path: Path) -> None:
+    """History is not rewritten, and an old version does not run on a newer schema."""
+    file = tmp_path / "0001_first.sql"
+    file.write_text("CREATE TABLE things (id int)")
+    await (await opened(database, tmp_path)).close()
+
+    file.write_text("CREATE TABLE things (id bigint)")
+    with pytest.raises(MigrationError, match="changed after it had been applied"):
+        await opened(database, tmp_path)
+    file.unlink()
+    with pytest.raises(MigrationError, match="unknown here"):
+        await opened(database, tmp_path)
+
+
+async def test_listeners_hear_of_commits_only(database: str, tmp_path: Path) -> None:
+    """Nobody is woken for a transaction that was rolled back."""
+    db, heard = await opened(database, tmp_path), []
+    db.on_commit(lambda: heard.append(1))
+    with pytest.raises(ZeroDivisionError):
+        async with db.transaction():
+            raise ZeroDivisionError
+    assert heard == []
+    async with db.transaction():
+        pass
+    assert heard == [1]
+    await db.close()
+
+
+async def test_who_stops_in_the_middle_of_a_transaction_keeps_no_lock(
+    database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PostgreSQL ends it; the one who was frozen meets an error that says nothing about the data."""
+    monkeypatch.setattr("chassis.db.STALL_SECONDS", 1)
+    frozen, other = await opened(database, tmp_path), await opened(database, tmp_path)
+    lock = "SELECT pg_advisory_xact_lock(1)"
+    with pytest.raises(AWAY):
+        async with frozen.transaction() as tx:
+            await tx.execute(lock)
+            async with other.transaction() as tx_of_other:
+                await tx_of_other.execute(lock)
+            await tx.execute("SELECT 1")
+    await frozen.close()
+    await other.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "away"),
+    [
+        (ConnectionRefusedError(), True),
+        (TimeoutError(), True),
+        (asyncpg.InterfaceError("connection is closed"), True),
+        (asyncpg.InternalClientError("cannot switch to state 15"), True),
+        (asyncpg.IdleInTransactionSessionTimeoutError("terminating"), True),
+        (asyncpg.IdleSessionTimeoutError("terminating"), True),
+        (asyncpg.CannotConnectNowError("starting up"), True),
+        (asyncpg.AdminShutdownError("terminating"), True),
+        (asyncpg.DeadlockDetectedError("deadlock"), True),
+        (asyncpg.DiskFullError("full"), True),
+        (asyncpg.DataError("not an integer"), False),
+        (asyncpg.UniqueViolationError("twice"), False),
+        (asyncpg.CharacterNotInRepertoireError("NUL"), False),
+        (ZeroDivisionError(), False),
+    ],
+)
+def test_only_errors_that_say_nothing_about_the_data_are_waited_out(error: Exception, away: bool) -> None:
+    """What the data is at fault for would fail for ever."""
+    assert is_away(error) is away

@@ -1,0 +1,183 @@
+"""Events leave with the transaction that caused them: all, in order, and only when it committed."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from aiokafka import AIOKafkaConsumer
+
+from backstop_contracts import CaseStatus, CaseUpdated, read_headers
+from chassis import outbox
+from chassis.db import Database
+from chassis.kafka import create_topics
+from chassis.outbox import Relay
+
+TENANT = uuid4()
+TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+@pytest.fixture
+async def prefix(kafka_bootstrap: str) -> str:
+    """Topics of their own for each test."""
+    prefix = f"test-{uuid4().hex[:8]}"
+    await create_topics(kafka_bootstrap, prefix=prefix, partitions=3, replication=1, services=["triage"])
+    return prefix
+
+
+@pytest.fixture
+async def db(database: str, tmp_path: Path) -> AsyncIterator[Database]:
+    """Open a database with nothing but an outbox."""
+    db = Database(database, schema="triage")
+    await db.open(tmp_path)
+    yield db
+    await db.close()
+
+
+def case_updated(case_id: UUID, count: int) -> CaseUpdated:
+    """Make an event whose place in the order is its report count."""
+    return CaseUpdated(
+        tenant_id=TENANT,
+        case_id=case_id,
+        change="joined",
+        status=CaseStatus.OPEN,
+        report_count=count,
+        changed_at=datetime.now(UTC),
+    )
+
+
+async def emit(db: Database, *events: CaseUpdated) -> None:
+    """Emit events in a transaction of their own."""
+    async with db.transaction() as tx:
+        await outbox.emit(tx, [(event, TRACE) for event in events])
+
+
+@asynccontextmanager
+async def relaying(db: Database, kafka_bootstrap: str, prefix: str) -> AsyncIterator[Relay]:
+    """Run a relay for the time of a block."""
+    relay = Relay(db, service="triage", kafka_bootstrap=kafka_bootstrap, topic_prefix=prefix)
+    task = asyncio.create_task(relay.run())
+    try:
+        yield relay
+    finally:
+        await relay.stop()
+        await asyncio.wait_for(task, 20)
+
+
+async def published(kafka_bootstrap: str, prefix: str, count: int) -> list[Any]:
+    """Return the first *count* records of the topic."""
+    consumer = AIOKafkaConsumer(
+        f"{prefix}.case-updated", bootstrap_servers=kafka_bootstrap, auto_offset_reset="earliest"
+    )
+    await consumer.start()
+    try:
+        async with asyncio.timeout(30):
+            return [await anext(consumer) for _ in range(count)]
+    finally:
+        await consumer.stop()
+
+
+async def left(db: Database) -> int:
+    """Count the events that are not published yet."""
+    return int(await db.pool.fetchval("SELECT count(*) FROM outbox"))
+
+
+async def until_empty(db: Database) -> None:
+    """Wait until the outbox is empty."""
+    async with asyncio.timeout(30):
+        while await left(db):
+            await asyncio.sleep(0.02)
+
+
+async def test_an_event_is_published_with_its_envelope_and_trace(
+    db: Database, kafka_bootstrap: str, prefix: str
+) -> None:
+    """The record is a CloudEvent of this service, keyed by tenant and case, in the trace of its cause."""
+    event = case_updated(uuid4(), 1)
+    await emit(db, event)
+    async with relaying(db, kafka_bootstrap, prefix):
+        (record,) = await published(kafka_bootstrap, prefix, 1)
+        await until_empty(db)
+
+    envelope = read_headers(record.headers, CaseUpdated)
+    assert CaseUpdated.model_validate_json(record.value) == event
+    assert record.key.decode() == f"{TENANT}:{event.case_id}"
+    assert envelope.source == "/backstop/triage"
+    assert envelope.traceparent == TRACE
+
+
+async def test_what_is_rolled_back_is_never_published(db: Database, kafka_bootstrap: str, prefix: str) -> None:
+    """An event of a failed transaction does not exist."""
+    undone, done = case_updated(uuid4(), 1), case_updated(uuid4(), 2)
+    with pytest.raises(ZeroDivisionError):
+        async with db.transaction() as tx:
+            await outbox.emit(tx, [(undone, None)])
+            raise ZeroDivisionError
+    await emit(db, done)
+    async with relaying(db, kafka_bootstrap, prefix):
+        (record,) = await published(kafka_bootstrap, prefix, 1)
+
+    assert CaseUpdated.model_validate_json(record.value) == done
+
+
+async def test_events_of_one_case_are_published_in_the_order_of_their_transactions(
+    db: Database, kafka_bootstrap: str, prefix: str
+) -> None:
+    """However many are sent at once, each key keeps its order."""
+    cases = [uuid4() for _ in range(20)]
+    for count in range(40):
+        await emit(db, *(case_updated(case_id, count) for case_id in cases))
+    async with relaying(db, kafka_bootstrap, prefix):
+        records = await published(kafka_bootstrap, prefix, 800)
+
+    events = [CaseUpdated.model_validate_json(record.value) for record in records]
+    for case_id in cases:
+        assert [event.report_count for event in events if event.case_id == case_id] == list(range(40))
+
+
+async def test_a_slow_transaction_with_an_older_event_is_not_skipped(
+    db: Database, kafka_bootstrap: str, prefix: str
+) -> None:
+    """An event whose row has a lower id but commits later is published all the same."""
+    slow, quick = case_updated(uuid4(), 1), case_updated(uuid4(), 2)
+    async with relaying(db, kafka_bootstrap, prefix):
+        async with db.transaction() as tx:
+            await outbox.emit(tx, [(slow, None)])
+            await emit(db, quick)
+            (first,) = await published(kafka_bootstrap, prefix, 1)
+        records = await published(kafka_bootstrap, prefix, 2)
+
+    assert CaseUpdated.model_validate_json(first.value) == quick
+    assert {CaseUpdated.model_validate_json(record.value).report_count for record in records} == {1, 2}
+
+
+async def test_one_relay_leads_and_another_takes_over(
+    db: Database, database: str, tmp_path: Path, kafka_bootstrap: str, prefix: str
+) -> None:
+    """Two replicas never publish at the same time; when the leader goes, the other goes on."""
+    other_db = Database(database, schema="triage")
+    await other_db.open(tmp_path)
+    async with relaying(other_db, kafka_bootstrap, prefix) as second:
+        async with relaying(db, kafka_bootstrap, prefix) as first:
+            await emit(db, case_updated(uuid4(), 1))
+            await until_empty(db)
+            leaders = [relay for relay in (first, second) if relay.leading]
+            assert len(leaders) == 1
+        await emit(db, case_updated(uuid4(), 2))
+        await until_empty(db)
+        assert second.leading
+    await other_db.close()
+
+
+async def test_while_kafka_is_away_events_wait_in_the_outbox(db: Database, kafka_bootstrap: str, prefix: str) -> None:
+    """Intake goes on without Kafka; what was emitted meanwhile is published when it is back."""
+    async with relaying(db, "127.0.0.1:1", prefix):
+        await emit(db, case_updated(uuid4(), 1))
+        assert await left(db) == 1
+    assert await left(db) == 1
+    async with relaying(db, kafka_bootstrap, prefix):
+        await until_empty(db)

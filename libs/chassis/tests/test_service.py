@@ -1,0 +1,191 @@
+"""A service says truthfully whether it is ready and alive, and stops in an orderly way."""
+
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import aiohttp
+import asyncpg
+import pytest
+from aiokafka import AIOKafkaProducer
+from fastapi import APIRouter
+
+from backstop_contracts import CaseStatus, CaseUpdated, headers_for
+from chassis import telemetry
+from chassis.app import Service
+from chassis.db import Tx
+from chassis.kafka import STUCK_LOOKS, Received, create_topics
+from chassis.settings import ServiceSettings
+from conftest import running
+
+GOOD = {"postgres": "ok", "consumer": "ok", "tasks": "ok"}
+
+
+async def ignore(_tx: Tx, _cases: Sequence[Received[CaseUpdated]]) -> None:
+    """Take events and do nothing."""
+
+
+def service(dsn: str, kafka_bootstrap: str, prefix: str, folder: Path, **more: Any) -> Service:
+    """Compose a service that consumes one topic."""
+    settings = ServiceSettings(
+        postgres_dsn=dsn,
+        kafka_bootstrap=kafka_bootstrap,
+        topic_prefix=prefix,
+        api_audience="audience",
+        tenants="0a1b2c3d-0000-4000-8000-000000000001",
+        **more,
+    )
+    made = Service("triage", settings, title="Test", description="Test", migrations=folder)
+    made.consumes({CaseUpdated: ignore})
+    return made
+
+
+async def ask(session: aiohttp.ClientSession, url: str) -> tuple[int, Any]:
+    """Read a health route."""
+    async with session.get(url) as response:
+        return response.status, await response.json()
+
+
+@pytest.fixture
+async def prefix(kafka_bootstrap: str) -> str:
+    """Make topics for this test alone."""
+    prefix = f"test-{uuid4().hex[:8]}"
+    await create_topics(kafka_bootstrap, prefix=prefix, partitions=1, replication=1, services=["triage"])
+    return prefix
+
+
+async def until(
+    session: aiohttp.ClientSession, url: str, status: int, told: Callable[[Any], bool] = lambda _body: True
+) -> Any:
+    """Wait for a health route to answer with *status*, and with a body that fits."""
+    while True:
+        found, body = await ask(session, url)
+        if found == status and told(body):
+            return body
+
+
+async def test_a_service_is_ready_once_it_has_its_partitions(
+    database: str, kafka_bootstrap: str, prefix: str, tmp_path: Path
+) -> None:
+    """Pool, assignment, relay and workers: all of them."""
+    made = service(database, kafka_bootstrap, prefix, tmp_path)
+    async with running(made.api) as url, aiohttp.ClientSession() as session:
+        assert await until(session, f"{url}/readyz", 200) == GOOD
+        assert await ask(session, f"{url}/livez") == (200, {"consumer": "ok", "tasks": "ok"})
+
+
+async def test_a_service_without_kafka_is_alive_but_not_ready(database: str, tmp_path: Path) -> None:
+    """It waits for its group instead of being restarted for it."""
+    made = service(database, "127.0.0.1:1", "test", tmp_path)
+    async with running(made.api) as url, aiohttp.ClientSession() as session:
+        status, body = await ask(session, f"{url}/readyz")
+        assert (status, body["postgres"]) == (503, "ok")
+        assert "assignment" in body["consumer"]
+        assert (await ask(session, f"{url}/livez"))[0] == 200
+
+
+async def test_a_service_that_is_asked_is_ready_without_kafka(database: str, tmp_path: Path) -> None:
+    """Reports and decisions need PostgreSQL alone; a replica that starts during an outage takes them as well."""
+    made = service(database, "127.0.0.1:1", "test", tmp_path)
+    made.answers(APIRouter())
+    async with running(made.api) as url, aiohttp.ClientSession() as session:
+        status, body = await ask(session, f"{url}/readyz")
+        assert (status, body["postgres"], body["tasks"]) == (200, "ok", "ok")
+        assert "assignment" in body["consumer"]
+
+
+async def test_a_service_without_its_database_is_not_ready(
+    database: str, kafka_bootstrap: str, prefix: str, tmp_path: Path
+) -> None:
+    """And ready again when it is back."""
+    made = service(database, kafka_bootstrap, prefix, tmp_path)
+    admin = await asyncpg.connect(database.rpartition("/")[0] + "/postgres")
+    name = database.rpartition("/")[2]
+    async with running(made.api) as url, aiohttp.ClientSession() as session:
+        await until(session, f"{url}/readyz", 200)
+        await admin.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+        await admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1", name)
+        body = await until(session, f"{url}/readyz", 503)
+        assert body["postgres"].startswith("away")
+        await admin.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
+        assert await until(session, f"{url}/readyz", 200) == GOOD
+    await admin.close()
+
+
+@pytest.mark.parametrize(("asked", "status"), [(False, 503), (True, 200)])
+async def test_a_halted_consumer_makes_a_worker_not_ready_but_is_no_reason_to_restart_it(
+    database: str, kafka_bootstrap: str, prefix: str, tmp_path: Path, *, asked: bool, status: int
+) -> None:
+    """
+    A restart would take the same events again; that is worth something only when the fault is mended.
+
+    A service that is asked goes on answering: its consumer is no reason to turn reports away.
+    """
+
+    async def broken_deploy(_tx: Tx, _cases: Sequence[Received[CaseUpdated]]) -> None:
+        raise ZeroDivisionError
+
+    made = service(database, kafka_bootstrap, prefix, tmp_path, max_batch=5, halt_after=7)
+    made.consumes({CaseUpdated: broken_deploy})
+    if asked:
+        made.answers(APIRouter())
+    producer = AIOKafkaProducer(bootstrap_servers=kafka_bootstrap)
+    await producer.start()
+    event = CaseUpdated(
+        tenant_id=uuid4(),
+        case_id=uuid4(),
+        change="opened",
+        status=CaseStatus.OPEN,
+        report_count=1,
+        changed_at=datetime.now(UTC),
+    )
+    headers = [(name, value.encode()) for name, value in headers_for(event, source="/test").items()]
+    for _ in range(20):
+        await producer.send_and_wait(f"{prefix}.case-updated", event.model_dump_json().encode(), headers=headers)
+    await producer.stop()
+
+    async with running(made.api) as url, aiohttp.ClientSession() as session:
+        body = await until(session, f"{url}/readyz", status, lambda body: body["consumer"].startswith("halted"))
+        assert "backstop dead list --service triage" in body["consumer"]
+        assert (body["postgres"], body["tasks"]) == ("ok", "ok")
+        async with session.get(f"{url}/metrics") as response:
+            text = await response.text()
+        assert "backstop_consumer_halted 1.0" in text
+        assert 'backstop_dead_letters_total{service="triage"}' in text
+
+        consumer = made._consumer
+        assert consumer is not None
+        for _ in range(STUCK_LOOKS + 2):
+            await consumer.look(30)
+        assert telemetry.consumer_lag.collect()[0].samples[0].value > 0, "records must wait, or it could not be stuck"
+        assert await ask(session, f"{url}/livez") == (200, {"consumer": "ok", "tasks": "ok"})
+
+
+async def test_a_worker_that_ends_unasked_makes_the_service_not_alive(
+    database: str, kafka_bootstrap: str, prefix: str, tmp_path: Path
+) -> None:
+    """A bug in the loop itself is not hidden behind a good health report."""
+    made = service(database, kafka_bootstrap, prefix, tmp_path)
+
+    async def broken() -> int:
+        raise BaseExceptionGroup("not an Exception", [KeyboardInterrupt()])
+
+    made.works("broken", broken)
+    async with running(made.api) as url, aiohttp.ClientSession() as session:
+        body = await until(session, f"{url}/livez", 503)
+        assert "background task ended" in body["tasks"]
+
+
+async def test_only_health_and_metrics_need_no_token(
+    database: str, kafka_bootstrap: str, prefix: str, tmp_path: Path
+) -> None:
+    """Everything else asks who is there."""
+    made = service(database, kafka_bootstrap, prefix, tmp_path)
+    async with running(made.api) as url, aiohttp.ClientSession() as session:
+        async with session.get(f"{url}/metrics") as response:
+            assert "backstop_outbox_oldest_seconds" in await response.text()
+        assert (await ask(session, f"{url}/openapi.json"))[0] == 401
+        status, problem = await ask(session, f"{url}/docs")
+        assert (status, problem["title"]) == (404, "Not Found")
