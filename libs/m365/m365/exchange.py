@@ -1,0 +1,212 @@
+"""
+Exchange Online cmdlets over HTTP: `InvokeCommand`, which the ExchangeOnlineManagement module itself speaks.
+
+Microsoft does not document it. What is said here about the wire was measured against Exchange Online.
+"""
+
+import asyncio
+import re
+from collections import defaultdict
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager, nullcontext
+from datetime import UTC, datetime
+from time import monotonic
+from typing import Any
+from uuid import UUID
+
+import aiohttp
+import orjson
+import structlog
+
+from m365._channel import Channel
+from m365._http import Answer, json_object
+from m365.errors import Truncated
+from m365.tokens import Tokens
+
+log = structlog.get_logger()
+
+READING_VERBS = frozenset({"Get", "Search", "Test", "Preview", "Export"})
+
+_CMDLET = re.compile(r"([A-Z][a-z]+)-[A-Z][A-Za-z]+")
+_DOTTED_TYPE = re.compile(r"\|([\w.+]+)\|")
+_NO_WORDS = (
+    "Exchange gave no reason. It does so when the application holds Exchange.ManageAsApp but no Exchange role that"
+    " allows this cmdlet, and when there is no such cmdlet"
+)
+
+
+class Records(list[dict[str, Any]]):
+    """What a cmdlet returned, and the `warnings` that came with it, in Microsoft's own words."""
+
+    def __init__(self, records: Iterable[dict[str, Any]], warnings: Iterable[str] = ()) -> None:
+        super().__init__(records)
+        self.warnings = tuple(warnings)
+
+
+class Exchange:
+    """
+    Exchange Online cmdlets for the tenants that *tokens* can speak for.
+
+    Within one Exchange object, cmdlets that change something take turns in each tenant, and begin at least
+    *write_interval* seconds apart. Those that read (Get, Search, Test, Preview, Export) run beside them; at most
+    *concurrency* cmdlets run at a time for each tenant. *timeout* is in seconds, *max_body* in bytes; the default of
+    *max_body* holds the largest message that Exchange Online takes, in Base64.
+    """
+
+    def __init__(
+        self,
+        tokens: Tokens,
+        session: aiohttp.ClientSession,
+        *,
+        base_url: str = "https://outlook.office365.com",
+        scope: str = "https://outlook.office365.com/.default",
+        concurrency: int = 4,
+        timeout: float = 60.0,
+        max_body: int = 220 * 1024 * 1024,
+        write_interval: float = 0.0,
+    ) -> None:
+        self._channel = Channel(
+            tokens,
+            session,
+            base_url=base_url,
+            scope=scope,
+            explain=_explain,
+            concurrency=concurrency,
+            timeout=timeout,
+            max_body=max_body,
+        )
+        self._write_interval = write_interval
+        self._writing: defaultdict[UUID, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._wrote_at: dict[UUID, float] = {}
+
+    async def invoke(self, tenant_id: UUID, cmdlet: str, /, **parameters: Any) -> Records:
+        """
+        Run *cmdlet* and return its records.
+
+        A switch is True, a parameter with several values is a list, a time is an aware datetime, a value to add to
+        or remove from a property is a `hashtable`; a parameter that is None is left out. Exchange takes the
+        beginning of an enum's member for the member, so a wrong value may quietly match nothing: check it first.
+
+        Page with the cmdlet's own Page and PageSize, below 1,000: when Exchange offers a link to more, Truncated is
+        raised, because that link works for some applications only. Raises Unavailable, Throttled, Refused (404:
+        no such object) or Unauthorised (401: Exchange.ManageAsApp is missing; 403: an Exchange role is).
+        """
+        verb = _CMDLET.fullmatch(cmdlet)
+        if verb is None:
+            raise ValueError(f"{cmdlet!r} is not the name of a cmdlet")
+        reading = verb[1] in READING_VERBS
+        body = orjson.dumps(
+            {
+                "CmdletInput": {
+                    "CmdletName": cmdlet,
+                    "Parameters": {name: _encode(value) for name, value in parameters.items() if value is not None},
+                }
+            }
+        )
+        async with nullcontext() if reading else self._turn(tenant_id):
+            answer = await self._channel.call(
+                tenant_id,
+                "POST",
+                self._channel.base_url / "adminapi" / "beta" / str(tenant_id) / "InvokeCommand",
+                route=f"POST /adminapi/beta/{{tenant}}/InvokeCommand {cmdlet}",
+                effect=not reading,
+                headers={
+                    "Content-Type": "application/json; charset=utf-8",
+                    "Prefer": "odata.maxpagesize=1000",
+                    "X-AnchorMailbox": f"APP:SystemMailbox{{bb558c35-97f1-4cb9-8ff7-d53741dc928c}}@{tenant_id}",
+                    "X-CmdletName": cmdlet,
+                    "X-ResponseFormat": "json",
+                },
+                data=body,
+            )
+        records = _records(answer)
+        if records.warnings:
+            log.warning("cmdlet.warned", tenant_id=str(tenant_id), cmdlet=cmdlet, warnings=len(records.warnings))
+        return records
+
+    @asynccontextmanager
+    async def _turn(self, tenant_id: UUID) -> AsyncIterator[None]:
+        async with self._writing[tenant_id]:
+            if tenant_id in self._wrote_at:
+                await asyncio.sleep(self._wrote_at[tenant_id] + self._write_interval - monotonic())
+            self._wrote_at[tenant_id] = monotonic()
+            yield
+
+
+def hashtable(add: Iterable[str] = (), remove: Iterable[str] = ()) -> dict[str, Any]:
+    """
+    Write PowerShell's `@{Add=...; Remove=...}`: change single values of a property and keep the others.
+
+    Without arguments it is the empty hash table.
+    """
+    table: dict[str, Any] = {"@odata.type": "#Exchange.GenericHashTable"}
+    if added := list(add):
+        table["Add"] = added
+    if removed := list(remove):
+        table["Remove"] = removed
+    return table
+
+
+def _encode(value: Any) -> Any:
+    match value:
+        case datetime() if value.tzinfo is None:
+            raise ValueError("a time without a time zone: Exchange would read it in a zone of its own")
+        case datetime():
+            return value.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        case Mapping():
+            return {name: _encode(item) for name, item in value.items()}
+        case list() | tuple() | set() | frozenset():
+            return [_encode(item) for item in value]
+        case _:
+            return value
+
+
+def _records(answer: Answer) -> Records:
+    page = answer.json()
+    records = Records(
+        map(_record, page.get("value") or ()),
+        map(str, page.get("@adminapi.warnings") or ()),
+    )
+    if page.get("@odata.nextLink"):
+        raise Truncated(
+            answer.route,
+            records=records,
+            status=answer.status,
+            code="MoreRecords",
+            reason=f"Exchange returned {len(records)} records and has more: ask for smaller pages",
+            request_id=answer.request_id,
+        )
+    return records
+
+
+def _record(found: Any) -> dict[str, Any]:
+    """Drop what tells the types of properties: `X@data.type`, `X@odata.type`, and the misspelt `X(DateTime])`."""
+    if not isinstance(found, dict):
+        return {"value": found}
+    return {name: value for name, value in found.items() if "@" not in name and not name.endswith("])")}
+
+
+def _explain(body: bytes) -> tuple[str, str]:
+    """
+    Find what went wrong, most precise first: the inner exception, the first detail, the message.
+
+    The message alone says "Invalid Operation" whatever happened. The code is the name of the exception where it is
+    told, and OData's code elsewhere. The body may be empty or nothing but NUL bytes.
+    """
+    error = (json_object(body) or {}).get("error")
+    inner = ("innererror", "internalexception")
+    words = _dig(error, *inner, "message") or _dig(error, "details", 0, "message") or _dig(error, "message")
+    exception = _dig(error, *inner, "type")
+    if dotted := _DOTTED_TYPE.match(words):
+        words = words[dotted.end() :]
+        exception = exception or dotted[1]
+    return exception.rpartition(".")[2] or _dig(error, "code"), words or _NO_WORDS
+
+
+def _dig(found: Any, *path: str | int) -> str:
+    for step in path:
+        try:
+            found = found[step]
+        except (LookupError, TypeError):
+            return ""
+    return found if isinstance(found, str) else ""

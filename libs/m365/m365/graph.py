@@ -1,0 +1,236 @@
+"""Microsoft Graph: JSON over HTTP with OData's paging and errors."""
+
+import re
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, TypeAlias
+from urllib.parse import quote, urlencode
+from uuid import UUID
+
+import aiohttp
+import orjson
+from multidict import CIMultiDict
+from yarl import URL
+
+from m365._channel import Channel
+from m365._http import Answer, json_object
+from m365.errors import Refused
+from m365.tokens import Tokens
+
+Query: TypeAlias = Mapping[str, str]
+
+_WORD = re.compile(r"|v\d\.\d|\$?[A-Za-z]+|microsoft\.graph\.[A-Za-z.]+|\{\w+\}")
+
+
+class Graph:
+    """
+    Microsoft Graph for the tenants that *tokens* can speak for.
+
+    A path starts with its version (`/v1.0/users/{user}/messages`). Put ids and addresses into *ids*, not into the
+    path: they are quoted there, and stay out of the errors.
+
+    Every request asks for enum members that are newer than the API's version, which would otherwise read
+    `unknownFutureValue` (Microsoft Learn: "Handling future members in evolvable enumerations"). *timeout* is in
+    seconds, *max_body* in bytes; the default of *max_body* holds the largest message that Exchange Online takes.
+
+    Every method raises Unavailable, Throttled, Refused or Unauthorised. Nothing waits or repeats here, but for one
+    repeat with a fresh token after a 401: when to come back is the caller's to say.
+    """
+
+    def __init__(
+        self,
+        tokens: Tokens,
+        session: aiohttp.ClientSession,
+        *,
+        base_url: str = "https://graph.microsoft.com",
+        scope: str = "https://graph.microsoft.com/.default",
+        concurrency: int = 8,
+        timeout: float = 60.0,
+        max_body: int = 160 * 1024 * 1024,
+    ) -> None:
+        self._channel = Channel(
+            tokens,
+            session,
+            base_url=base_url,
+            scope=scope,
+            explain=_explain,
+            concurrency=concurrency,
+            timeout=timeout,
+            max_body=max_body,
+        )
+
+    async def get(
+        self,
+        tenant_id: UUID,
+        path: str,
+        params: Query | None = None,
+        headers: Mapping[str, str] | None = None,
+        *,
+        ids: Mapping[str, str] | None = None,
+    ) -> dict[str, Any]:
+        """Read one object, or the first page of a collection."""
+        answer = await self._call(tenant_id, "GET", path, params=params, headers=headers, ids=ids)
+        return answer.json()
+
+    async def content(
+        self,
+        tenant_id: UUID,
+        path: str,
+        headers: Mapping[str, str] | None = None,
+        *,
+        ids: Mapping[str, str] | None = None,
+    ) -> bytes:
+        """Read what is not JSON, such as the raw mail under `/messages/{message}/$value`."""
+        answer = await self._call(tenant_id, "GET", path, headers=headers, ids=ids)
+        return answer.body
+
+    async def pages(
+        self,
+        tenant_id: UUID,
+        path: str,
+        params: Query | None = None,
+        headers: Mapping[str, str] | None = None,
+        *,
+        ids: Mapping[str, str] | None = None,
+    ) -> AsyncIterator[dict[str, Any]]:
+        """
+        Read a collection page by page; each page is the whole answer, with its items under `value`.
+
+        Raises Refused when a page's link to the next one leads to another origin, which must not see our token.
+        """
+        route, url = self._target("GET", path, params, ids)
+        while True:
+            answer = await self._send(tenant_id, "GET", url, route=route, headers=headers)
+            page = answer.json()
+            yield page
+            link = page.get("@odata.nextLink")
+            if link is None:
+                return
+            try:
+                url = self._channel.own(str(link))
+            except ValueError:
+                raise Refused(
+                    route, status=answer.status, code="ForeignNextLink", request_id=answer.request_id
+                ) from None
+
+    async def post(
+        self,
+        tenant_id: UUID,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+        *,
+        ids: Mapping[str, str] | None = None,
+    ) -> dict[str, Any]:
+        """Create an object or run an action; an answer without a body is an empty dict."""
+        answer = await self._call(tenant_id, "POST", path, body=body, headers=headers, ids=ids)
+        return answer.json()
+
+    async def post_content(
+        self,
+        tenant_id: UUID,
+        path: str,
+        content: bytes,
+        content_type: str,
+        headers: Mapping[str, str] | None = None,
+        *,
+        ids: Mapping[str, str] | None = None,
+    ) -> dict[str, Any]:
+        """Create an object out of what is not JSON, such as a mail in MIME (as text/plain, in Base64)."""
+        route, url = self._target("POST", path, None, ids)
+        answer = await self._send(
+            tenant_id, "POST", url, route=route, content=content, content_type=content_type, headers=headers
+        )
+        return answer.json()
+
+    async def patch(
+        self,
+        tenant_id: UUID,
+        path: str,
+        body: Mapping[str, Any],
+        headers: Mapping[str, str] | None = None,
+        *,
+        ids: Mapping[str, str] | None = None,
+    ) -> dict[str, Any]:
+        """Change an object; an answer without a body is an empty dict."""
+        answer = await self._call(tenant_id, "PATCH", path, body=body, headers=headers, ids=ids)
+        return answer.json()
+
+    async def delete(
+        self,
+        tenant_id: UUID,
+        path: str,
+        headers: Mapping[str, str] | None = None,
+        *,
+        ids: Mapping[str, str] | None = None,
+    ) -> None:
+        """Delete an object."""
+        await self._call(tenant_id, "DELETE", path, headers=headers, ids=ids)
+
+    async def _call(
+        self,
+        tenant_id: UUID,
+        method: str,
+        path: str,
+        *,
+        params: Query | None = None,
+        body: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None,
+        ids: Mapping[str, str] | None,
+    ) -> Answer:
+        route, url = self._target(method, path, params, ids)
+        return await self._send(tenant_id, method, url, route=route, body=body, headers=headers)
+
+    async def _send(
+        self,
+        tenant_id: UUID,
+        method: str,
+        url: URL,
+        *,
+        route: str,
+        body: Mapping[str, Any] | None = None,
+        content: bytes | None = None,
+        content_type: str = "application/json",
+        headers: Mapping[str, str] | None,
+    ) -> Answer:
+        sent = CIMultiDict(headers or {})
+        sent["Prefer"] = ", ".join(["include-unknown-enum-members", *sent.popall("Prefer", [])])
+        data = content if body is None else orjson.dumps(body)
+        if data is not None:
+            sent["Content-Type"] = content_type
+        return await self._channel.call(
+            tenant_id,
+            method,
+            url,
+            route=route,
+            effect=method != "GET",
+            headers=sent,
+            data=data,
+        )
+
+    def _target(self, method: str, path: str, params: Query | None, ids: Mapping[str, str] | None) -> tuple[str, URL]:
+        if not path.startswith("/"):
+            raise ValueError("a path starts with a slash and its version")
+        query = urlencode(params or {}, quote_via=quote, safe="$")
+        address = path.format_map({name: _segment(value) for name, value in (ids or {}).items()})
+        url = URL(f"{self._channel.base_url}{address}" + (f"?{query}" if query else ""), encoded=True)
+        return f"{method} {_public(path)}", url
+
+
+def _segment(value: str) -> str:
+    if value in {"", ".", ".."}:
+        raise ValueError("this id would change the path")
+    return quote(value, safe="")
+
+
+def _public(path: str) -> str:
+    """Leave out of *path* whatever is not one of Graph's own words."""
+    words = path.partition("?")[0].split("/")
+    return "/".join(word if _WORD.fullmatch(word) else "{}" for word in words)
+
+
+def _explain(body: bytes) -> tuple[str, str]:
+    """Read an OData error (Microsoft Learn: "Microsoft Graph error responses and resource types")."""
+    error = (json_object(body) or {}).get("error")
+    if not isinstance(error, dict):
+        return "", ""
+    return str(error.get("code", "")), str(error.get("message", ""))

@@ -1,0 +1,66 @@
+"""What a program needs to know to speak to Microsoft 365, and the connection made of it."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from pydantic import AliasChoices, BaseModel, Field, NonNegativeFloat, SecretStr
+
+from m365.exchange import Exchange
+from m365.graph import Graph
+from m365.session import open_session
+from m365.tokens import Credential, Tokens
+
+
+class M365Settings(BaseModel):
+    """Settings to mix into those of a program. Exactly one of secret, certificate and federated token is given."""
+
+    client_id: str
+    client_secret: SecretStr | None = None
+    client_certificate: Path | None = None
+    client_certificate_key: Path | None = None
+    client_certificate_passphrase: SecretStr | None = None
+    federated_token_file: Path | None = Field(
+        None, validation_alias=AliasChoices("BACKSTOP_FEDERATED_TOKEN_FILE", "AZURE_FEDERATED_TOKEN_FILE")
+    )
+    """Workload identity: Azure's webhook sets AZURE_FEDERATED_TOKEN_FILE in the pod."""
+    graph_url: str = "https://graph.microsoft.com"
+    exchange_url: str = "https://outlook.office365.com"
+    exchange_write_interval_seconds: NonNegativeFloat = 1.0
+    """
+    Shortest time from one change in Exchange Online to the next, in each tenant and process.
+
+    Microsoft publishes no limit of its cmdlets, and answers carry no Retry-After (measured by others): ask slowly.
+    """
+
+    def credential(self) -> Credential:
+        """Make the credential that the settings describe. Raises ValueError unless there is exactly one proof."""
+        return Credential(
+            client_id=self.client_id,
+            secret=self.client_secret,
+            certificate=self.client_certificate,
+            key=self.client_certificate_key,
+            passphrase=self.client_certificate_passphrase,
+            federated_token_file=self.federated_token_file,
+        )
+
+
+@asynccontextmanager
+async def connect(
+    settings: M365Settings, *, authority: str, ca_file: Path | None = None
+) -> AsyncIterator[tuple[Graph, Exchange]]:
+    """Hold one HTTP session, and Graph and Exchange over it, for the time of a block."""
+    async with open_session(ca_file) as session:
+        tokens = Tokens(settings.credential(), session, authority=authority)
+        try:
+            yield (
+                Graph(tokens, session, base_url=settings.graph_url),
+                Exchange(
+                    tokens,
+                    session,
+                    base_url=settings.exchange_url,
+                    write_interval=settings.exchange_write_interval_seconds,
+                ),
+            )
+        finally:
+            await tokens.close()

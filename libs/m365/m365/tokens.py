@@ -1,0 +1,290 @@
+"""Access tokens for an application (no user), by MSAL, without blocking the event loop."""
+
+import asyncio
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic
+from typing import Any
+from urllib.parse import urlencode
+from uuid import UUID
+
+import aiohttp
+import structlog
+from msal import ConfidentialClientApplication  # type: ignore[import-untyped]
+from pydantic import BaseModel, ConfigDict, SecretStr, model_validator
+from yarl import URL
+
+from m365._http import json_object, send
+from m365.errors import M365Error, Throttled, Unauthorised, Unavailable
+from m365.session import proxy_for
+
+log = structlog.get_logger()
+
+RENEW_WITH_LEFT = 300.0
+USELESS_WITH_LEFT = 10.0
+ROUTE = "POST /{tenant}/oauth2/v2.0/token"
+
+
+class Credential(BaseModel):
+    """
+    Who the application is: `client_id` and exactly one proof.
+
+    - `secret`
+    - `certificate`: a .pfx or .p12 file, or a PEM file with the certificate; the PEM key is in the same file or in
+      `key`. `passphrase` opens the key or the PFX.
+    - `federated_token_file`: a token that somebody else issues and renews, as Kubernetes does for workload identity
+      (AZURE_FEDERATED_TOKEN_FILE). Read anew for each token request.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    client_id: str
+    secret: SecretStr | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+    passphrase: SecretStr | None = None
+    federated_token_file: Path | None = None
+
+    @model_validator(mode="after")
+    def _has_one_proof(self) -> "Credential":
+        if sum(map(bool, (self.secret, self.certificate, self.federated_token_file))) != 1:
+            raise ValueError("give exactly one of secret, certificate, federated_token_file")
+        if self.certificate is None and (self.key or self.passphrase):
+            raise ValueError("key and passphrase belong to a certificate")
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    token: str
+    expires_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Failed:
+    error: M365Error
+    until: float
+
+
+class Tokens:
+    """
+    Tokens for one application in any number of tenants.
+
+    A token is served from memory until it has less than five minutes left. Then the next caller starts its renewal
+    and still gets the old one, so that nobody waits and a short outage of Entra ID is not noticed. However many ask
+    at once, one request is made per tenant and scope, and all of them get its outcome. After a failure Entra ID is
+    left alone for as long as its Retry-After says, or else for *pause* seconds; meanwhile the failure is repeated.
+
+    After a refusal the credential's files are read again, so a renewed certificate needs no restart.
+    """
+
+    def __init__(
+        self,
+        credential: Credential,
+        session: aiohttp.ClientSession,
+        *,
+        authority: str = "https://login.microsoftonline.com",
+        timeout: float = 15.0,
+        pause: float = 5.0,
+    ) -> None:
+        self._credential = credential
+        self._session = session
+        self._authority = authority.rstrip("/")
+        self._timeout = timeout
+        self._pause = pause
+        # Not the loop's default pool: host names are resolved there, for requests that these threads wait for.
+        self._threads = ThreadPoolExecutor(4, thread_name_prefix="msal")
+        self._applications: dict[UUID, ConfidentialClientApplication] = {}
+        self._held: dict[tuple[UUID, str], _Held] = {}
+        self._failed: dict[tuple[UUID, str], _Failed] = {}
+        self._flights: dict[tuple[UUID, str], asyncio.Task[str]] = {}
+
+    async def get(self, tenant_id: UUID, scope: str) -> str:
+        """
+        Return a token for *scope* (`https://<resource>/.default`) in *tenant_id*.
+
+        Raises Unauthorised when Entra ID refuses or the credential cannot be used, Throttled, or Unavailable. None
+        of these is raised as long as the token in hand is valid.
+        """
+        key = (tenant_id, scope)
+        held = self._held.get(key)
+        left = held.expires_at - monotonic() if held else 0.0
+        if held and left > RENEW_WITH_LEFT:
+            return held.token
+        failed = self._failed.get(key)
+        resting = failed is not None and failed.until > monotonic()
+        if held and left > USELESS_WITH_LEFT:
+            if not resting:
+                self._flight(key)
+            return held.token
+        if failed and resting:
+            raise failed.error.with_traceback(None)
+        return await asyncio.shield(self._flight(key))
+
+    def drop(self, tenant_id: UUID, scope: str, token: str) -> None:
+        """Forget *token*, which was answered with 401. A newer one that somebody else has got meanwhile stays."""
+        held = self._held.get((tenant_id, scope))
+        if held and held.token == token:
+            del self._held[tenant_id, scope]
+
+    async def close(self) -> None:
+        """Give up what is under way and let the threads go."""
+        flights = list(self._flights.values())
+        for flight in flights:
+            flight.cancel()
+        await asyncio.gather(*flights, return_exceptions=True)
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _flight(self, key: tuple[UUID, str]) -> asyncio.Task[str]:
+        flight = self._flights.get(key)
+        if flight is None:
+            flight = self._flights[key] = asyncio.create_task(self._fetch(*key))
+            flight.add_done_callback(lambda done: self._land(key, done))
+        return flight
+
+    def _land(self, key: tuple[UUID, str], flight: asyncio.Task[str]) -> None:
+        del self._flights[key]
+        # Asking for the exception also marks it as seen: a renewal in the background has nobody else who would.
+        error = None if flight.cancelled() else flight.exception()
+        if isinstance(error, M365Error):
+            rest = getattr(error, "retry_after", None) or self._pause
+            self._failed[key] = _Failed(error, monotonic() + rest)
+            log.warning("token.failed", tenant_id=str(key[0]), scope=key[1], error=str(error), retry_in=rest)
+        else:
+            self._failed.pop(key, None)
+
+    async def _fetch(self, tenant_id: UUID, scope: str) -> str:
+        loop = asyncio.get_running_loop()
+        asked_at = monotonic()
+        try:
+            answer = await loop.run_in_executor(self._threads, self._ask, tenant_id, scope, loop)
+            token = str(answer["access_token"])
+            self._held[tenant_id, scope] = _Held(token, asked_at + float(answer["expires_in"]))
+        except (Throttled, Unavailable):
+            raise
+        except Exception as error:
+            self._applications.pop(tenant_id, None)
+            raise _refusal(error) from error
+        return token
+
+    def _ask(self, tenant_id: UUID, scope: str, loop: asyncio.AbstractEventLoop) -> dict[str, Any]:
+        """Have MSAL ask Entra ID. Blocks: discovery, files, signatures; runs in a thread."""
+        application = self._applications.get(tenant_id)
+        if application is None:
+            application = self._applications[tenant_id] = ConfidentialClientApplication(
+                self._credential.client_id,
+                client_credential=_proof(self._credential),
+                authority=f"{self._authority}/{tenant_id}",
+                # It would only tell aliases of public clouds apart, and fails for any other host.
+                instance_discovery=False,
+                http_client=_EntraHttp(self._session, loop, self._timeout),
+            )
+        # MSAL would answer from a cache of its own, and with a token that was dropped.
+        application.remove_tokens_for_client()
+        answer: dict[str, Any] = application.acquire_token_for_client([scope])
+        return answer
+
+
+def _refusal(error: Exception) -> M365Error:
+    """Say what it means to a caller that no token came: MSAL raises anything for a file or a key that does not fit."""
+    if not isinstance(error, M365Error):
+        return Unauthorised(ROUTE, code="UnusableCredential", reason=f"{type(error).__name__}: {error}")
+    said: dict[str, Any] = {
+        "status": error.status,
+        "code": error.code,
+        "reason": error.reason,
+        "request_id": error.request_id,
+    }
+    if error.code == "temporarily_unavailable":
+        return Unavailable(error.route, may_have_happened=False, **said)
+    return Unauthorised(error.route, **said)
+
+
+def _proof(credential: Credential) -> str | dict[str, Any]:
+    """Say it in MSAL's words."""
+    if credential.secret:
+        return credential.secret.get_secret_value()
+    if token_file := credential.federated_token_file:
+        return {"client_assertion": lambda: token_file.read_text().strip()}
+    if credential.certificate is None:
+        raise ValueError("the credential holds no proof")
+    passphrase = credential.passphrase.get_secret_value() if credential.passphrase else None
+    if credential.certificate.suffix.lower() in {".pfx", ".p12"}:
+        return {
+            "private_key_pfx_path": str(credential.certificate),
+            "passphrase": passphrase,
+            "public_certificate": True,
+        }
+    return {
+        "private_key": (credential.key or credential.certificate).read_text(),
+        "passphrase": passphrase,
+        "public_certificate": credential.certificate.read_text(),
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class _EntraAnswer:
+    status_code: int
+    text: str
+    headers: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class _EntraHttp:
+    """
+    The HTTP client that MSAL is given.
+
+    MSAL runs in a thread and waits there; the request itself goes through our session, in the event loop. So there
+    is one trust store, one proxy setting and one reading of failures, and REQUESTS_CA_BUNDLE does not matter. Only
+    a 200 reaches MSAL: everything else leaves as one of M365Error.
+    """
+
+    session: aiohttp.ClientSession
+    loop: asyncio.AbstractEventLoop
+    timeout: float
+
+    def get(
+        self, url: str, params: Mapping[str, str] | None = None, headers: Mapping[str, str] | None = None, **_: Any
+    ) -> _EntraAnswer:
+        return self._wait("GET", URL(url).update_query(params), "GET /{tenant}/openid-configuration", headers, None)
+
+    def post(
+        self,
+        url: str,
+        params: Mapping[str, str] | None = None,
+        data: Mapping[str, str] | str | None = None,
+        headers: Mapping[str, str] | None = None,
+        **_: Any,
+    ) -> _EntraAnswer:
+        form = data if isinstance(data, str) else urlencode(data or {})
+        return self._wait("POST", URL(url).update_query(params), ROUTE, headers, form.encode())
+
+    def _wait(
+        self, method: str, url: URL, route: str, headers: Mapping[str, str] | None, data: bytes | None
+    ) -> _EntraAnswer:
+        content_type = {"Content-Type": "application/x-www-form-urlencoded"} if data else {}
+        sending = send(
+            self.session,
+            method,
+            url,
+            route=route,
+            explain=_explain,
+            effect=False,
+            timeout=self.timeout,
+            max_body=1024 * 1024,
+            proxy=proxy_for(url),
+            headers={**(headers or {}), **content_type},
+            data=data,
+        )
+        # The extra seconds only matter when the loop has stopped for good: a thread must not wait for ever.
+        answer = asyncio.run_coroutine_threadsafe(sending, self.loop).result(self.timeout + 5)
+        answer.json()
+        return _EntraAnswer(answer.status, answer.body.decode(), {})
+
+
+def _explain(body: bytes) -> tuple[str, str]:
+    """Read an OAuth 2.0 error (RFC 6749 5.2), without the trace ids with which Entra ID's description ends."""
+    error = json_object(body) or {}
+    return str(error.get("error", "")), str(error.get("error_description", "")).partition("Trace ID:")[0].strip()
