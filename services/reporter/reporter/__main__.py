@@ -1,0 +1,5 @@
+"""`python -m reporter`."""
+
+from reporter.app import main
+
+main()

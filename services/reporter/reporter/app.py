@@ -1,0 +1,75 @@
+"""Reporter: the composition root."""
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from backstop_contracts import (
+    BlockApplied,
+    BlockFailed,
+    BlockRemoved,
+    CaseExpired,
+    CaseUpdated,
+    MessageReported,
+    VerdictReady,
+)
+from chassis.app import Service
+from chassis.settings import ServiceSettings
+from mail import MailStore
+from reporter import handlers
+from reporter.http import make_router
+from reporter.upload import Uploads
+from reporter.worker import Worker
+
+
+class Settings(ServiceSettings):
+    """Reporter's settings."""
+
+    mail_store: str
+    """Where the raw mails are kept: a URL (`file:///...`, `s3://...`, `az://...`, `gs://...`)."""
+    max_mail_bytes: Annotated[int, Field(gt=0)] = 35 << 20
+    """Largest raw mail that is taken."""
+    large_mails_at_once: Annotated[int, Field(gt=0)] = 4
+    """Most uploads of more than 64 KB that are in memory at the same time; others wait."""
+    upload_seconds: Annotated[float, Field(gt=0)] = 120
+    """Longest time that one upload may take."""
+
+
+def build(settings: Settings) -> Service:
+    """Compose the service."""
+    service = Service(
+        "reporter",
+        settings,
+        title="Backstop reporter",
+        description="Users report mails that the filter let through, and hear what became of them.",
+        migrations=Path(__file__).parent / "migrations",
+    )
+    uploads = Uploads(
+        max_mail_bytes=settings.max_mail_bytes,
+        large_at_once=settings.large_mails_at_once,
+        seconds=settings.upload_seconds,
+    )
+    mails = MailStore(settings.mail_store)
+    service.answers(make_router(service.db, mails, uploads))
+    worker = Worker(service.db, mails)
+    service.works("delete_expired_mails", worker.delete_expired_mails, idle=10, woken=False)
+    service.works("sweep", worker.sweep, idle=24 * 3600, woken=False)
+    service.consumes(
+        {
+            MessageReported: handlers.on_message_reported,
+            CaseUpdated: handlers.on_case_updated,
+            BlockApplied: handlers.on_block_applied,
+            BlockFailed: handlers.on_block_failed,
+            BlockRemoved: handlers.on_block_removed,
+            VerdictReady: handlers.on_verdict_ready,
+            # Last: of what lies ready together, nothing is told about a case that was forgotten a moment before.
+            CaseExpired: handlers.on_case_expired,
+        }
+    )
+    return service
+
+
+def main() -> None:
+    """Run the service with the settings of the environment."""
+    build(Settings()).run()

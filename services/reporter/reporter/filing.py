@@ -1,0 +1,152 @@
+"""
+Take in reports: each once, whatever the channel and however often it is sent, with the events that follow from it.
+
+A transaction for each report costs more than all the rest of its intake, so the reports that come while one is
+running are filed together in the next.
+"""
+
+import asyncio
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from backstop_contracts import Actor, Block, BlockRequested, MessageReported
+from chassis import outbox
+from chassis.db import Database, Tx
+from mail import MailStore
+from reporter import store
+from reporter.rules import block_id, blockable
+
+TOGETHER = 50
+"""Most reports that are filed in one transaction."""
+TRANSACTIONS = 2
+"""Such transactions at the same time: while one waits for its commit, the next is on its way."""
+PATIENCE_SECONDS = 1.0
+"""Longest time that reports wait for what only one of them needs, such as a mail that is being deleted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """
+    A report that is to be filed, in the trace *cause*, and its sender to be blocked for the mailbox *block_for*.
+
+    Its mail *raw* must be in the mail store already.
+    """
+
+    report: MessageReported
+    raw: bytes
+    by: Actor
+    block_for: str | None
+    cause: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Filed:
+    """What became of a report. `block` is None when none was asked for, or the mail names no sender."""
+
+    repeated: bool
+    block: store.Block | None
+
+
+Waiting: TypeAlias = "tuple[Wish, asyncio.Future[Filed]]"
+
+
+class Filing:
+    """Files reports, those that wait together in one transaction."""
+
+    def __init__(self, db: Database, mails: MailStore) -> None:
+        self._db = db
+        self._mails = mails
+        self._waiting: list[Waiting] = []
+        self._running = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def file(self, wish: Wish) -> Filed:
+        """
+        Store a report and publish it, unless it was filed before; block its sender if that is wished.
+
+        Its mail is in the mail store when this returns, even if it expired in between. A report that is filed again
+        can still ask for the block, and whoever filed it hears what becomes of it. Raises StoreUnavailable when a mail
+        that expired could not be put back, and what PostgreSQL raises: as if it had been filed alone.
+        """
+        filed: asyncio.Future[Filed] = asyncio.get_running_loop().create_future()
+        self._waiting.append((wish, filed))
+        if self._running < TRANSACTIONS:
+            self._running += 1
+            self._start(self._file_what_waits())
+        return await filed
+
+    async def _file_what_waits(self) -> None:
+        try:
+            while self._waiting:
+                batch, self._waiting = self._waiting[:TOGETHER], self._waiting[TOGETHER:]
+                await self._file(batch, patience=PATIENCE_SECONDS)
+        finally:
+            # Before anything else can be added to what waits, or it would wait for nobody.
+            self._running -= 1
+
+    async def _file(self, batch: Sequence[Waiting], *, patience: float | None = None) -> None:
+        """File *batch* in one transaction; when that fails with limited patience, each alone and without limit."""
+        try:
+            async with self._db.transaction() as tx:
+                if patience is not None:
+                    await store.patient_for(tx, patience)
+                outcomes = await file(tx, [wish for wish, _ in batch], self._mails)
+        except Exception as error:  # noqa: BLE001 - whose fault it is, each finds out alone
+            for one in batch:
+                if patience is not None:
+                    self._start(self._file([one]))
+                elif not one[1].done():
+                    one[1].set_exception(error)
+        else:
+            for (_, filed), outcome in zip(batch, outcomes, strict=True):
+                if not filed.done():
+                    filed.set_result(outcome)
+
+    def _start(self, job: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(job)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+async def file(tx: Tx, wishes: Sequence[Wish], mails: MailStore) -> list[Filed]:
+    """File reports: see `Filing.file`."""
+    recorded = await store.record_reports(tx, [(wish.report, wish.by.id) for wish in wishes])
+    new = [(wish.report, wish.cause) for wish, one in zip(wishes, recorded, strict=True) if one.new]
+    await outbox.emit(tx, new)
+    filed = []
+    for wish, one in zip(wishes, recorded, strict=True):
+        if one.mail_gone:
+            await mails.put(wish.report.tenant_id, wish.raw)
+        if not one.new:
+            await store.add_filer(tx, wish.report, wish.by.id)
+        sender = blockable(wish.report.message)
+        block = await _block(tx, wish, wish.block_for, sender) if wish.block_for and sender else None
+        filed.append(Filed(not one.new, block))
+    return filed
+
+
+async def _block(tx: Tx, asked: Wish, mailbox: str, sender: str) -> store.Block:
+    """Ask for a block unless one stands or is on its way; one that failed or ended is asked for anew."""
+    report = asked.report
+    last = await store.last_block(tx, report.tenant_id, mailbox, sender)
+    if last and last.status in ("requested", "applied"):
+        await store.attach_block(tx, report.report_id, last.block_id)
+        return last
+    round_ = last.round + 1 if last else 1
+    block = store.Block(block_id(report.tenant_id, mailbox, sender, round_), sender, round_, "requested")
+    await store.attach_block(tx, report.report_id, block.block_id)
+    if await store.record_block(tx, report.tenant_id, mailbox, block):
+        wish = Block(
+            block_id=block.block_id,
+            scope="mailbox",
+            kind="sender",
+            value=sender,
+            mailbox=mailbox,
+            report_id=report.report_id,
+        )
+        requested = BlockRequested(
+            tenant_id=report.tenant_id, block=wish, requested_by=asked.by, requested_at=report.reported_at
+        )
+        await outbox.emit(tx, [(requested, asked.cause)])
+    return block

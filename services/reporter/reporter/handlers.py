@@ -1,0 +1,77 @@
+"""What reporter does with events: it remembers what its reporters will be told. It publishes nothing from here."""
+
+from collections.abc import Sequence
+
+import structlog
+
+from backstop_contracts import (
+    BlockApplied,
+    BlockFailed,
+    BlockRemoved,
+    CaseExpired,
+    CaseUpdated,
+    MessageReported,
+    VerdictReady,
+)
+from chassis.db import Tx
+from chassis.kafka import Received
+from reporter import store
+from reporter.rules import ORIGIN
+
+log = structlog.get_logger()
+
+
+async def on_message_reported(tx: Tx, reports: Sequence[Received[MessageReported]]) -> None:
+    """
+    Keep the reports of other channels beside our own: as long as they stand, nobody deletes their mails.
+
+    Their channel has put the mail into the store before, without holding it. Should the same mail, of a case that has
+    expired, be deleted in just these seconds, the log says so, and the submission will say that its mail is missing.
+    """
+    others = [received.event for received in reports if received.event.origin != ORIGIN]
+    if others:
+        for report_id in await store.record_others(tx, others):
+            log.error("mail.may_be_missing", report_id=report_id)
+
+
+async def on_case_updated(tx: Tx, updates: Sequence[Received[CaseUpdated]]) -> None:
+    """Remember which case each report belongs to, and how far the case is."""
+    events = sorted((received.event for received in updates), key=lambda event: event.changed_at)
+    await store.assign_cases(tx, {report_id: event.case_id for event in events for report_id in event.report_ids})
+    await store.record_cases(tx, list({event.case_id: event for event in events}.values()))
+
+
+async def on_verdict_ready(tx: Tx, verdicts: Sequence[Received[VerdictReady]]) -> None:
+    """Remember what Microsoft concluded about cases."""
+    events = sorted((received.event for received in verdicts), key=lambda event: event.read_at)
+    await store.record_verdicts(tx, list({event.case_id: event for event in events}.values()))
+
+
+async def on_block_applied(tx: Tx, applied: Sequence[Received[BlockApplied]]) -> None:
+    """Remember that senders are blocked."""
+    await store.settle_blocks(tx, {received.event.block.block_id: ("applied", None) for received in applied})
+
+
+async def on_block_failed(tx: Tx, failed: Sequence[Received[BlockFailed]]) -> None:
+    """Remember why senders will not be blocked."""
+    await store.settle_blocks(
+        tx, {received.event.block.block_id: ("failed", received.event.reason) for received in failed}
+    )
+
+
+async def on_block_removed(tx: Tx, removed: Sequence[Received[BlockRemoved]]) -> None:
+    """Remember that senders are not blocked any more."""
+    await store.settle_blocks(
+        tx, {received.event.block.block_id: ("removed", received.event.reason) for received in removed}
+    )
+
+
+async def on_case_expired(tx: Tx, expired: Sequence[Received[CaseExpired]]) -> None:
+    """
+    Forget cases and their reports, and make the mails due that they leave behind; the worker deletes them.
+
+    What is read of such a case afterwards, from another topic, finds none of its reports: case-updated is dropped, and
+    what a verdict leaves is swept up. A report that triage has put into another case by now stays, and so does its
+    mail. Blocks stay: they are the mailbox's setting, and their rounds make a later wish a new one.
+    """
+    await store.forget_cases(tx, [received.event.case_id for received in expired])

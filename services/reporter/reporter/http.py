@@ -1,0 +1,173 @@
+"""Reporter over HTTP: report a mail, and hear what became of the report."""
+
+import asyncio
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+import structlog
+from fastapi import APIRouter, Depends, Request, Response
+from pydantic import BaseModel, Field
+
+from backstop_contracts import Actor, Conclusion, Folder, MailboxMessage, MessageReported, ReportedAs
+from chassis import telemetry
+from chassis.auth import Caller, require
+from chassis.db import Database
+from chassis.http import Problem, problems
+from mail import MailFacts, MailStore, StoreUnavailable, parse
+from reporter import rules, store
+from reporter.filing import Filing, Wish
+from reporter.openapi import REPORT_REQUEST
+from reporter.upload import SMALL_BYTES, Attributes, Uploads
+
+log = structlog.get_logger()
+
+Filer = Annotated[Caller, Depends(require("Reporter"))]
+Reader = Annotated[Caller, Depends(require("Reporter", "SecurityReader", "SecurityAdministrator"))]
+
+SECURITY = {"SecurityReader", "SecurityAdministrator"}
+NO_SENDER = "The mail names no sender that could be blocked; the report stands without the block."
+
+
+class BlockState(BaseModel):
+    """The wish to block the mail's sender for the reporter's mailbox, and what became of it."""
+
+    status: Literal["requested", "applied", "failed", "removed", "not-possible"]
+    explanation: str
+    block_id: UUID | None = None
+    sender: str | None = None
+    reason: str | None = None
+
+
+class Accepted(BaseModel):
+    """The report is durable and acts once. `repeated`: it was filed before, and nothing new comes of the mail."""
+
+    report_id: UUID
+    status_url: str
+    repeated: bool
+    block: BlockState | None = None
+
+
+class ReportState(BaseModel):
+    """A report and what became of it, so far."""
+
+    report_id: UUID
+    reporter: str
+    reported_as: ReportedAs
+    folder: Folder
+    reported_at: datetime
+    status: rules.Status
+    conclusion: Annotated[Conclusion | None, Field(description="Microsoft's verdict; null until there is one.")]
+    explanation: str
+    block: BlockState | None
+
+
+def make_router(db: Database, mails: MailStore, uploads: Uploads) -> APIRouter:
+    """Make reporter's routes over *db* and the mail store."""
+    router = APIRouter(prefix="/v1/reports", tags=["reports"])
+    filing = Filing(db, mails)
+
+    @router.post(
+        "",
+        operation_id="report_mail",
+        status_code=202,
+        openapi_extra=REPORT_REQUEST,
+        responses=problems(400, 401, 403, 408, 413, 415, 422, 503),
+    )
+    async def report_mail(request: Request, response: Response, caller: Filer) -> Accepted:
+        """
+        Report a mail that the filter let through, and block its sender for the reporter's own mailbox if wanted.
+
+        202: mail and report are durable. The same reporter saying the same of the same mail is one report, however
+        often it is sent. Anything else: nothing was kept.
+        """
+        by = Actor(kind="app" if caller.is_app else "user", id=caller.oid, name=caller.name)
+        async with uploads.receive(request) as upload:
+            facts = await _facts(upload.raw)
+            report, mailbox = _report(caller, upload.said, facts)
+            wanted = upload.said.block_sender
+            try:
+                await mails.put(caller.tenant_id, upload.raw)
+                filed = await filing.file(
+                    Wish(report, upload.raw, by, mailbox if wanted else None, telemetry.current_traceparent())
+                )
+            except StoreUnavailable:
+                raise Problem(
+                    503, "The mail store is away", "nothing was kept; send the same request again", retry_after=5
+                ) from None
+        log.info("report.accepted", report_id=report.report_id, repeated=filed.repeated, block=bool(filed.block))
+        response.headers["Location"] = f"/v1/reports/{report.report_id}"
+        return Accepted(
+            report_id=report.report_id,
+            status_url=response.headers["Location"],
+            repeated=filed.repeated,
+            block=_block(filed.block) or BlockState(status="not-possible", explanation=NO_SENDER) if wanted else None,
+        )
+
+    @router.get("/{report_id}", operation_id="read_report", responses=problems(401, 403, 404, 422, 503))
+    async def read_report(caller: Reader, report_id: UUID) -> ReportState:
+        """Tell what became of a report: whoever filed it, and security staff. To others it is unknown."""
+        report = await store.find_report(db.pool, caller.tenant_id, report_id)
+        if report is None or not (caller.oid in report.filed_by or caller.roles & SECURITY):
+            raise Problem(404, "Unknown report", f"there is no report {report_id} of yours")
+        status, explanation = rules.progress(report.status, report.conclusion, report.override)
+        return ReportState(
+            report_id=report_id,
+            reporter=report.reporter,
+            reported_as=report.reported_as,
+            folder=report.folder,
+            reported_at=report.reported_at,
+            status=status,
+            conclusion=report.conclusion if status is rules.Status.VERDICT else None,
+            explanation=explanation,
+            block=_block(report.block),
+        )
+
+    return router
+
+
+async def _facts(raw: bytes) -> MailFacts:
+    facts = parse(raw) if len(raw) <= SMALL_BYTES else await asyncio.to_thread(parse, raw)
+    if not facts.is_mail:
+        raise Problem(
+            422, "This is not a mail", "send the raw mail with its headers, as in an .eml file; nothing was kept"
+        )
+    return facts
+
+
+def _report(caller: Caller, said: Attributes, facts: MailFacts) -> tuple[MessageReported, str]:
+    """Make the event of a report, and say which mailbox a block would be for."""
+    place = MailboxMessage(**said.mailbox_message.model_dump()) if said.mailbox_message else None
+    try:
+        if caller.is_app:
+            if said.reporter is None:
+                raise Problem(422, "Whose report is it?", "an application must say reporter; nothing was kept")
+            reporter = rules.Reporter(said.reporter, said.reporter.lower())
+        else:
+            reporter = rules.person(caller.oid, caller.name, said.reporter)
+            if place:
+                own = rules.own_mailbox(caller.oid, caller.name, place.user_id)
+                place = place.model_copy(update={"user_id": own})
+    except rules.NotYoursError as error:
+        raise Problem(403, "Not allowed", f"{error}; nothing was kept") from None
+    message = rules.message_of(facts)
+    report = MessageReported(
+        tenant_id=caller.tenant_id,
+        report_id=rules.report_id(caller.tenant_id, reporter.address, message, said.reported_as),
+        reporter=reporter.address,
+        reported_as=said.reported_as,
+        folder=said.folder or rules.folder_of(facts),
+        origin=rules.ORIGIN,
+        reported_at=datetime.now(UTC),
+        message=message,
+        mailbox_message=place,
+    )
+    return report, reporter.mailbox
+
+
+def _block(block: store.Block | None) -> BlockState | None:
+    if block is None:
+        return None
+    state: dict[str, Any] = {"status": block.status, "reason": block.reason}
+    explanation = rules.block_explained(block.status, block.reason)
+    return BlockState(block_id=block.block_id, sender=block.sender, explanation=explanation, **state)

@@ -1,0 +1,52 @@
+"""Without a good token with the right role nothing is taken and nothing is told."""
+
+import base64
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+BAD_TOKENS = {
+    "expired": {"expires_in": -120},
+    "not yet valid": {"not_before_in": 600},
+    "of a tenant that is not served": {"claims": {"tid": str(uuid4())}},
+    "for another audience": {"audience": str(uuid4())},
+    "of another issuer": {"issuer": "https://login.example.com/v2.0"},
+    "signed with a key of somebody else": {"foreign_key": True},
+    "signed with an unknown key": {"kid": "unknown"},
+    "without a signature": {"algorithm": "none"},
+    "signed with HS256": {"algorithm": "HS256"},
+    "without an object id": {"claims": {"oid": None}},
+}
+
+
+async def ask(running: Any, raw: bytes, headers: dict[str, str]) -> list[tuple[int, str]]:
+    """Report a mail and read a report; return status and content type of both answers."""
+    body = {"mail": base64.b64encode(raw).decode(), "reported_as": "phishing"}
+    async with (
+        running.client.post("/v1/reports", json=body, headers=headers) as reported,
+        running.client.get(f"/v1/reports/{uuid4()}", headers=headers) as read,
+    ):
+        return [(reported.status, reported.content_type), (read.status, read.content_type)]
+
+
+@pytest.mark.parametrize("order", BAD_TOKENS.values(), ids=BAD_TOKENS)
+async def test_a_bad_token_is_refused(running: Any, token: Any, make_mail: Any, order: dict[str, Any]) -> None:
+    """Whatever is wrong with a token, the answer is 401 and nothing is kept."""
+    headers = await token("Reporter", "SecurityAdministrator", **order)
+    assert await ask(running, make_mail(), headers) == [(401, "application/problem+json")] * 2
+    assert set((await running.kept()).values()) == {0}
+
+
+@pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer"}, {"Authorization": "Bearer a.b.c"}])
+async def test_no_token_is_refused(running: Any, make_mail: Any, headers: dict[str, str]) -> None:
+    """Every route wants a bearer token."""
+    assert await ask(running, make_mail(), headers) == [(401, "application/problem+json")] * 2
+
+
+@pytest.mark.parametrize("roles", [(), ("SecurityReader",), ("SecurityAdministrator",), ("reporter",)])
+async def test_only_a_reporter_reports(running: Any, token: Any, make_mail: Any, roles: tuple[str, ...]) -> None:
+    """Whoever has no role Reporter cannot report, however much else they may do."""
+    (status, kind), _ = await ask(running, make_mail(), await token(*roles))
+    assert (status, kind) == (403, "application/problem+json")
+    assert set((await running.kept()).values()) == {0}

@@ -1,0 +1,382 @@
+"""A mail is taken whole and within bounds, or not at all; each refusal says why, and that nothing was kept."""
+
+import asyncio
+import base64
+import io
+import resource
+from collections.abc import AsyncIterator
+from typing import Any
+
+import orjson
+import pytest
+
+MEGABYTE = 1 << 20
+LIMIT = 35 * MEGABYTE
+MAIL = b"From: mallory@fabrikam.example\r\nSubject: Parcel\r\nMessage-ID: <1@fabrikam.example>\r\n\r\nhello\r\n"
+BASE64 = base64.b64encode(MAIL).decode()
+RFC822 = {"Content-Type": "message/rfc822"}
+JSON = {"Content-Type": "application/json"}
+FORM = {"Content-Type": "multipart/form-data; boundary=b"}
+
+
+def json_with(**fields: Any) -> bytes:
+    """Write a JSON body; None removes a field."""
+    body = {"mail": BASE64, "reported_as": "phishing", "reporter": "ann@contoso.example", **fields}
+    return orjson.dumps({name: value for name, value in body.items() if value is not None})
+
+
+def part(name: str, content: bytes = b"phishing", more: str = "") -> bytes:
+    """Write one part of a form."""
+    return f'--b\r\nContent-Disposition: form-data; name="{name}"{more}\r\n\r\n'.encode() + content + b"\r\n"
+
+
+FIELDS = part("mail", MAIL) + part("reported_as") + part("reporter", b"ann@contoso.example")
+QUERY = "?reported_as=phishing&reporter=ann%40contoso.example"
+
+REFUSED: dict[str, tuple[int, str, dict[str, str], bytes]] = {
+    # What the body is.
+    "no content type": (415, "", {}, MAIL),
+    "plain text": (415, "", {"Content-Type": "text/plain"}, MAIL),
+    "a URL-encoded form": (415, "", {"Content-Type": "application/x-www-form-urlencoded"}, b"reported_as=phishing"),
+    "compressed": (415, QUERY, RFC822 | {"Content-Encoding": "gzip"}, MAIL),
+    "nothing": (400, QUERY, RFC822, b""),
+    "an empty mail in JSON": (400, "", JSON, json_with(mail="")),
+    "an empty mail in a form": (400, "", FORM, part("mail", b"") + part("reported_as") + b"--b--\r\n"),
+    "not a mail": (422, QUERY, RFC822, b"%PDF-1.7 and so on"),
+    "HTML": (422, QUERY, RFC822, b"<!DOCTYPE html><html><body>hello</body></html>"),
+    "not a mail in JSON": (422, "", JSON, json_with(mail=base64.b64encode(b"hello").decode())),
+    # JSON.
+    "empty JSON": (422, "", JSON, b""),
+    "cut JSON": (422, "", JSON, json_with()[:-20]),
+    "a JSON list": (422, "", JSON, b"[]"),
+    "JSON that is not UTF-8": (422, "", JSON, b'{"mail": "\xff"}'),
+    "deep JSON": (422, "", JSON, b"[" * 50_000),
+    "no mail in JSON": (422, "", JSON, json_with(mail=None)),
+    "a mail that is a number": (422, "", JSON, json_with(mail=7)),
+    "cut base64": (400, "", JSON, json_with(mail=BASE64[:-3])),
+    "base64 with other characters": (400, "", JSON, json_with(mail="!" + BASE64)),
+    "base64 that is not ASCII": (400, "", JSON, json_with(mail="é" + BASE64)),
+    # The form.
+    "no boundary": (400, "", {"Content-Type": "multipart/form-data"}, FIELDS + b"--b--\r\n"),
+    "a boundary that is too long": (400, "", {"Content-Type": f"multipart/form-data; boundary={'b' * 2000}"}, FIELDS),
+    "another boundary": (400, "", FORM, FIELDS.replace(b"--b", b"--c") + b"--c--\r\n"),
+    "a form that is cut in the mail": (400, "", FORM, FIELDS[:90]),
+    "a form that is cut after the mail": (400, "", FORM, part("mail", MAIL)),
+    "a form without its last boundary": (400, "", FORM, FIELDS),
+    "a part without a name": (400, "", FORM, b"--b\r\nX: y\r\n\r\nz\r\n" + FIELDS + b"--b--\r\n"),
+    "a form without a mail": (422, "", FORM, part("reported_as") + b"--b--\r\n"),
+    "two mails": (422, "", FORM, part("mail", MAIL) + FIELDS + b"--b--\r\n"),
+    "an encoded part": (
+        415,
+        "",
+        FORM,
+        b'--b\r\nContent-Disposition: form-data; name="mail"\r\nContent-Transfer-Encoding: base64\r\n\r\n'
+        + BASE64.encode()
+        + b"\r\n--b--\r\n",
+    ),
+    "a long field": (422, "", FORM, part("reported_as", b"x" * 5000) + FIELDS + b"--b--\r\n"),
+    "many fields": (422, "", FORM, b"".join(part(f"f{n}", b"") for n in range(20)) + FIELDS + b"--b--\r\n"),
+    "a field that is not UTF-8": (422, "", FORM, part("folder", b"\xff") + FIELDS + b"--b--\r\n"),
+    # What is said about the mail.
+    "nothing said": (422, "", JSON, json_with(reported_as=None)),
+    "an unknown word": (422, "", JSON, json_with(reported_as="spam")),
+    "an unknown folder": (422, "", JSON, json_with(folder="archive")),
+    "an unknown field in JSON": (422, "", JSON, json_with(colour="red")),
+    "an unknown field in the query": (422, QUERY + "&colour=red", RFC822, MAIL),
+    "an unknown field in a form": (422, "", FORM, part("colour") + FIELDS + b"--b--\r\n"),
+    "the same field twice in the query": (422, QUERY + "&reported_as=junk", RFC822, MAIL),
+    "the same field twice in a form": (422, "", FORM, part("reported_as", b"junk") + FIELDS + b"--b--\r\n"),
+    "a query beside JSON": (422, "?block_sender=true", JSON, json_with()),
+    "a query beside a form": (422, "?block_sender=true", FORM, FIELDS + b"--b--\r\n"),
+    "no truth value": (422, "", JSON, json_with(block_sender="perhaps")),
+    "no address": (422, "", JSON, json_with(reporter="ann")),
+    "an address with a name": (422, "", JSON, json_with(reporter="Ann <ann@contoso.example>")),
+    "two addresses": (422, "", JSON, json_with(reporter="ann@contoso.example,bob@contoso.example")),
+    "an address with a line break": (422, "", JSON, json_with(reporter="ann@contoso.example\n")),
+    "a long address": (422, "", JSON, json_with(reporter=f"ann@{'c.' * 150}example")),
+    "an address that is a number": (422, "", JSON, json_with(reporter=7)),
+    "a place without a message": (422, "", JSON, json_with(mailbox_message={"user_id": "ann@contoso.example"})),
+    "a place that is a word": (422, "", JSON, json_with(mailbox_message="AAMk=")),
+    "a place with an unknown field": (
+        422,
+        "",
+        JSON,
+        json_with(mailbox_message={"user_id": "ann@contoso.example", "message_id": "AAMk=", "folder": "x"}),
+    ),
+    "a place that leads elsewhere": (
+        422,
+        "",
+        JSON,
+        json_with(mailbox_message={"user_id": "../../me", "message_id": "AAMk="}),
+    ),
+    "a message that leads elsewhere": (
+        422,
+        QUERY + "&mailbox_message.user_id=ann%40contoso.example&mailbox_message.message_id=..%2Fmove",
+        RFC822,
+        MAIL,
+    ),
+}
+
+
+@pytest.fixture
+async def add_in(token: Any) -> dict[str, str]:
+    """Give the headers of an application that may report."""
+    headers: dict[str, str] = await token("Reporter", app=True)
+    return headers
+
+
+@pytest.mark.parametrize(("status", "query", "headers", "body"), REFUSED.values(), ids=REFUSED)
+async def test_a_bad_upload_is_refused_with_the_reason(
+    running: Any, add_in: dict[str, str], status: int, query: str, headers: dict[str, str], body: bytes
+) -> None:
+    """The answer is problem details that say so, and nothing was kept."""
+    async with running.client.post(
+        f"/v1/reports{query}", data=body, headers=add_in | headers, skip_auto_headers=["Content-Type"]
+    ) as answer:
+        problem = await answer.json()
+
+    assert (answer.status, answer.content_type) == (status, "application/problem+json")
+    assert problem["status"] == status
+    assert "nothing was kept" in problem["detail"]
+    assert len(problem["detail"]) < 300
+    assert set((await running.kept()).values()) == {0}
+
+
+@pytest.mark.parametrize(
+    ("headers", "query", "body"),
+    [
+        (RFC822, QUERY, MAIL),
+        ({"Content-Type": "Message/RFC822; charset=us-ascii"}, QUERY, MAIL),
+        (JSON, "", json_with()),
+        ({"Content-Type": "application/json; charset=utf-8"}, "", json_with()),
+        (FORM, "", FIELDS + b"--b--\r\n"),
+        (FORM, "", b"\r\n" + FIELDS + b"--b--\r\nan epilogue"),
+    ],
+)
+async def test_a_good_upload_is_taken(
+    running: Any, add_in: dict[str, str], headers: dict[str, str], query: str, body: bytes
+) -> None:
+    """What the refused uploads are variations of is taken."""
+    async with running.client.post(f"/v1/reports{query}", data=body, headers=add_in | headers) as answer:
+        assert answer.status == 202
+    assert await running.kept() == {"reports": 1, "blocks": 0, "outbox": 1, "mails": 1}
+
+
+async def test_a_refusal_names_the_fields_that_are_wrong(running: Any, add_in: dict[str, str]) -> None:
+    """`errors` says where and what, without repeating at length what was sent."""
+    fields = {"folder": "archive", "x" * 100_000: 1, "reporter": "y" * 100_000}
+    async with running.client.post("/v1/reports", data=json_with(**fields), headers=add_in | JSON) as answer:
+        text = await answer.text()
+
+    assert {error["where"] for error in orjson.loads(text)["errors"]} == {"folder", "reporter", "x" * 100}
+    assert len(text) < 2000
+
+
+def mail_of(size: int) -> bytes:
+    """Write a mail of exactly *size* bytes."""
+    line = b"x" * 74 + b"\r\n"
+    return (MAIL + line * ((size - len(MAIL)) // len(line) + 1))[: size - 2] + b"\r\n"
+
+
+def as_rfc822(raw: bytes) -> tuple[str, dict[str, str], bytes]:
+    """Send a mail as it is."""
+    return QUERY, RFC822, raw
+
+
+def as_form(raw: bytes) -> tuple[str, dict[str, str], bytes]:
+    """Send a mail as a file of a form."""
+    return "", FORM, FIELDS.replace(MAIL, raw) + b"--b--\r\n"
+
+
+def as_json(raw: bytes) -> tuple[str, dict[str, str], bytes]:
+    """Send a mail in base64."""
+    return "", JSON, json_with(mail=base64.b64encode(raw).decode())
+
+
+async def pieces(body: bytes) -> AsyncIterator[bytes]:
+    """Send *body* piece by piece, without announcing its length."""
+    for start in range(0, len(body), MEGABYTE):
+        yield body[start : start + MEGABYTE]
+
+
+@pytest.mark.parametrize("way", [as_rfc822, as_form, as_json])
+@pytest.mark.parametrize("announced", [True, False], ids=["Content-Length", "chunked"])
+async def test_35_mb_are_taken_and_one_byte_more_is_not(
+    running: Any, add_in: dict[str, str], way: Any, *, announced: bool
+) -> None:
+    """The limit is about the mail, however it is sent, and holds to the byte."""
+    for size, status in ((LIMIT + 1, 413), (LIMIT + MEGABYTE, 413), (LIMIT, 202)):
+        query, headers, body = way(mail_of(size))
+        data = io.BytesIO(body) if announced else pieces(body)
+        async with running.client.post(f"/v1/reports{query}", data=data, headers=add_in | headers) as answer:
+            assert answer.status == status, await answer.text()
+            if status == 413:
+                assert answer.content_type == "application/problem+json"
+                assert str(LIMIT) in (await answer.json())["detail"]
+                assert set((await running.kept()).values()) == {0}
+    (stored,) = running.stored()
+    assert stored.stat().st_size == LIMIT
+
+
+@pytest.mark.usefixtures("db")
+async def test_an_upload_without_end_is_refused_when_it_passes_the_limit(run_reporter: Any, add_in: Any) -> None:
+    """Nobody has to finish an upload that will not be taken."""
+    ended = asyncio.Event()
+
+    async def endless() -> AsyncIterator[bytes]:
+        yield MAIL
+        while not ended.is_set():
+            yield b"x" * 10_000
+            await asyncio.sleep(0)
+
+    async with run_reporter(max_mail_bytes=MEGABYTE) as running:
+        url = f"/v1/reports{QUERY}"
+        async with running.client.post(url, data=endless(), headers=add_in | RFC822) as answer:
+            assert answer.status == 413
+        ended.set()
+        assert set((await running.kept()).values()) == {0}
+
+
+@pytest.mark.parametrize(("headers", "body"), [(RFC822, MAIL), (FORM, FIELDS + b"--b--\r\n"), (JSON, json_with())])
+async def test_an_upload_that_breaks_off_leaves_nothing(
+    running: Any, add_in: dict[str, str], headers: dict[str, str], body: bytes
+) -> None:
+    """When fewer bytes come than were announced, the mail is not taken for whole."""
+    url = running.client._base_url
+    _, writer = await asyncio.open_connection(url.host, url.port)
+    lines = [f"{name}: {value}" for name, value in (add_in | headers).items()]
+    query = QUERY if headers is RFC822 else ""
+    start = [f"POST /v1/reports{query} HTTP/1.1", "Host: x", f"Content-Length: {len(body) + 1}", *lines, "", ""]
+    writer.write("\r\n".join(start).encode() + body)
+    await writer.drain()
+    writer.close()
+    await writer.wait_closed()
+    # The server takes connections up in turn: when this answer is here, the broken one has been dealt with.
+    async with running.client.post(f"/v1/reports{QUERY}&folder=archive", data=MAIL, headers=add_in | RFC822) as answer:
+        assert answer.status == 422
+    assert set((await running.kept()).values()) == {0}
+
+
+async def test_an_upload_that_breaks_off_is_answered_400(running: Any, add_in: dict[str, str]) -> None:
+    """A client that can still read is told that the upload was not whole."""
+    sent: list[Any] = []
+    coming = iter([{"type": "http.request", "body": MAIL[:20], "more_body": True}, {"type": "http.disconnect"}])
+
+    async def receive() -> Any:
+        return next(coming)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    headers = add_in | RFC822 | {"Content-Length": str(len(MAIL))}
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": "POST",
+        "scheme": "http",
+        "path": "/v1/reports",
+        "raw_path": b"/v1/reports",
+        "query_string": QUERY[1:].encode(),
+        "headers": [(name.lower().encode(), value.encode()) for name, value in headers.items()],
+        "server": ("127.0.0.1", 80),
+        "client": ("127.0.0.1", 1),
+        "root_path": "",
+        "state": {},
+    }
+    await running.api(scope, receive, send)
+
+    assert sent[0]["status"] == 400
+    assert orjson.loads(sent[1]["body"])["title"] == "The upload broke off"
+    assert set((await running.kept()).values()) == {0}
+
+
+@pytest.mark.usefixtures("db")
+async def test_an_upload_that_stands_still_is_ended(run_reporter: Any, add_in: dict[str, str]) -> None:
+    """Whoever sends too slowly does not hold up others for ever."""
+    answered = asyncio.Event()
+
+    async def stalled() -> AsyncIterator[bytes]:
+        yield MAIL
+        await answered.wait()
+
+    async with run_reporter(seconds=0.2) as running:
+        url = f"/v1/reports{QUERY}"
+        async with running.client.post(url, data=stalled(), headers=add_in | RFC822) as answer:
+            assert (answer.status, answer.content_type) == (408, "application/problem+json")
+        answered.set()
+        assert set((await running.kept()).values()) == {0}
+
+
+@pytest.mark.usefixtures("db")
+async def test_large_mails_take_turns_and_small_ones_pass_by(run_reporter: Any, add_in: dict[str, str]) -> None:
+    """When there is no room for another large mail it is sent away for later; small ones need no room."""
+    started, release = asyncio.Event(), asyncio.Event()
+
+    async def large() -> AsyncIterator[bytes]:
+        yield MAIL
+        started.set()
+        await release.wait()
+        yield b"x" * MEGABYTE
+
+    async with run_reporter(large_at_once=1, patience=0.2) as running:
+        url, headers = f"/v1/reports{QUERY}", add_in | RFC822
+
+        async def post(data: Any) -> tuple[int, str | None]:
+            async with running.client.post(url, data=data, headers=headers) as answer:
+                return answer.status, answer.headers.get("Retry-After")
+
+        first = asyncio.create_task(post(large()))
+        await started.wait()
+        second = await post(io.BytesIO(mail_of(MEGABYTE)))
+        small = await post(MAIL)
+        release.set()
+
+        assert (second, small) == ((503, "10"), (202, None))
+        assert await first == (202, None)
+        assert await post(io.BytesIO(mail_of(MEGABYTE))) == (202, None)
+
+
+async def test_a_full_disk_is_503_and_the_same_mail_is_taken_when_there_is_space(
+    running: Any, add_in: dict[str, str]
+) -> None:
+    """Nothing was kept of it, neither a report nor half a mail, and nobody has to mend anything."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    url, headers, raw = f"/v1/reports{QUERY}", add_in | RFC822, mail_of(5 * MEGABYTE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4 * MEGABYTE, hard))
+    try:
+        async with running.client.post(url, data=io.BytesIO(raw), headers=headers) as answer:
+            assert (answer.status, answer.content_type) == (503, "application/problem+json")
+            assert answer.headers["Retry-After"] == "5"
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert set((await running.kept()).values()) == {0}
+    async with running.client.post(url, data=io.BytesIO(raw), headers=headers) as answer:
+        assert answer.status == 202
+    assert await running.kept() == {"reports": 1, "blocks": 0, "outbox": 1, "mails": 1}
+
+
+BOMBS = {
+    "mails in each other": MAIL[:-7] + b"Content-Type: message/rfc822\r\n\r\n" * 10_000,
+    "multiparts in each other": MAIL[:-9]
+    + b"".join(b"Content-Type: multipart/mixed; boundary=b%d\r\n\r\n--b%d\r\n" % (n, n) for n in range(10_000)),
+    "parts": MAIL[:-9] + b"Content-Type: multipart/mixed; boundary=b\r\n\r\n" + b"--b\r\n\r\nx\r\n" * 100_000,
+    "fields": MAIL[:-9] + b"X-A: b\r\n" * 100_000 + b"\r\n",
+    "recipients": MAIL[:-9] + b"".join(b"To: a%d@b.example\r\n" % n for n in range(9_000)) + b"\r\n",
+    "tags": MAIL[:-9] + b"Content-Type: text/html\r\n\r\n" + b"<b>" * 1_000_000,
+    "base64": MAIL[:-9] + b"Content-Transfer-Encoding: base64\r\n\r\n" + b"AAAA" * 2_000_000,
+}
+
+
+@pytest.mark.parametrize("raw", BOMBS.values(), ids=BOMBS)
+async def test_a_mail_made_to_hurt_is_a_report_like_any_other(running: Any, add_in: dict[str, str], raw: bytes) -> None:
+    """Its event is small, whatever it holds, and health is answered meanwhile."""
+    url, headers = f"/v1/reports{QUERY}", add_in | RFC822
+    posting = asyncio.create_task(running.client.post(url, data=io.BytesIO(raw), headers=headers))
+    async with running.client.get("/livez") as alive:
+        assert alive.status == 200
+    assert (await posting).status == 202
+    (payload,) = await running.db.pool.fetch("SELECT payload FROM outbox")
+    assert len(payload["payload"]) < 20_000
+    (stored,) = running.stored()
+    assert stored.read_bytes() == raw
