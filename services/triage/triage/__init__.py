@@ -1,0 +1,1 @@
+"""Triage: one case per reported mail, the policy, admins' decisions."""

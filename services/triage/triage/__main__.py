@@ -1,0 +1,5 @@
+"""`python -m triage`."""
+
+from triage.app import main
+
+main()

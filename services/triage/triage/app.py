@@ -1,0 +1,97 @@
+"""Triage: the composition root."""
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+from uuid import UUID
+
+from pydantic import BeforeValidator, Field, model_validator
+from pydantic_settings import NoDecode
+
+from backstop_contracts import (
+    BlockApplied,
+    BlockAppliedV2,
+    BlockFailed,
+    BlockFailedV2,
+    BlockRemoved,
+    BlockRemovedV2,
+    MessageReported,
+    ReleaseDecided,
+    SubmissionCreated,
+    SubmissionDelayed,
+    SubmissionFailed,
+    VerdictReady,
+)
+from chassis.app import Service
+from chassis.settings import ServiceSettings
+from triage import handlers
+from triage.http import make_router
+from triage.rules import Retention, load_policy
+from triage.worker import expire_due
+
+
+def _days_by_tenant(value: Any) -> Any:
+    """Read `tenant=days,tenant=days`, as environments hold it."""
+    if not isinstance(value, str):
+        return value
+    pairs = [item.partition("=") for item in value.split(",") if item.strip()]
+    if any(not sign for _, sign, _ in pairs):
+        raise ValueError("write it as tenant=days,tenant=days")
+    if len({tenant.strip() for tenant, _, _ in pairs}) < len(pairs):
+        raise ValueError("a tenant is named twice")
+    return {tenant.strip(): days.strip() for tenant, _, days in pairs}
+
+
+class Settings(ServiceSettings):
+    """Triage's settings."""
+
+    policy_file: Path | None = None
+    """When a case is submitted or blocked without asking (TOML). None: never."""
+    retention_days: int = 30
+    """How long a closed case is kept after the last thing that happened to it, with its reports and raw mails."""
+    retention_days_by_tenant: Annotated[dict[UUID, int], NoDecode, BeforeValidator(_days_by_tenant)] = Field({})
+    """The same for single tenants, where it differs."""
+
+    @model_validator(mode="after")
+    def _check_retention(self) -> "Settings":
+        self.retention()
+        return self
+
+    def retention(self) -> Retention:
+        """Return both. Raises ValueError when days are too few."""
+        return Retention(self.retention_days, self.retention_days_by_tenant)
+
+
+def build(settings: Settings) -> Service:
+    """Compose the service."""
+    service = Service(
+        "triage",
+        settings,
+        title="Backstop triage",
+        description="User reported messages as cases; admins' decisions on them.",
+        migrations=Path(__file__).parent / "migrations",
+    )
+    service.consumes(
+        {
+            MessageReported: partial(handlers.on_message_reported, policy=load_policy(settings.policy_file)),
+            SubmissionDelayed: handlers.on_submission_delayed,
+            SubmissionCreated: handlers.on_submission_created,
+            SubmissionFailed: handlers.on_submission_failed,
+            BlockApplied: handlers.on_block_applied,
+            BlockFailed: handlers.on_block_failed,
+            BlockRemoved: handlers.on_block_removed,
+            BlockAppliedV2: handlers.on_block_applied,
+            BlockFailedV2: handlers.on_block_failed,
+            BlockRemovedV2: handlers.on_block_removed,
+            ReleaseDecided: handlers.on_release_decided,
+            VerdictReady: handlers.on_verdict_ready,
+        }
+    )
+    service.works("expire_due", partial(expire_due, service.db, settings.retention()), idle=60, woken=False)
+    service.answers(make_router(service.db))
+    return service
+
+
+def main() -> None:
+    """Run the service with the settings of the environment."""
+    build(Settings()).run()

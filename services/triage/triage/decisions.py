@@ -1,0 +1,211 @@
+"""What may be decided about a case, by an admin or by the policy: submit, block, dismiss. The case is locked."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Literal
+from uuid import UUID, uuid5
+
+from backstop_contracts import (
+    Actor,
+    Block,
+    BlockRequested,
+    BlockRequestedV2,
+    BlockV2,
+    CaseStatus,
+    CaseUpdated,
+    Category,
+    Event,
+    SubmissionRequested,
+)
+from chassis import outbox
+from chassis.db import Tx
+from triage import store
+from triage.store import Case, Entry
+
+
+class NotPossibleError(Exception):
+    """The case does not allow the decision; the text says why and what is possible."""
+
+
+@dataclass(frozen=True, slots=True)
+class SubmitWish:
+    """Have Microsoft analyse the mail of an open case."""
+
+    case: Case
+    category: Category
+    by: Actor
+    note: str | None
+    cause: str | None
+    noted: bool = False
+    """Whether the case's row says so already, because the case was opened by the same transaction."""
+
+
+@dataclass(frozen=True, slots=True)
+class BlockWish:
+    """Block the sender of a case's mail, its whole domain, or *url*, for the tenant."""
+
+    case: Case
+    kind: Literal["sender", "domain", "url"]
+    expires_at: datetime | None
+    by: Actor
+    note: str | None
+    cause: str | None
+    url: str | None = None
+
+    @property
+    def value(self) -> str | None:
+        """What is to be blocked; None when the mail does not name it."""
+        message = self.case.message
+        return {"sender": message.sender, "domain": message.sender_domain, "url": self.url}[self.kind]
+
+
+async def submit(tx: Tx, case: Case, category: Category, *, by: Actor, note: str | None, cause: str | None) -> None:
+    """Have Microsoft analyse the case's mail. Raises NotPossibleError unless the case is open."""
+    if case.status is not CaseStatus.OPEN:
+        raise NotPossibleError(f"the case is {case.status}: only an open case can be submitted")
+    await submit_all(tx, [SubmitWish(case, category, by, note, cause)])
+
+
+def next_submission(case: Case) -> UUID:
+    """Name the submission that an open case will have next."""
+    return uuid5(case.case_id, f"submission:{case.submissions + 1}")
+
+
+async def submit_all(tx: Tx, wishes: Sequence[SubmitWish]) -> None:
+    """Submit open cases, one wish each, with as many statements as for one."""
+    if not wishes:
+        return
+    now = datetime.now(UTC)
+    made = {wish.case.case_id: next_submission(wish.case) for wish in wishes}
+    await store.mark_submitted(tx, {wish.case.case_id: made[wish.case.case_id] for wish in wishes if not wish.noted})
+    entries: list[Entry] = []
+    events: list[tuple[Event, str | None]] = []
+    for wish in wishes:
+        case, submission_id = wish.case, made[wish.case.case_id]
+        detail = {"submission_id": str(submission_id), "category": wish.category, "note": wish.note}
+        entries.append(Entry(case.case_id, f"submit:{submission_id}", now, "case.submitted", detail, wish.by))
+        requested = SubmissionRequested(
+            tenant_id=case.tenant_id,
+            submission_id=submission_id,
+            case_id=case.case_id,
+            category=wish.category,
+            recipient=case.recipient,
+            message=case.message,
+            mailbox_message=case.mailbox_message,
+            requested_by=wish.by,
+            requested_at=now,
+        )
+        changed = _changed(case, "submitted", CaseStatus.SUBMITTED, by=wish.by, note=wish.note, at=now)
+        events += (changed, wish.cause), (requested, wish.cause)
+    await store.tell(tx, entries)
+    await outbox.emit(tx, events)
+
+
+async def block(
+    tx: Tx,
+    case: Case,
+    kind: Literal["sender", "domain", "url"],
+    *,
+    url: str | None = None,
+    expires_at: datetime | None,
+    by: Actor,
+    note: str | None,
+    cause: str | None,
+) -> UUID:
+    """
+    Block the case's sender, its whole domain, or *url*, for the tenant.
+
+    Raises NotPossibleError when the case was dismissed, the mail names no sender, or the block is already wanted.
+    """
+    (outcome,) = await block_all(tx, [BlockWish(case, kind, expires_at, by, note, cause, url)])
+    if isinstance(outcome, NotPossibleError):
+        raise outcome
+    return outcome
+
+
+async def block_all(tx: Tx, wishes: Sequence[BlockWish]) -> list[UUID | NotPossibleError]:
+    """
+    Block for cases, one wish each, with as many statements as for one.
+
+    Returns for each wish the block's id, or why it is not possible.
+    """
+    known = await store.count_blocks(
+        tx, [(wish.case.case_id, wish.kind, wish.value) for wish in wishes if wish.value is not None]
+    )
+    now = datetime.now(UTC)
+    outcomes: list[UUID | NotPossibleError] = []
+    blocks: list[tuple[BlockV2, int]] = []
+    entries: list[Entry] = []
+    events: list[tuple[Event, str | None]] = []
+    for wish in wishes:
+        case, kind, value = wish.case, wish.kind, wish.value
+        rounds, standing = known.get((case.case_id, kind, value or ""), (0, False))
+        if why := _why_not(case, kind, value, standing=standing):
+            outcomes.append(NotPossibleError(why))
+            continue
+        asked = BlockV2(
+            block_id=uuid5(case.case_id, f"block:{kind}:{value}:{rounds + 1}"),
+            scope="tenant",
+            kind=kind,
+            value=value or "",
+            case_id=case.case_id,
+            expires_at=wish.expires_at,
+        )
+        outcomes.append(asked.block_id)
+        blocks.append((asked, rounds + 1))
+        said = asked.model_dump(mode="json", include={"block_id", "kind", "value", "expires_at"})
+        detail = {**said, "note": wish.note}
+        entries.append(Entry(case.case_id, f"block:{asked.block_id}", now, "block.requested", detail, wish.by))
+        events.append((_block_requested(wish, asked, now), wish.cause))
+    await store.record_blocks(tx, blocks)
+    await store.tell(tx, entries)
+    await outbox.emit(tx, events)
+    return outcomes
+
+
+def _why_not(case: Case, kind: str, value: str | None, *, standing: bool) -> str | None:
+    if case.status is CaseStatus.DISMISSED:
+        return "the case is dismissed: its sender is not blocked from here"
+    if not value:
+        return f"the mail names no {kind} that could be blocked"
+    return f"this case has already blocked that {kind}" if standing else None
+
+
+def _block_requested(wish: BlockWish, asked: BlockV2, now: datetime) -> Event:
+    facts = {"tenant_id": wish.case.tenant_id, "note": wish.note, "requested_by": wish.by, "requested_at": now}
+    # Only version 2 can say what a URL is.
+    if wish.kind == "url":
+        return BlockRequestedV2.model_validate({**facts, "block": asked})
+    return BlockRequested.model_validate({**facts, "block": Block.model_validate(asked.model_dump())})
+
+
+async def dismiss(tx: Tx, case: Case, *, by: Actor, note: str | None, cause: str | None) -> None:
+    """Close a case without Microsoft. Raises NotPossibleError unless the case is open."""
+    if case.status is not CaseStatus.OPEN:
+        raise NotPossibleError(f"the case is {case.status}: only an open case can be dismissed")
+    now = datetime.now(UTC)
+    await store.move(tx, [case.case_id], CaseStatus.DISMISSED)
+    await store.tell(tx, [Entry(case.case_id, "dismiss", now, "case.dismissed", {"note": note}, by)])
+    await outbox.emit(tx, [(_changed(case, "dismissed", CaseStatus.DISMISSED, by=by, note=note, at=now), cause)])
+
+
+def _changed(
+    case: Case,
+    change: Literal["submitted", "dismissed"],
+    status: CaseStatus,
+    *,
+    by: Actor,
+    note: str | None,
+    at: datetime,
+) -> CaseUpdated:
+    return CaseUpdated(
+        tenant_id=case.tenant_id,
+        case_id=case.case_id,
+        change=change,
+        status=status,
+        report_count=case.report_count,
+        changed_by=by,
+        note=note,
+        changed_at=at,
+    )

@@ -1,0 +1,261 @@
+"""Triage over HTTP: admins list cases, read one with its timeline, and decide."""
+
+import base64
+import binascii
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+from fastapi import APIRouter, Body, Depends, Query
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
+
+from backstop_contracts import Actor, CaseStatus, Category, Conclusion, Folder, ReportedAs, VerdictReady
+from chassis import telemetry
+from chassis.auth import Caller, require
+from chassis.db import Database, Tx
+from chassis.http import WITHOUT_NUL, Problem, problems
+from triage import decisions, store
+from triage.store import Case
+
+Reader = Annotated[Caller, Depends(require("SecurityReader", "SecurityAdministrator"))]
+Admin = Annotated[Caller, Depends(require("SecurityAdministrator"))]
+Note = Annotated[str, Field(max_length=500, pattern=WITHOUT_NUL)]
+
+BLOCK_DAYS = 30
+MOST_BLOCK_DAYS = 90
+
+
+class _Input(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class BlockWish(_Input):
+    """
+    Block the mail's sender, or its whole domain, for the tenant.
+
+    The entry ends at `expires_at`: after 30 days when nothing is said, at most 90 days from now, or never. It also
+    stops outbound mail to that address or domain (Microsoft Learn, "Tenant Allow/Block List").
+    """
+
+    kind: Literal["sender", "domain"] = "sender"
+    expires_at: AwareDatetime | None = None
+    never_expires: bool = False
+    note: Note | None = None
+
+    @model_validator(mode="after")
+    def _check_expiry(self) -> "BlockWish":
+        if self.expires_at and self.never_expires:
+            raise ValueError("give expires_at or never_expires, not both")
+        now = datetime.now(UTC)
+        if self.expires_at and not now < self.expires_at <= now + timedelta(days=MOST_BLOCK_DAYS):
+            raise ValueError(f"expires_at must lie in the future, at most {MOST_BLOCK_DAYS} days from now")
+        return self
+
+    def end(self) -> datetime | None:
+        """When the entry ends; None: never."""
+        if self.never_expires:
+            return None
+        return self.expires_at or datetime.now(UTC) + timedelta(days=BLOCK_DAYS)
+
+
+class Submit(_Input):
+    """Have Microsoft analyse the mail, and block its sender meanwhile if `block` is given."""
+
+    action: Literal["submit"]
+    category: Literal[Category.PHISHING, Category.MALWARE, Category.SPAM]
+    block: BlockWish | None = None
+    note: Note | None = None
+
+
+class BlockAlone(BlockWish):
+    """Block the sender without submitting."""
+
+    action: Literal["block"]
+
+
+class Dismiss(_Input):
+    """Close the case: nothing malicious about it."""
+
+    action: Literal["dismiss"]
+    note: Note | None = None
+
+
+Decision = Annotated[Submit | BlockAlone | Dismiss, Body(discriminator="action")]
+
+
+class CaseSummary(BaseModel):
+    """A case as a row of a list."""
+
+    case_id: UUID
+    status: CaseStatus
+    reported_as: tuple[ReportedAs, ...]
+    folders: tuple[Folder, ...]
+    report_count: int
+    sender: str | None
+    subject: str | None
+    opened_at: datetime
+    last_reported_at: datetime
+    conclusion: Conclusion | None
+
+
+class CasePage(BaseModel):
+    """A page of cases, newest first. `next` is the cursor of the following page; None on the last."""
+
+    items: list[CaseSummary]
+    next: str | None
+
+
+class TimelineEntry(BaseModel):
+    """One thing that happened to a case."""
+
+    at: datetime
+    kind: str
+    actor: Actor | None
+    detail: dict[str, Any]
+
+
+class BlockState(BaseModel):
+    """A block that was decided in a case, and what became of it."""
+
+    block_id: UUID
+    kind: str
+    value: str
+    status: Literal["requested", "applied", "failed", "removed"]
+    expires_at: datetime | None
+
+
+class CaseDetail(CaseSummary):
+    """A case with everything that happened to it."""
+
+    sha256: str
+    internet_message_id: str | None
+    submission_id: UUID | None
+    verdict: VerdictReady | None
+    blocks: list[BlockState]
+    timeline: list[TimelineEntry]
+
+
+def make_router(db: Database) -> APIRouter:
+    """Make triage's routes over *db*."""
+    router = APIRouter(prefix="/v1/cases", tags=["cases"])
+
+    @router.get("", operation_id="list_cases", responses=problems(401, 403, 422, 503))
+    async def list_cases(
+        caller: Reader,
+        status: CaseStatus | None = None,
+        sender: Annotated[str | None, Query(max_length=320, pattern=WITHOUT_NUL)] = None,
+        sender_domain: Annotated[str | None, Query(max_length=255, pattern=WITHOUT_NUL)] = None,
+        reported_as: ReportedAs | None = None,
+        folder: Folder | None = None,
+        conclusion: Conclusion | None = None,
+        cursor: Annotated[str | None, Query(max_length=200)] = None,
+        limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    ) -> CasePage:
+        """List cases, newest first."""
+        cases = await store.list_cases(
+            db.pool,
+            caller.tenant_id,
+            status=status,
+            sender=sender and sender.lower(),
+            sender_domain=sender_domain and sender_domain.lower(),
+            reported_as=reported_as,
+            folder=folder,
+            conclusion=conclusion,
+            after=_read_cursor(cursor) if cursor else None,
+            limit=limit + 1,
+        )
+        more = len(cases) > limit
+        return CasePage(
+            items=[CaseSummary(**_summary(case)) for case in cases[:limit]],
+            next=_write_cursor(cases[limit - 1]) if more else None,
+        )
+
+    @router.get("/{case_id}", operation_id="read_case", responses=problems(401, 403, 404, 422, 503))
+    async def read_case(caller: Reader, case_id: UUID) -> CaseDetail:
+        """Read a case, its verdict, its blocks and its whole timeline."""
+        return await _detail(db, caller, case_id)
+
+    @router.post(
+        "/{case_id}/decisions",
+        operation_id="decide",
+        status_code=202,
+        responses=problems(400, 401, 403, 404, 408, 409, 413, 422, 503),
+    )
+    async def decide(caller: Admin, case_id: UUID, decision: Decision) -> CaseDetail:
+        """
+        Decide on a case: submit it (and block the sender meanwhile), block the sender, or dismiss it.
+
+        202: the decision is durable and will be carried out. 409: the case does not allow it; nothing was changed.
+        """
+        by = Actor(kind="app" if caller.is_app else "user", id=caller.oid, name=caller.name)
+        try:
+            async with db.transaction() as tx:
+                case = await store.find_case(tx, caller.tenant_id, case_id, lock=True)
+                if case is None:
+                    raise _unknown(case_id)
+                await _carry_out(tx, case, decision, by)
+        except decisions.NotPossibleError as error:
+            raise Problem(409, "The case does not allow this", f"{error}; nothing was changed") from None
+        return await _detail(db, caller, case_id)
+
+    return router
+
+
+async def _carry_out(tx: Tx, case: Case, decision: Submit | BlockAlone | Dismiss, by: Actor) -> None:
+    cause = telemetry.current_traceparent()
+    if isinstance(decision, Dismiss):
+        await decisions.dismiss(tx, case, by=by, note=decision.note, cause=cause)
+        return
+    wish = decision.block if isinstance(decision, Submit) else decision
+    if wish:
+        await decisions.block(tx, case, wish.kind, expires_at=wish.end(), by=by, note=wish.note, cause=cause)
+    if isinstance(decision, Submit):
+        await decisions.submit(tx, case, decision.category, by=by, note=decision.note, cause=cause)
+
+
+async def _detail(db: Database, caller: Caller, case_id: UUID) -> CaseDetail:
+    case = await store.find_case(db.pool, caller.tenant_id, case_id)
+    if case is None:
+        raise _unknown(case_id)
+    return CaseDetail(
+        **_summary(case),
+        sha256=case.message.sha256,
+        internet_message_id=case.message.internet_message_id,
+        submission_id=case.submission_id,
+        verdict=case.verdict,
+        blocks=[BlockState(**row) for row in await store.blocks(db.pool, case_id)],
+        timeline=[TimelineEntry(**row) for row in await store.timeline(db.pool, case_id)],
+    )
+
+
+def _summary(case: Case) -> dict[str, Any]:
+    return {
+        "case_id": case.case_id,
+        "status": case.status,
+        "reported_as": case.reported_as,
+        "folders": case.folders,
+        "report_count": case.report_count,
+        "sender": case.message.sender,
+        "subject": case.message.subject,
+        "opened_at": case.opened_at,
+        "last_reported_at": case.last_reported_at,
+        "conclusion": case.verdict.conclusion if case.verdict else None,
+    }
+
+
+def _unknown(case_id: UUID) -> Problem:
+    return Problem(404, "Unknown case", f"there is no case {case_id} in your tenant")
+
+
+def _write_cursor(case: Case) -> str:
+    return base64.urlsafe_b64encode(f"{case.opened_at.isoformat()} {case.case_id}".encode()).decode()
+
+
+def _read_cursor(cursor: str) -> tuple[datetime, UUID]:
+    try:
+        opened_at, case_id = base64.urlsafe_b64decode(cursor).decode().split(" ")
+        # A time near either end of the calendar has no UTC.
+        place = datetime.fromisoformat(opened_at).astimezone(UTC), UUID(case_id)
+    except (ValueError, OverflowError, binascii.Error):
+        raise Problem(422, "The cursor is not valid", "use the cursor of an answer as it is, or none") from None
+    return place

@@ -1,0 +1,226 @@
+"""Which reports are one case, and what the policy does without asking. Pure functions over data."""
+
+import hashlib
+import tomllib
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from itertools import accumulate
+from pathlib import Path
+from typing import Annotated, Literal, TypeAlias
+from uuid import UUID, uuid5
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from backstop_contracts import (
+    BlockRequested,
+    Category,
+    Folder,
+    Message,
+    MessageReported,
+    ReportedAs,
+    SubmissionCreated,
+    SubmissionRequested,
+)
+
+Key: TypeAlias = bytes
+"""SHA-256 of one identity of a mail. Hashed because a Message-ID may be longer than an index row."""
+
+CATEGORY = {
+    ReportedAs.PHISHING: Category.PHISHING,
+    ReportedAs.MALWARE: Category.MALWARE,
+    ReportedAs.JUNK: Category.SPAM,
+    ReportedAs.NOT_JUNK: Category.NOT_JUNK,
+}
+_GRAVITY = (ReportedAs.MALWARE, ReportedAs.PHISHING, ReportedAs.JUNK, ReportedAs.NOT_JUNK)
+
+
+def keys_of(message: Message) -> list[Key]:
+    """
+    List the identities of a mail, strongest first: its Message-ID (or, without one, its bytes), then its content.
+
+    The same mail in two mailboxes shares the Message-ID; the same campaign with a Message-ID each shares the content.
+    """
+    identities = [
+        f"message-id {message.internet_message_id}" if message.internet_message_id else f"sha256 {message.sha256}"
+    ]
+    if message.fingerprint:
+        identities.append(f"fingerprint {message.fingerprint}")
+    return [hashlib.sha256(identity.encode()).digest() for identity in identities]
+
+
+def message_key(internet_message_id: str) -> Key:
+    """Return the identity of the mail with this Message-ID."""
+    return hashlib.sha256(f"message-id {internet_message_id}".encode()).digest()
+
+
+def assign(
+    tenant_id: UUID,
+    reports: Iterable[MessageReported],
+    known: Mapping[Key, UUID],
+    dismissed: Collection[UUID] = frozenset(),
+) -> tuple[list[tuple[MessageReported, UUID]], dict[Key, UUID]]:
+    """
+    Give each report its case: the one that already has one of its keys, else a new one.
+
+    The id of a new case follows from the mail and the time of the report that opens it: the case that a mail opens
+    after an earlier one has expired is another case, with submissions and blocks of its own. *known* are the keys of
+    all reports that stand already. A *dismissed* case takes in only mails of its own content: who sends the harmless
+    one chooses the Message-ID of the next, which opens a case and takes that key along. Returns the reports with their
+    cases, in order, and the keys that are new or lead elsewhere now.
+    """
+    new: dict[Key, UUID] = {}
+    assigned = []
+    for report in reports:
+        keys = keys_of(report.message)
+        content = keys[-1] if report.message.fingerprint else None
+        found = ((key, new.get(key) or known.get(key)) for key in keys)
+        case_id = next((case for key, case in found if case and (case not in dismissed or key == content)), None)
+        case_id = case_id or uuid5(tenant_id, f"case:{keys[0].hex()}:{report.reported_at.isoformat()}")
+        for key in keys:
+            if key not in known or (known[key] in dismissed and case_id not in dismissed):
+                new.setdefault(key, case_id)
+        assigned.append((report, case_id))
+    return assigned, new
+
+
+def gravest(reported_as: Iterable[ReportedAs]) -> ReportedAs:
+    """Pick the gravest of what users said: malware, phishing, junk, not junk."""
+    said = set(reported_as)
+    return next(word for word in _GRAVITY if word in said)
+
+
+class PolicyError(ValueError):
+    """The policy file cannot be used; the text says where and why."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+Domains = Annotated[frozenset[str], AfterValidator(lambda domains: frozenset(map(str.lower, domains)))]
+
+
+class When(_Strict):
+    """The conditions of a rule; all must hold. One that is left out holds always."""
+
+    reported_as: frozenset[ReportedAs] = frozenset(ReportedAs)
+    """What at least one user said."""
+    folder: frozenset[Folder] = frozenset(Folder)
+    """Where at least one user met it."""
+    min_reports: Annotated[int, Field(ge=1)] = 1
+    sender_domain: Domains | None = None
+    not_sender_domain: Domains = frozenset()
+
+
+class Then(_Strict):
+    """What a rule does."""
+
+    submit: Literal["as-reported", "phishing", "malware", "spam"] | None = None
+    block: Literal["sender", "domain"] | None = None
+    block_days: Annotated[int, Field(ge=1, le=90)] = 30
+
+
+class Rule(_Strict):
+    """One rule of the policy file."""
+
+    name: Annotated[str, Field(min_length=1, max_length=100)]
+    when: When = When()
+    then: Then
+
+
+class Policy(_Strict):
+    """When a case is submitted or blocked without asking. The first rule that matches counts."""
+
+    rule: tuple[Rule, ...] = ()
+
+    def first_match(
+        self,
+        *,
+        reported_as: Sequence[ReportedAs],
+        folders: Sequence[Folder],
+        report_count: int,
+        sender_domain: str | None,
+    ) -> Rule | None:
+        """Return the rule for a case of which this is known, or None: then it waits for an admin."""
+        return next(
+            (
+                rule
+                for rule in self.rule
+                if rule.when.reported_as.intersection(reported_as)
+                and rule.when.folder.intersection(folders)
+                and report_count >= rule.when.min_reports
+                and (rule.when.sender_domain is None or sender_domain in rule.when.sender_domain)
+                and sender_domain not in rule.when.not_sender_domain
+            ),
+            None,
+        )
+
+
+def load_policy(file: Path | None) -> Policy:
+    """
+    Read the policy file (TOML, see policy.example.toml). Without a file nothing is done without asking.
+
+    Raises PolicyError, with the place of the mistake.
+    """
+    if file is None:
+        return Policy()
+    try:
+        return Policy.model_validate(tomllib.loads(file.read_text()))
+    except OSError as error:
+        raise PolicyError(f"policy file {file}: {error.strerror}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise PolicyError(f"policy file {file} is not TOML: {error}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise PolicyError(f"policy file {file}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+
+
+def category_of(then: Then, reported_as: Iterable[ReportedAs]) -> Category:
+    """Say what a rule submits a case as."""
+    return CATEGORY[gravest(reported_as)] if then.submit in (None, "as-reported") else Category(then.submit)
+
+
+def block_lifetime(then: Then) -> timedelta:
+    """Say how long a block of this rule lasts."""
+    return timedelta(days=then.block_days)
+
+
+_TOPIC_DAYS = max(
+    model.RETENTION_DAYS for model in (MessageReported, SubmissionRequested, BlockRequested, SubmissionCreated)
+)
+_SEGMENT_DAYS = 7
+"""A record outlives its topic's retention by up to a log segment: Kafka's `segment.ms`, 7 days by default."""
+LEAST_RETENTION_DAYS = _TOPIC_DAYS + _SEGMENT_DAYS + 1
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """
+    For how many days a closed case is kept after the last thing that happened to it, in general and by tenant.
+
+    Raises ValueError for fewer than LEAST_RETENTION_DAYS.
+    """
+
+    days: int = 30
+    by_tenant: Mapping[UUID, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for days, whose in ((self.days, ""), *((days, f" of tenant {id_}") for id_, days in self.by_tenant.items())):
+            if days < LEAST_RETENTION_DAYS:
+                raise ValueError(
+                    f"the retention{whose} is {days} days; {LEAST_RETENTION_DAYS} is the least: Kafka may hold the"
+                    f" events of a case for {_TOPIC_DAYS + _SEGMENT_DAYS} days ({_TOPIC_DAYS} of the topic, a log"
+                    " segment more), and if they were read again after the case is forgotten, its mail would be"
+                    " reported, submitted and blocked once more"
+                )
+
+    def of(self, tenant_id: UUID) -> timedelta:
+        """Say how long a tenant's cases are kept."""
+        return timedelta(days=self.by_tenant.get(tenant_id, self.days))
+
+
+def fitting(counts: Mapping[UUID, int], most: int) -> list[UUID]:
+    """Take ids, in order, while the sum of their counts is at most *most*, and one in any case."""
+    sums = accumulate(counts.values())
+    return [id_ for n, (id_, total) in enumerate(zip(counts, sums, strict=True)) if n == 0 or total <= most]
