@@ -1,0 +1,5 @@
+"""`python -m submitter`."""
+
+from submitter.app import main
+
+main()

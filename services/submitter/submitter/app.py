@@ -1,0 +1,78 @@
+"""Submitter: the composition root."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, NonNegativeFloat, PositiveInt
+
+from backstop_contracts import CaseExpired, SubmissionRequested
+from chassis.app import Service
+from chassis.settings import ServiceSettings
+from chassis.work import Lease
+from m365 import M365Settings, connect
+from mail import MailStore
+from submitter.handlers import on_case_expired, on_submission_requested
+from submitter.rules import Quota
+from submitter.store import DUE
+from submitter.worker import Worker
+
+CLAIMED_TOGETHER = 2
+"""Few, because a claim waits for the slowest of its answers; not one, because each claim is a transaction."""
+
+
+class Settings(ServiceSettings, M365Settings):
+    """Submitter's settings."""
+
+    mail_store: str
+    """Where reporter keeps the raw mails: a URL (`file:///...`, `s3://...`, `az://...`, `gs://...`)."""
+    submissions_per_15_minutes: PositiveInt = 150
+    same_item_per_day: PositiveInt = 3
+    submit_batch: PositiveInt = 8
+    """Mails that are submitted at the same time; each is in memory meanwhile."""
+    claim_seconds: Annotated[float, Field(ge=4)] = 180
+    """How long a submission is held by who calls about it: after a crash, another replica waits that long."""
+    missing_after_seconds: NonNegativeFloat = 300
+    """Age of a call without an answer from which on, not being in Microsoft's list, it counts as not made."""
+
+
+def build(settings: Settings) -> Service:
+    """Compose the service."""
+    service = Service(
+        "submitter",
+        settings,
+        title="Backstop submitter",
+        description="Submits mails to Microsoft for analysis.",
+        migrations=Path(__file__).parent / "migrations",
+    )
+    quota = Quota(settings.submissions_per_15_minutes, settings.same_item_per_day)
+    mails = MailStore(settings.mail_store)
+
+    @asynccontextmanager
+    async def microsoft_365() -> AsyncIterator[None]:
+        async with connect(settings, authority=settings.authority, ca_file=settings.ca_file) as (graph, _):
+            together = min(CLAIMED_TOGETHER, settings.submit_batch)
+            worker = Worker(
+                service.db,
+                graph,
+                mails,
+                quota,
+                together,
+                lease=Lease(timedelta(seconds=settings.claim_seconds)),
+                missing_after=timedelta(seconds=settings.missing_after_seconds),
+            )
+            for _ in range(settings.submit_batch // together):
+                service.works("submit_due", worker.submit_due, due=DUE)
+            service.works("forget_calls", worker.forget_calls, idle=3600, woken=False)
+            yield
+
+    service.resources.append(microsoft_365())
+    service.consumes({SubmissionRequested: on_submission_requested, CaseExpired: on_case_expired})
+    return service
+
+
+def main() -> None:
+    """Run the service with the settings of the environment."""
+    build(Settings()).run()

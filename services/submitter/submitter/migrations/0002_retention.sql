@@ -1,0 +1,1 @@
+CREATE INDEX submissions_of_case ON submissions (case_id);

@@ -1,0 +1,313 @@
+"""Make the submissions that are due: once, within the quota, looking first where an answer was lost."""
+
+import asyncio
+import base64
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal
+from uuid import UUID
+
+import structlog
+
+from backstop_contracts import SubmissionCreated, SubmissionDelayed, SubmissionFailed
+from chassis import outbox, telemetry
+from chassis.db import Database, Tx
+from chassis.work import Lease, backoff, finish
+from m365 import Graph, M365Error, Refused, Throttled, Unauthorised, Unavailable, until
+from mail import MailCorrupt, MailMissing, MailStore, StoreUnavailable
+from submitter import store
+from submitter.rules import Due, Quota, is_another, is_same, item_of_another, link_of, plan, throttles_tenant
+from submitter.store import Submission
+
+log = structlog.get_logger()
+
+PATH = "/beta/security/threatSubmission/emailThreats"
+CLOCK_SKEW = timedelta(minutes=5)
+GIVE_UP_AFTER = timedelta(hours=24)
+
+SLOW_DOWN = "Microsoft asks to slow down"
+NO_ANSWER = "no answer came in time"
+
+Reason = Literal["quota", "same-item", "throttled", "unavailable", "unauthorised"]
+
+
+class Worker:
+    """
+    Submits to Microsoft what is due, at most *batch* mails at a time.
+
+    A call whose answer was lost is repeated only when Microsoft's list does not have it although it is older than
+    *missing_after*: a list may lag behind what was made, and a repetition would be a second submission.
+    """
+
+    def __init__(
+        self,
+        db: Database,
+        graph: Graph,
+        mails: MailStore,
+        quota: Quota,
+        batch: int,
+        *,
+        lease: Lease,
+        missing_after: timedelta,
+    ) -> None:
+        self._db = db
+        self._graph = graph
+        self._mails = mails
+        self._quota = quota
+        self._batch = batch
+        self._lease = lease
+        self._missing_after = missing_after
+
+    async def submit_due(self) -> int:
+        """Claim what is due, look for what was sent and never answered, submit the rest. Returns how many rows."""
+        deadline = self._lease.deadline()
+        send, look = await self._claim()
+        by_tenant: defaultdict[UUID, list[Submission]] = defaultdict(list)
+        for submission in look:
+            by_tenant[submission.tenant_id].append(submission)
+        await finish(
+            *(self._submit(submission, deadline) for submission in send),
+            *(self._look(tenant_id, submissions, deadline) for tenant_id, submissions in by_tenant.items()),
+        )
+        return len(send) + len(look)
+
+    async def forget_calls(self) -> int:
+        """Delete the record of calls that count against no quota any more."""
+        async with self._db.transaction() as tx:
+            await store.forget_calls(tx)
+        return 0
+
+    async def _claim(self) -> tuple[list[Submission], list[Submission]]:
+        async with self._db.transaction() as tx:
+            await store.take_turn(tx)
+            rows = {row.submission_id: row for row in await store.due(tx, self._batch)}
+            wanted = [
+                Due(row.submission_id, row.tenant_id, row.item, looks=row.sent_at is not None) for row in rows.values()
+            ]
+            planned = plan(wanted, await store.calls(tx, wanted, self._quota.window), self._quota, datetime.now(UTC))
+            look = [rows[submission_id] for submission_id in planned.now if rows[submission_id].sent_at]
+            send = [rows[submission_id] for submission_id in planned.now if not rows[submission_id].sent_at]
+            await store.lease(tx, [row.submission_id for row in look], self._lease.length)
+            await store.claim(tx, [row.submission_id for row in send], self._lease.length)
+            await store.wait(tx, planned.wait)
+            for waiting in planned.wait:
+                text = {
+                    "quota": f"{self._quota.submissions} submissions per 15 minutes are used up",
+                    "same-item": "Microsoft takes the same item once per 15 minutes and 3 times per 24 hours",
+                    "throttled": SLOW_DOWN,
+                }[waiting.reason]
+                await _tell_delay(tx, rows[waiting.submission_id], waiting.reason, text, waiting.until)
+        return [_claimed(row) for row in send], [_claimed(row) for row in look]
+
+    async def _submit(self, submission: Submission, deadline: float) -> None:
+        with telemetry.span("submit", submission.traceparent):
+            await self._call(submission, deadline)
+
+    async def _call(self, submission: Submission, deadline: float) -> None:
+        called = False
+        try:
+            async with until(deadline):
+                body = await self._body(submission)
+                called = True
+                entity = await self._graph.post(submission.tenant_id, PATH, body)
+        except Throttled as error:
+            await self._throttled(submission, error)
+        except Unauthorised as error:
+            await self._postpone(submission, "unauthorised", str(error), backoff(submission.attempts))
+        except TimeoutError:
+            await self._postpone(submission, "unavailable", NO_ANSWER, backoff(submission.attempts), unanswered=called)
+        except (Unavailable, StoreUnavailable) as error:
+            unanswered = isinstance(error, Unavailable) and error.may_have_happened
+            pause = backoff(submission.attempts)
+            await self._postpone(submission, "unavailable", str(error), pause, unanswered=unanswered)
+        except Refused as error:
+            await self._refused(submission, error)
+        except (MailMissing, MailCorrupt) as error:
+            await self._fail(submission, "mail-missing", str(error))
+        else:
+            by_link = link_of(submission.message, submission.mailbox_message) is not None
+            if by_link and is_another(entity, submission.message):
+                await self._strayed(submission, entity)
+            else:
+                await self._created(submission, entity, adopted=False)
+
+    async def _body(self, submission: Submission) -> dict[str, Any]:
+        """Write the request: the link form where the mail lies in a known mailbox, else the mail itself."""
+        common = {"category": submission.category, "recipientEmailAddress": submission.recipient}
+        if link := link_of(submission.message, submission.mailbox_message):
+            return {
+                "@odata.type": "#microsoft.graph.security.emailUrlThreatSubmission",
+                "messageUrl": link,
+                **common,
+            }
+        raw = await self._mails.get(str(submission.tenant_id), submission.message.sha256)
+        return {
+            "@odata.type": "#microsoft.graph.security.emailContentThreatSubmission",
+            "fileContent": (await asyncio.to_thread(base64.b64encode, raw)).decode(),
+            **common,
+        }
+
+    async def _refused(self, submission: Submission, error: Refused) -> None:
+        if link_of(submission.message, submission.mailbox_message) is None:
+            await self._fail(submission, "refused", error.reason)
+            return
+        # The mail is no longer where the link says (users delete what they report): send the mail itself.
+        log.info("submission.link_refused", submission_id=submission.submission_id)
+        async with self._db.transaction() as tx:
+            if await store.holds(tx, submission.submission_id, submission.attempts):
+                await store.uncount(tx, submission.submission_id)
+                await store.retry_now(tx, submission.submission_id, without_link=True)
+
+    async def _strayed(self, submission: Submission, entity: Mapping[str, Any]) -> None:
+        """Submit the mail itself after Microsoft has taken another mail for it, to which the link had led."""
+        graph_id = str(entity["id"])
+        log.warning("submission.strayed", submission_id=submission.submission_id, graph_id=graph_id)
+        item = item_of_another(entity, submission.recipient)
+        async with self._db.transaction() as tx:
+            await store.note_stray(tx, submission.submission_id, graph_id, item)
+            if await store.holds(tx, submission.submission_id, submission.attempts):
+                await store.retry_now(tx, submission.submission_id, without_link=True)
+
+    async def _look(self, tenant_id: UUID, submissions: list[Submission], deadline: float) -> None:
+        """Find out which of *submissions*, whose calls were never answered, Microsoft has."""
+        # Not since the last call: an earlier one may turn up late.
+        since = min(submission.requested_at for submission in submissions) - CLOCK_SKEW
+        query = f"source eq 'administrator' and createdDateTime ge {since:%Y-%m-%dT%H:%M:%SZ}"
+        try:
+            async with until(deadline):
+                entities = [
+                    entity
+                    async for page in self._graph.pages(tenant_id, PATH, {"$filter": query})
+                    for entity in page["value"]
+                ]
+        except Throttled as error:
+            for submission in submissions:
+                await self._throttled(submission, error, looking=True)
+            return
+        except (M365Error, TimeoutError) as error:
+            # Without a look nothing may be repeated.
+            for submission in submissions:
+                pause = backoff(submission.attempts)
+                await self._postpone(submission, "unavailable", str(error) or NO_ANSWER, pause, unanswered=True)
+            return
+        known = await store.known_graph_ids(self._db.pool, tenant_id, [str(entity["id"]) for entity in entities])
+        for submission in submissions:
+            found = next(
+                (
+                    entity
+                    for entity in entities
+                    if str(entity["id"]) not in known and is_same(entity, submission.message, submission.recipient)
+                ),
+                None,
+            )
+            log.info("submission.looked_up", submission_id=submission.submission_id, found=found is not None)
+            if found:
+                known.add(str(found["id"]))
+                await self._created(submission, found, adopted=True)
+            else:
+                await self._missed(submission)
+
+    async def _missed(self, submission: Submission) -> None:
+        """Repeat the call of a submission that Microsoft does not list, or look again while it may yet turn up."""
+        now = datetime.now(UTC)
+        believed = (submission.sent_at or now) + self._missing_after
+        async with self._db.transaction() as tx:
+            if not await store.holds(tx, submission.submission_id, submission.attempts):
+                return
+            if now < believed:
+                until = min(believed, now + backoff(submission.attempts))
+                await store.look_again(tx, submission.submission_id, until)
+            else:
+                await store.uncount(tx, submission.submission_id)
+                await store.retry_now(tx, submission.submission_id)
+
+    async def _created(self, submission: Submission, entity: Mapping[str, Any], *, adopted: bool) -> None:
+        graph_id = str(entity["id"])
+        event = SubmissionCreated(
+            tenant_id=submission.tenant_id,
+            submission_id=submission.submission_id,
+            case_id=submission.case_id,
+            graph_id=graph_id,
+            category=submission.category,
+            recipient=submission.recipient,
+            adopted=adopted,
+            message=submission.message,
+            created_at=_when(entity.get("createdDateTime")),
+        )
+        async with self._db.transaction() as tx:
+            if await store.settle(tx, submission.submission_id, "created", graph_id):
+                await outbox.emit(tx, [(event, submission.traceparent)])
+
+    async def _fail(
+        self, submission: Submission, reason: Literal["refused", "mail-missing", "gave-up"], detail: str
+    ) -> None:
+        event = SubmissionFailed(
+            tenant_id=submission.tenant_id,
+            submission_id=submission.submission_id,
+            case_id=submission.case_id,
+            reason=reason,
+            detail=detail[:500],
+            failed_at=datetime.now(UTC),
+        )
+        async with self._db.transaction() as tx:
+            held = await store.holds(tx, submission.submission_id, submission.attempts)
+            if held and await store.settle(tx, submission.submission_id, "failed"):
+                await outbox.emit(tx, [(event, submission.traceparent)])
+
+    async def _throttled(self, submission: Submission, error: Throttled, *, looking: bool = False) -> None:
+        """Come back when Microsoft says; until then nobody calls about the tenant, because throttled calls count."""
+        pause = timedelta(seconds=error.retry_after) if error.retry_after else backoff(submission.attempts)
+        if looking or throttles_tenant(pause, self._quota, known=submission.unanswered_at is not None):
+            async with self._db.transaction() as tx:
+                await store.keep_quiet(tx, submission.tenant_id, datetime.now(UTC) + pause)
+        await self._postpone(submission, "throttled", SLOW_DOWN, pause, unanswered=looking)
+
+    async def _postpone(
+        self, submission: Submission, reason: Reason, detail: str, pause: timedelta, *, unanswered: bool = False
+    ) -> None:
+        now = datetime.now(UTC)
+        failing = reason in ("unavailable", "unauthorised")
+        if failing and submission.failing_since and now - submission.failing_since > GIVE_UP_AFTER:
+            await self._fail(submission, "gave-up", detail)
+            return
+        async with self._db.transaction() as tx:
+            if not await store.holds(tx, submission.submission_id, submission.attempts):
+                return
+            await store.postpone(
+                tx, submission.submission_id, now + pause, reason, failing=failing, unanswered=unanswered
+            )
+            if not unanswered:
+                await store.uncount(tx, submission.submission_id)
+            await _tell_delay(tx, submission, reason, detail, now + pause)
+
+
+def _claimed(row: Submission) -> Submission:
+    """Count the claim that was just made: the number tells it from later ones."""
+    return replace(row, attempts=row.attempts + 1)
+
+
+async def _tell_delay(tx: Tx, submission: Submission, reason: Reason, detail: str, until: datetime) -> None:
+    """Publish that a submission waits, unless the same reason was told before."""
+    if reason in submission.delays_told:
+        return
+    event = SubmissionDelayed(
+        tenant_id=submission.tenant_id,
+        submission_id=submission.submission_id,
+        case_id=submission.case_id,
+        reason=reason,
+        detail=detail[:500],
+        until=until,
+        delayed_at=datetime.now(UTC),
+    )
+    await outbox.emit(tx, [(event, submission.traceparent)])
+
+
+def _when(value: Any) -> datetime:
+    """Read Microsoft's time; now, when it is missing or odd."""
+    try:
+        read = datetime.fromisoformat(str(value))
+    except ValueError:
+        return datetime.now(UTC)
+    return read if read.tzinfo else read.replace(tzinfo=UTC)

@@ -1,0 +1,116 @@
+"""The composed service: requests come out of Kafka, outcomes go back into it."""
+
+import asyncio
+from datetime import UTC, datetime
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import pytest
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+
+from backstop_contracts import (
+    Actor,
+    Category,
+    Message,
+    SubmissionCreated,
+    SubmissionDelayed,
+    SubmissionRequested,
+    headers_for,
+)
+from chassis.kafka import create_topics
+from mail import MailStore
+from simulator import DEFAULT_APP, DEFAULT_SECRET, Simulator
+from simulator.faults import Fault
+from submitter.app import Settings, build
+
+
+@pytest.fixture
+def environment(
+    monkeypatch: pytest.MonkeyPatch,
+    database: str,
+    kafka_bootstrap: str,
+    microsoft: Simulator,
+    tenant_id: UUID,
+    tmp_path: Path,
+) -> str:
+    """Tell the service everything by its environment; returns the prefix of its topics."""
+    prefix = f"test-{uuid4().hex[:8]}"
+    settings = {
+        "POSTGRES_DSN": database,
+        "KAFKA_BOOTSTRAP": kafka_bootstrap,
+        "TOPIC_PREFIX": prefix,
+        "API_AUDIENCE": "0a1b2c3d-0000-4000-8000-00000000b001",
+        "TENANTS": str(tenant_id),
+        "AUTHORITY": microsoft.url,
+        "GRAPH_URL": microsoft.url,
+        "CA_FILE": str(microsoft.ca_file),
+        "CLIENT_ID": DEFAULT_APP,
+        "CLIENT_SECRET": DEFAULT_SECRET,
+        "MAIL_STORE": tmp_path.as_uri(),
+        "CLAIM_SECONDS": "12",
+    }
+    for name, value in settings.items():
+        monkeypatch.setenv(f"BACKSTOP_{name}", value)
+    return prefix
+
+
+async def test_one_slow_answer_holds_the_other_mails_back_no_longer(
+    environment: str, kafka_bootstrap: str, microsoft: Simulator, tenant_id: UUID
+) -> None:
+    """All others are made while it is waited for, also those that were not claimed together with it."""
+    await create_topics(kafka_bootstrap, prefix=environment, partitions=1, replication=1, services=["submitter"])
+    microsoft.state.faults.order([Fault(route="graph.emailThreats.create", kind="timeout", seconds=60)])
+    settings = Settings()
+    wanted = 3 * settings.submit_batch
+    service = build(settings)
+    created: list[SubmissionCreated] = []
+    delayed: list[SubmissionDelayed] = []
+    async with (
+        asyncio.timeout(90),
+        AIOKafkaProducer(bootstrap_servers=kafka_bootstrap) as producer,
+        AIOKafkaConsumer(
+            f"{environment}.{SubmissionCreated.topic()}",
+            f"{environment}.{SubmissionDelayed.topic()}",
+            bootstrap_servers=kafka_bootstrap,
+            auto_offset_reset="earliest",
+        ) as outcomes,
+        service.api.router.lifespan_context(service.api),
+    ):
+        for _ in range(wanted):
+            await _publish(producer, environment, await _request(settings.mail_store, tenant_id))
+        while len(created) < wanted - 1 or not delayed:
+            record = await anext(outcomes)
+            if record.topic.endswith(SubmissionCreated.topic()):
+                created.append(SubmissionCreated.model_validate_json(record.value))
+            else:
+                delayed.append(SubmissionDelayed.model_validate_json(record.value))
+
+    assert [event.reason for event in delayed] == ["unavailable"]
+    assert len({event.submission_id for event in created}) == wanted - 1
+    assert max(event.created_at for event in created) < delayed[0].delayed_at
+
+
+async def _request(mail_store: str, tenant_id: UUID) -> SubmissionRequested:
+    message_id = f"<{uuid4()}@fabrikam.example>"
+    raw = f"From: bad@fabrikam.example\r\nMessage-ID: {message_id}\r\n\r\nHi".encode()
+    sha256 = await MailStore(mail_store).put(tenant_id, raw)
+    return SubmissionRequested(
+        tenant_id=tenant_id,
+        submission_id=uuid4(),
+        case_id=uuid4(),
+        category=Category.PHISHING,
+        recipient="user@contoso.example",
+        message=Message(sha256=sha256, size=len(raw), internet_message_id=message_id),
+        requested_by=Actor(kind="policy", id="test"),
+        requested_at=datetime.now(UTC),
+    )
+
+
+async def _publish(producer: AIOKafkaProducer, prefix: str, event: SubmissionRequested) -> None:
+    headers = headers_for(event, source="/test", traceparent=None)
+    await producer.send_and_wait(
+        f"{prefix}.{event.topic()}",
+        event.model_dump_json().encode(),
+        key=event.key.encode(),
+        headers=[(name, value.encode()) for name, value in headers.items()],
+    )

@@ -1,0 +1,229 @@
+"""Microsoft's quota is never exceeded, and a lost answer is recognised."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from backstop_contracts import MailboxMessage, Message
+from submitter.rules import (
+    Calls,
+    Due,
+    Quota,
+    Used,
+    is_another,
+    is_same,
+    item_of,
+    item_of_another,
+    link_of,
+    plan,
+    throttles_tenant,
+)
+
+TENANT = uuid4()
+NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
+WINDOW = timedelta(minutes=15)
+NO_CALLS = Calls({}, {})
+
+
+def due(count: int, item: str | None = None, tenant: UUID = TENANT) -> list[Due]:
+    """Make submissions that want to be made: of one item or each of its own."""
+    return [Due(uuid4(), tenant, item or f"item {number}") for number in range(count)]
+
+
+def minutes_ago(*minutes: float) -> list[datetime]:
+    """Make times in the past."""
+    return [NOW - timedelta(minutes=number) for number in minutes]
+
+
+def used(*minutes: float) -> Used:
+    """Make calls of a tenant so many minutes ago."""
+    return Used(len(minutes), min(minutes_ago(*minutes)))
+
+
+def test_within_the_quota_everything_is_made_now() -> None:
+    """In the order in which it came due."""
+    wanted = due(5)
+    planned = plan(wanted, NO_CALLS, Quota(5, 3, WINDOW), NOW)
+    assert planned.now == [one.submission_id for one in wanted]
+    assert planned.wait == []
+
+
+def test_what_exceeds_the_tenants_quota_waits_until_the_window_moves_on() -> None:
+    """Calls of the last 15 minutes count, whoever made them."""
+    calls = Calls({TENANT: used(14, 5, 1)}, {})
+    planned = plan(due(3), calls, Quota(4, 3, WINDOW), NOW)
+    assert len(planned.now) == 1
+    assert {(one.until, one.reason) for one in planned.wait} == {(NOW + timedelta(minutes=1), "quota")}
+
+
+def test_a_backlog_of_many_windows_is_spread_over_them() -> None:
+    """Not all of it comes due again at the same moment."""
+    planned = plan(due(10), Calls({TENANT: used(0, 0)}, {}), Quota(2, 3, WINDOW), NOW)
+    assert [one.until for one in planned.wait] == [NOW + (1 + n // 2) * WINDOW for n in range(10)]
+
+
+def test_a_throttled_tenant_is_left_alone_and_others_are_not() -> None:
+    """Looks are calls, too; they take nothing of the quota."""
+    other = uuid4()
+    look, throttled = Due(uuid4(), TENANT, "item", looks=True), due(2)
+    free = [Due(uuid4(), other, "item", looks=True), *due(1, tenant=other)]
+    quiet_until = NOW + timedelta(minutes=3)
+    planned = plan([look, *throttled, *free], Calls({}, {}, {TENANT: quiet_until}), Quota(1, 3, WINDOW), NOW)
+    assert planned.now == [one.submission_id for one in free]
+    assert [(one.until, one.reason) for one in planned.wait] == [(quiet_until, "throttled")] * 3
+
+
+def test_a_throttled_item_is_told_from_a_throttled_tenant() -> None:
+    """By a pause that no tenant's limit takes, and by a call that may have happened before."""
+    quota = Quota(window=WINDOW)
+    assert throttles_tenant(WINDOW, quota, known=False)
+    assert not throttles_tenant(WINDOW, quota, known=True)
+    assert not throttles_tenant(timedelta(hours=20), quota, known=False)
+
+
+def test_tenants_do_not_use_up_each_others_quota() -> None:
+    """Each has its own."""
+    planned = plan([*due(2), *due(2, tenant=uuid4())], NO_CALLS, Quota(2, 3, WINDOW), NOW)
+    assert len(planned.now) == 4
+
+
+@pytest.mark.parametrize(
+    ("before", "free_in_minutes"),
+    [
+        ([], 0),
+        ([20], 0),
+        ([10], 5),
+        ([1400, 700, 20], 40),
+        ([1441, 700, 20], 0),
+        ([1400, 700, 2], 40),
+        ([500, 400, 2], 940),
+    ],
+)
+def test_the_same_item_waits_as_microsoft_wants(before: list[float], free_in_minutes: float) -> None:
+    """Once per 15 minutes and 3 times per 24 hours."""
+    planned = plan(due(1, "item"), Calls({}, {(TENANT, "item"): minutes_ago(*before)}), Quota(150, 3, WINDOW), NOW)
+    if free_in_minutes:
+        assert [(one.until, one.reason) for one in planned.wait] == [
+            (NOW + timedelta(minutes=free_in_minutes), "same-item")
+        ]
+    else:
+        assert len(planned.now) == 1
+
+
+def test_two_submissions_of_one_item_do_not_go_together() -> None:
+    """The second waits although nothing was called before."""
+    planned = plan(due(2, "item"), NO_CALLS, Quota(150, 3, WINDOW), NOW)
+    assert (len(planned.now), [one.reason for one in planned.wait]) == (1, ["same-item"])
+
+
+@given(
+    wanted=st.lists(st.tuples(st.integers(0, 1), st.integers(0, 4)), max_size=40),
+    before=st.lists(st.floats(0, 14.9), max_size=8),
+    limit=st.integers(1, 8),
+)
+def test_no_plan_exceeds_the_quota(wanted: list[tuple[int, int]], before: list[float], limit: int) -> None:
+    """Whatever is wanted and whatever was called: every submission is planned once, and within the limits."""
+    tenants = [UUID(int=1), UUID(int=2)]
+    all_due = [Due(uuid4(), tenants[tenant], f"item {item}") for tenant, item in wanted]
+    planned = plan(all_due, Calls({tenants[0]: used(*before)} if before else {}, {}), Quota(limit, 3, WINDOW), NOW)
+    by_id = {one.submission_id: one for one in all_due}
+    taken = [by_id[submission_id] for submission_id in planned.now]
+
+    assert sorted([*planned.now, *(one.submission_id for one in planned.wait)]) == sorted(by_id)
+    assert len({(one.tenant_id, one.item) for one in taken}) == len(taken)
+    assert sum(one.tenant_id == tenants[0] for one in taken) <= max(0, limit - len(before))
+    assert sum(one.tenant_id == tenants[1] for one in taken) <= limit
+    assert all(one.until > NOW for one in planned.wait)
+
+
+def mail(**facts: Any) -> Message:
+    """Make a mail."""
+    return Message(sha256="0" * 64, size=1, **facts)
+
+
+@pytest.mark.parametrize(
+    ("entity", "same"),
+    [
+        ({"internetMessageId": "<a@x.example>", "recipientEmailAddress": "User@contoso.example"}, True),
+        ({"internetMessageId": "<b@x.example>", "recipientEmailAddress": "user@contoso.example"}, False),
+        ({"internetMessageId": "<a@x.example>", "recipientEmailAddress": "other@contoso.example"}, False),
+        ({"internetMessageId": None, "recipientEmailAddress": None}, False),
+        ({}, False),
+    ],
+)
+def test_a_submission_is_recognised_by_message_id_and_recipient(entity: dict[str, Any], same: bool) -> None:
+    """Graph's own key of an email submission."""
+    assert is_same(entity, mail(internet_message_id="<a@x.example>"), "user@contoso.example") is same
+
+
+@pytest.mark.parametrize(
+    ("entity", "same"),
+    [
+        ({"sender": "A@x.example", "subject": "Hello  you"}, True),
+        ({"sender": "a@x.example", "emailSubject": "Hello you"}, True),
+        ({"sender": "a@x.example", "subject": "Hello"}, False),
+        ({"sender": "b@x.example", "subject": "Hello you"}, False),
+    ],
+)
+def test_a_mail_without_message_id_is_recognised_by_sender_and_subject(entity: dict[str, Any], same: bool) -> None:
+    """In the documented shape and in the one that Graph's samples show."""
+    entity = {"recipientEmailAddress": "user@contoso.example", **entity}
+    assert is_same(entity, mail(sender="a@x.example", subject="Hello you"), "user@contoso.example") is same
+
+
+def test_an_item_is_a_message_in_a_mailbox() -> None:
+    """The same mail of another recipient is another item."""
+    message = mail(internet_message_id="<a@x.example>")
+    assert item_of(message, "User@contoso.example") == item_of(message, "user@contoso.example")
+    assert item_of(message, "user@contoso.example") != item_of(message, "other@contoso.example")
+
+
+def test_the_ids_of_a_link_are_quoted() -> None:
+    """They lead into the named mailbox, whatever the reporter wrote."""
+    mail = Message(sha256="0" * 64, size=1, internet_message_id="<a@fabrikam.example>")
+    place = MailboxMessage(user_id="user@contoso.example", message_id="AAMk/../x?y#z==")
+    assert link_of(mail, place) == (
+        "https://graph.microsoft.com/beta/users/user@contoso.example/messages/AAMk%2F..%2Fx%3Fy%23z=="
+    )
+
+
+@pytest.mark.parametrize(
+    ("user_id", "message_id", "internet_message_id"),
+    [("..", "AAMk", "<a@x.example>"), ("user", "..", "<a@x.example>"), ("", "AAMk", "<a@x.example>"), ("u", "A", None)],
+)
+def test_what_cannot_be_checked_is_submitted_without_a_link(
+    user_id: str, message_id: str, internet_message_id: str | None
+) -> None:
+    """Ids that would change the path, and a mail whose own id is not known."""
+    mail = Message(sha256="0" * 64, size=1, internet_message_id=internet_message_id)
+    assert link_of(mail, MailboxMessage(user_id=user_id, message_id=message_id)) is None
+    assert link_of(mail, None) is None
+
+
+@pytest.mark.parametrize(
+    ("ours", "microsofts", "another"),
+    [
+        ("<a@x.example>", "<b@x.example>", True),
+        ("<a@x.example>", " <a@x.example> ", False),
+        ("<a@x.example>", "a@x.example", False),
+        ("<a@x.example>", None, False),
+        (None, "<b@x.example>", False),
+    ],
+)
+def test_a_submission_of_another_mail_is_known_by_its_id(
+    ours: str | None, microsofts: str | None, another: bool
+) -> None:
+    """As long as both are known; brackets do not matter."""
+    mail = Message(sha256="0" * 64, size=1, internet_message_id=ours)
+    assert is_another({"internetMessageId": microsofts}, mail) is another
+
+
+def test_the_item_of_another_mail_is_the_one_that_its_own_report_would_have() -> None:
+    """So that its report waits for as long as Microsoft wants."""
+    other = Message(sha256="0" * 64, size=1, internet_message_id="<b@x.example>")
+    entity = {"internetMessageId": "<b@x.example>"}
+    assert item_of_another(entity, "User@contoso.example") == item_of(other, "user@contoso.example")
