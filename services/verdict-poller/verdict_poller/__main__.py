@@ -1,0 +1,5 @@
+"""`python -m verdict_poller`."""
+
+from verdict_poller.app import main
+
+main()

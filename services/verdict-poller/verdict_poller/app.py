@@ -1,0 +1,73 @@
+"""Verdict-poller: the composition root."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, PositiveInt
+from pydantic_settings import NoDecode
+
+from backstop_contracts import CaseExpired, SubmissionCreated
+from chassis.app import Service
+from chassis.settings import CommaSeparated, ServiceSettings
+from chassis.work import Lease
+from m365 import M365Settings, connect
+from verdict_poller.handlers import on_case_expired, on_submission_created
+from verdict_poller.schedule import Schedule
+from verdict_poller.store import JUDGED, WATCHING
+from verdict_poller.worker import Explainer, Poller
+
+
+class Settings(ServiceSettings, M365Settings):
+    """Verdict-poller's settings."""
+
+    verdict_pauses: Annotated[tuple[float, ...], NoDecode, CommaSeparated] = Schedule.pauses
+    """Seconds between the questions about one submission; the last repeats."""
+    verdict_grid_seconds: float = Schedule.grid_seconds
+    """Questions are asked at multiples of this, so that one list answers many."""
+    explain_batch: PositiveInt = 100
+    settings_live_seconds: float = 300
+    """How long the tenant's settings, once read, are good for other verdicts."""
+    claim_seconds: Annotated[float, Field(ge=4)] = 300
+    """How long a submission is held by who asks about it: after a crash, another replica waits that long."""
+
+
+def build(settings: Settings) -> Service:
+    """Compose the service."""
+    service = Service(
+        "verdict-poller",
+        settings,
+        title="Backstop verdict-poller",
+        description="Reads Microsoft's verdicts and explains them.",
+        migrations=Path(__file__).parent / "migrations",
+    )
+    schedule = Schedule(settings.verdict_pauses, settings.verdict_grid_seconds)
+
+    @asynccontextmanager
+    async def microsoft_365() -> AsyncIterator[None]:
+        async with connect(settings, authority=settings.authority, ca_file=settings.ca_file) as (graph, exchange):
+            lease = Lease(timedelta(seconds=settings.claim_seconds))
+            service.works("poll_due", Poller(service.db, graph, schedule, lease).poll_due, due=WATCHING)
+            explainer = Explainer(
+                service.db,
+                exchange,
+                batch=settings.explain_batch,
+                settings_live=timedelta(seconds=settings.settings_live_seconds),
+                lease=lease,
+            )
+            service.works("explain_due", explainer.explain_due, due=JUDGED)
+            yield
+
+    service.resources.append(microsoft_365())
+    service.consumes(
+        {SubmissionCreated: partial(on_submission_created, schedule=schedule), CaseExpired: on_case_expired}
+    )
+    return service
+
+
+def main() -> None:
+    """Run the service with the settings of the environment."""
+    build(Settings()).run()

@@ -1,0 +1,1 @@
+CREATE INDEX watches_of_case ON watches (case_id);

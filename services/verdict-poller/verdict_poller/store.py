@@ -1,0 +1,116 @@
+"""The SQL of verdict-poller: one function per statement. Callers hold the transaction."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+
+from backstop_contracts import Message, SubmissionCreated
+from chassis.db import Tx
+
+WATCHING = "SELECT due_at FROM watches WHERE state = 'watching'"
+JUDGED = "SELECT due_at FROM watches WHERE state = 'judged'"
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """A row of `watches`."""
+
+    submission_id: UUID
+    tenant_id: UUID
+    case_id: UUID
+    graph_id: str
+    recipient: str
+    message: Message
+    traceparent: str | None
+    created_at: datetime
+    watched_since: datetime
+    attempts: int
+    result: Mapping[str, Any] | None
+
+
+def _watch(row: asyncpg.Record) -> Watch:
+    return Watch(
+        submission_id=row["submission_id"],
+        tenant_id=row["tenant_id"],
+        case_id=row["case_id"],
+        graph_id=row["graph_id"],
+        recipient=row["recipient"],
+        message=Message.model_validate(row["message"]),
+        traceparent=row["traceparent"],
+        created_at=row["created_at"],
+        watched_since=row["watched_since"],
+        attempts=row["attempts"],
+        result=row["result"],
+    )
+
+
+async def record(tx: Tx, created: Sequence[tuple[SubmissionCreated, str | None]], first_due: datetime) -> None:
+    """Watch submissions; one that is watched already stays as it is."""
+    events = [event for event, _ in created]
+    await tx.execute(
+        "INSERT INTO watches (submission_id, tenant_id, case_id, graph_id, recipient, message, created_at, traceparent,"
+        " due_at) SELECT *, $9::timestamptz FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::text[], $5::text[],"
+        " $6::jsonb[], $7::timestamptz[], $8::text[]) ON CONFLICT DO NOTHING",
+        [event.submission_id for event in events],
+        [event.tenant_id for event in events],
+        [event.case_id for event in events],
+        [event.graph_id for event in events],
+        [event.recipient for event in events],
+        [event.message.model_dump(mode="json") for event in events],
+        [event.created_at for event in events],
+        [traceparent for _, traceparent in created],
+        first_due,
+    )
+
+
+async def claim(tx: Tx, state: str, lease: timedelta, limit: int) -> list[Watch]:
+    """Take watches of *state* that are due, for *lease*: then they come due again unless they are settled."""
+    rows = await tx.fetch(
+        "UPDATE watches SET due_at = now() + $2::interval, attempts = attempts + 1 WHERE submission_id IN"
+        " (SELECT submission_id FROM watches WHERE state = $1 AND due_at <= now() ORDER BY due_at LIMIT $3"
+        " FOR UPDATE SKIP LOCKED) RETURNING *",
+        state,
+        lease,
+        limit,
+    )
+    return [_watch(row) for row in rows]
+
+
+async def postpone(tx: Tx, dues: Mapping[UUID, datetime]) -> None:
+    """Ask again later."""
+    await tx.execute(
+        "UPDATE watches SET due_at = new.due_at FROM unnest($1::uuid[], $2::timestamptz[])"
+        " AS new (submission_id, due_at) WHERE watches.submission_id = new.submission_id",
+        list(dues),
+        list(dues.values()),
+    )
+
+
+async def judge(tx: Tx, results: Mapping[UUID, Mapping[str, Any]]) -> None:
+    """Keep Microsoft's answers; they are due for an explanation at once."""
+    await tx.execute(
+        "UPDATE watches SET state = 'judged', result = new.result, due_at = now(), attempts = 0"
+        " FROM unnest($1::uuid[], $2::jsonb[]) AS new (submission_id, result)"
+        " WHERE watches.submission_id = new.submission_id AND state = 'watching'",
+        list(results),
+        list(results.values()),
+    )
+
+
+async def settle(tx: Tx, submission_ids: Sequence[UUID]) -> set[UUID]:
+    """End watches whose verdict is told; return those that had not ended before."""
+    rows = await tx.fetch(
+        "UPDATE watches SET state = 'told' WHERE submission_id = ANY($1::uuid[]) AND state = 'judged'"
+        " RETURNING submission_id",
+        submission_ids,
+    )
+    return {row["submission_id"] for row in rows}
+
+
+async def forget(tx: Tx, case_ids: Sequence[UUID]) -> None:
+    """Delete the watches of cases that have ended."""
+    await tx.execute("DELETE FROM watches WHERE case_id = ANY($1::uuid[]) AND state = 'told'", case_ids)
