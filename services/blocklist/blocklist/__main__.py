@@ -1,0 +1,5 @@
+"""`python -m blocklist`."""
+
+from blocklist.app import main
+
+main()

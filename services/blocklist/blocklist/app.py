@@ -1,0 +1,69 @@
+"""Blocklist: the composition root."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+from pydantic_settings import NoDecode
+
+from backstop_contracts import BlockRequested, BlockRequestedV2, CaseExpired, VerdictReady
+from blocklist.handlers import on_block_requested, on_case_expired, on_verdict_ready
+from blocklist.rules import NEVER_BLOCK
+from blocklist.store import DUE
+from blocklist.worker import Worker
+from chassis.app import Service
+from chassis.settings import CommaSeparated, ServiceSettings
+from chassis.work import Lease
+from m365 import M365Settings, connect
+
+
+class Settings(ServiceSettings, M365Settings):
+    """Blocklist's settings."""
+
+    never_block_domains: Annotated[frozenset[str], NoDecode, CommaSeparated] = NEVER_BLOCK
+    """Domains of which only single addresses are blocked."""
+    block_batch: int = 16
+    """Entries that are worked on at the same time."""
+    claim_seconds: Annotated[float, Field(ge=4)] = 240
+    """How long an entry is held by who calls about it: after a crash, another replica waits that long."""
+
+
+def build(settings: Settings) -> Service:
+    """Compose the service."""
+    service = Service(
+        "blocklist",
+        settings,
+        title="Backstop blocklist",
+        description="Blocks senders in Exchange Online, and lifts the blocks that were wrong.",
+        migrations=Path(__file__).parent / "migrations",
+    )
+
+    @asynccontextmanager
+    async def microsoft_365() -> AsyncIterator[None]:
+        async with connect(settings, authority=settings.authority, ca_file=settings.ca_file) as (_, exchange):
+            never_block = frozenset(map(str.lower, settings.never_block_domains))
+            lease = Lease(timedelta(seconds=settings.claim_seconds))
+            worker = Worker(service.db, exchange, never_block, settings.block_batch, lease)
+            service.works("settle_due", worker.settle_due, due=DUE)
+            service.works("forget_verdicts", worker.forget_verdicts, idle=24 * 3600, woken=False)
+            yield
+
+    service.resources.append(microsoft_365())
+    # Verdicts first: a block that one of them withdraws is then never made.
+    service.consumes(
+        {
+            VerdictReady: on_verdict_ready,
+            BlockRequested: on_block_requested,
+            BlockRequestedV2: on_block_requested,
+            CaseExpired: on_case_expired,
+        }
+    )
+    return service
+
+
+def main() -> None:
+    """Run the service with the settings of the environment."""
+    build(Settings()).run()

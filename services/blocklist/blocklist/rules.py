@@ -1,0 +1,268 @@
+"""What may be blocked, and what an entry that is there already means. Pure functions over data."""
+
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal, NamedTuple, TypeAlias
+from urllib.parse import quote, unquote, urlsplit
+from uuid import UUID
+
+from backstop_contracts import Block, BlockV2
+
+Reason: TypeAlias = Literal["own-domain", "protected-domain", "invalid", "limit", "refused", "gave-up"]
+Rows: TypeAlias = Sequence[Mapping[str, Any]]
+AnyBlock: TypeAlias = Block | BlockV2
+
+NEVER_BLOCK = frozenset(
+    {
+        "aol.com",
+        "gmail.com",
+        "gmx.de",
+        "gmx.net",
+        "googlemail.com",
+        "hotmail.com",
+        "icloud.com",
+        "live.com",
+        "me.com",
+        "msn.com",
+        "outlook.com",
+        "proton.me",
+        "protonmail.com",
+        "qq.com",
+        "web.de",
+        "yahoo.com",
+    }
+)
+"""Large consumer mail providers: to block one of these domains is to block the mail of millions of strangers."""
+
+LONGEST_URL = 250
+"""Characters of a URL entry (Microsoft Learn: "Allow or block URLs using the Tenant Allow/Block List")."""
+
+SLACK = timedelta(minutes=1)
+"""Exchange keeps times less precisely than we do."""
+
+_LABEL = "[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
+_DOMAIN = re.compile(rf"(?=.{{1,253}}\Z)(?:{_LABEL}\.)+(?!\d+\Z){_LABEL}")
+_NEVER_IN_A_LOCAL_PART = frozenset('"(),:;<>[\\]')
+_MARK = re.compile(r"Backstop block ([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})(?![0-9a-f-])")
+_LIMIT = re.compile(r"\b(limit|maximum number|quota|capacity|too many)\b", re.IGNORECASE)
+_DUPLICATE = re.compile(r"\b(duplicate|already exists?)\b", re.IGNORECASE)
+
+
+class Refusal(NamedTuple):
+    """Why a sender is not blocked: the reason of the event `block-failed`, and its detail."""
+
+    reason: Reason
+    detail: str
+
+
+def refuse(block: AnyBlock, protected: Collection[str]) -> Refusal | None:
+    """Say why *block* cannot be made, as far as that is known without asking Exchange."""
+    if not _is_valid(block):
+        return Refusal("invalid", _INVALID.get(block.kind, "this kind of block is not known"))
+    if block.scope == "mailbox" and not block.mailbox:
+        return Refusal("invalid", "the block is for a mailbox, but names none")
+    if block.scope == "mailbox" and block.expires_at:
+        return Refusal("invalid", "the Blocked Senders list of a mailbox knows no end date")
+    if block.kind == "domain" and block.value.lower() in protected:
+        return Refusal("protected-domain", "so many strangers share this domain that only single addresses are blocked")
+    if block.kind == "url":
+        return _refuse_url(block, protected)
+    return None
+
+
+def _refuse_url(block: AnyBlock, protected: Collection[str]) -> Refusal | None:
+    if block.scope == "mailbox":
+        return Refusal("invalid", "a mailbox blocks senders, not URLs")
+    entry = entry_of(block.value)
+    if len(entry) > LONGEST_URL:
+        return Refusal("invalid", f"the list takes URLs of at most {LONGEST_URL} characters")
+    if entry in protected:
+        return Refusal("protected-domain", "so many strangers share this site that only single pages of it are blocked")
+    return None
+
+
+_INVALID = {
+    "sender": "the address is not valid",
+    "domain": "the domain is not valid",
+    "url": "the URL is not valid: http or https, a host name, no port",
+}
+
+
+def _is_valid(block: AnyBlock) -> bool:
+    """
+    Tell whether the value is one address, one domain or one URL: lower case or not, the domain as DNS knows it.
+
+    Wildcards are not taken: nobody here asks for more than the domain of one mail.
+    """
+    if block.kind == "url":
+        return _is_url(block.value)
+    if block.kind not in ("sender", "domain"):
+        return False
+    local, at, domain = block.value.rpartition("@")
+    if bool(at) != (block.kind == "sender") or not _DOMAIN.fullmatch(domain.lower()):
+        return False
+    return not at or (
+        0 < len(local.encode(errors="replace")) <= 64
+        and "@" not in local
+        and " " not in local
+        and local.isprintable()
+        and not _NEVER_IN_A_LOCAL_PART & set(local)
+    )
+
+
+def _is_url(value: str) -> bool:
+    """Tell whether *value* is what the list can hold: no wildcards in it, and no port, which it does not take."""
+    try:
+        parts = urlsplit(value)
+        fits = parts.port is None and parts.scheme in ("http", "https")
+    except ValueError:
+        return False
+    return (
+        fits and bool(_DOMAIN.fullmatch(parts.hostname or "")) and value.isprintable() and not set(value) & set(" *~")
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class AcceptedDomain:
+    """A domain for which the tenant receives mail."""
+
+    name: str
+    with_subdomains: bool
+
+
+def read_accepted_domains(rows: Rows) -> tuple[AcceptedDomain, ...]:
+    """Read the answer of Get-AcceptedDomain."""
+    return tuple(
+        AcceptedDomain(str(row["DomainName"]).lower(), row.get("MatchSubDomains") is True)
+        for row in rows
+        if row.get("DomainName")
+    )
+
+
+def refuse_own(block: AnyBlock, accepted: Iterable[AcceptedDomain]) -> Refusal | None:
+    """
+    Say why *block* would hit the tenant itself: its value is an own domain, or an address of one.
+
+    Entries of the Tenant Allow/Block List hold for internal senders too, and nobody in the organization can write to
+    a blocked address; such a mail is returned for all its recipients. So one spoofed colleague in a From header would
+    cut the real one off. Outlook's Blocked Senders list takes no addresses of the own organization either.
+    Source: Microsoft Learn, "Manage allows and blocks in the Tenant Allow/Block List".
+    """
+    domain = (urlsplit(block.value).hostname if block.kind == "url" else block.value.lower().rpartition("@")[2]) or ""
+    for own in accepted:
+        if domain == own.name or (own.with_subdomains and domain.endswith(f".{own.name}")):
+            return Refusal(
+                "own-domain", f"{own.name} is a domain of this organization: a block would stop its own mail"
+            )
+    return None
+
+
+def place_of(block: AnyBlock) -> tuple[str, str]:
+    """
+    Name the list and the entry that *block* wants: the mailbox (empty: the tenant's list) and the value.
+
+    Both are what a database index takes, whatever a forged sender looks like; only valid values ever get further.
+    """
+    return _tame(block.mailbox or "") if block.scope == "mailbox" else "", _tame(block.value)
+
+
+def _tame(text: str) -> str:
+    return "".join(char if char.isprintable() else "?" for char in text[:400].lower())
+
+
+def list_of(value: str) -> Literal["Sender", "Url"]:
+    """Name the ListType that holds *value*: no address and no domain has a scheme."""
+    return "Url" if "://" in value else "Sender"
+
+
+def entry_of(value: str) -> str:
+    """
+    Write a value as the Tenant Allow/Block List wants it.
+
+    Of an address special characters are percent-encoded, `a%2Bb@x.example`. Of a URL host and path are left: the list
+    takes no scheme, and what a query holds is often made for each recipient. Sources: Microsoft Learn, "Allow or block
+    email using the Tenant Allow/Block List" and "Allow or block URLs using the Tenant Allow/Block List".
+    """
+    if list_of(value) == "Url":
+        parts = urlsplit(value)
+        return f"{parts.hostname}{parts.path}".rstrip("/")
+    local, at, domain = value.rpartition("@")
+    return quote(local, safe="").replace("~", "%7E") + at + domain
+
+
+def notes_of(block: AnyBlock) -> str:
+    """Write the notes by which an entry is known as the one that *block* made."""
+    return f"Backstop block {block.block_id}" + (f", case {block.case_id}" if block.case_id else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """
+    An entry of the Tenant Allow/Block List.
+
+    `ends` is None for an entry that never expires. `maker` is the block that its notes name, None for somebody else's.
+    """
+
+    identity: str
+    blocks: bool
+    ends: datetime | None
+    maker: UUID | None
+
+
+def read_entry(rows: Rows, value: str) -> Found | None:
+    """Find the entry for exactly *value* in the answer of Get-TenantAllowBlockListItems."""
+    for row in rows:
+        shown = str(row.get("Value") or "").lower()
+        if value in (shown, unquote(shown)) or shown == entry_of(value).lower():
+            mark = _MARK.search(str(row.get("Notes") or ""))
+            return Found(
+                identity=str(row["Identity"]),
+                blocks=row.get("Action") == "Block",
+                ends=_moment(row.get("ExpirationDate")),
+                maker=UUID(mark[1]) if mark else None,
+            )
+    return None
+
+
+def _moment(value: Any) -> datetime | None:
+    if not value:
+        return None
+    moment = datetime.fromisoformat(str(value))
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def latest(ends: Iterable[datetime | None]) -> datetime | None:
+    """Return the latest of *ends*; None stands for never."""
+    known = list(ends)
+    return None if None in known else max(end for end in known if end)
+
+
+def ends_before(one: datetime | None, other: datetime | None) -> bool:
+    """Tell whether *one* is an earlier end than *other*, by more than the slack; None stands for never."""
+    return one is not None and (other is None or one < other - SLACK)
+
+
+def is_same_end(one: datetime | None, other: datetime | None) -> bool:
+    """Tell whether two ends are the same, but for the slack."""
+    return not ends_before(one, other) and not ends_before(other, one)
+
+
+def is_blocked(rows: Rows, value: str) -> bool:
+    """Tell from the answer of Get-MailboxJunkEmailConfiguration whether the mailbox blocks *value*."""
+    return any(
+        value == str(blocked).lower().lstrip("@")
+        for row in rows
+        for blocked in row.get("BlockedSendersAndDomains") or ()
+    )
+
+
+def read_refusal(words: str) -> Refusal:
+    """Sort what Exchange says when it refuses a block. Its words are not documented; they go on as they are."""
+    return Refusal("limit" if _LIMIT.search(words) else "refused", words)
+
+
+def says_duplicate(words: str) -> bool:
+    """Tell whether Exchange refuses a block because the entry is there (seen: "Duplicate value")."""
+    return bool(_DUPLICATE.search(words))
