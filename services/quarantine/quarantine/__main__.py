@@ -1,0 +1,5 @@
+"""`python -m quarantine`."""
+
+from quarantine.app import main
+
+main()

@@ -1,0 +1,145 @@
+"""Quarantine: the composition root."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AnyHttpUrl, Field, SecretStr, field_validator
+from pydantic_settings import NoDecode
+
+from backstop_contracts import BlockApplied, BlockFailed, BlockRemoved, CaseExpired, CaseUpdated, VerdictReady
+from chassis.app import Service
+from chassis.settings import CommaSeparated, ServiceSettings
+from chassis.work import Lease
+from m365 import M365Settings, connect
+from mail import MailStore
+from quarantine import handlers
+from quarantine.carrying import Carrier
+from quarantine.digest import Digester
+from quarantine.http import make_router
+from quarantine.links import Signer
+from quarantine.mirror import Mirror, forget
+from quarantine.offering import Links
+from quarantine.pages import Pages
+from quarantine.reading import Reading
+from quarantine.rendering import make_templates
+from quarantine.sign_in import SignIn
+
+AT_ONCE = 4
+"""Tenants that are read, and batches of wishes that are carried out, side by side: a slow one holds up no other."""
+
+
+class Settings(ServiceSettings, M365Settings):
+    """Quarantine's settings."""
+
+    sync_seconds: Annotated[float, Field(gt=0)] = 60
+    """How often each tenant's quarantine is read for what is new and what was decided."""
+    sweep_hours: Annotated[float, Field(gt=0)] = 6
+    """How often all 30 days of it are read."""
+    quarantine_page_size: Annotated[int, Field(ge=25, lt=1000)] = 500
+    """Rows of a page of Get-QuarantineMessage."""
+    claim_seconds: Annotated[float, Field(ge=4)] = 75
+    """How long what is worked on is held; calls about it end after three quarters of that."""
+    mail_store: str
+    """Where the raw mails are kept that are reported from the quarantine: a URL."""
+    public_url: AnyHttpUrl
+    """Where users reach this service: what the links of digests begin with."""
+    link_keys: Annotated[tuple[SecretStr, ...], NoDecode, CommaSeparated]
+    """What links are signed with, the newest first; each of at least 32 characters. Older ones go on working."""
+    digest_period_seconds: Annotated[float, Field(gt=0, le=14400)] = 14400
+    """The shortest period of digests, four hours; less is for trying it out."""
+    sign_in_client_id: str | None = None
+    """The web application in Entra ID with which users sign in, for tenants that want it."""
+    sign_in_client_secret: SecretStr | None = None
+
+    @field_validator("link_keys")
+    @classmethod
+    def _check_keys(cls, keys: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
+        Signer([key.get_secret_value() for key in keys])
+        return keys
+
+
+def build(settings: Settings) -> Service:
+    """Compose the service."""
+    service = Service(
+        "quarantine",
+        settings,
+        title="Backstop quarantine",
+        description="Quarantined mail: what users and admins do with it.",
+        migrations=Path(__file__).parent / "migrations",
+    )
+    reading, mails = Reading(), MailStore(settings.mail_store)
+    signer = Signer([key.get_secret_value() for key in settings.link_keys])
+    links, templates, sign_in = Links(signer, str(settings.public_url)), make_templates(), _sign_in(settings, signer)
+
+    @asynccontextmanager
+    async def microsoft_365() -> AsyncIterator[None]:
+        lease = Lease(timedelta(seconds=settings.claim_seconds))
+        async with connect(settings, authority=settings.authority, ca_file=settings.ca_file) as (graph, exchange):
+            mirror = Mirror(
+                service.db,
+                exchange,
+                settings.tenants,
+                every=timedelta(seconds=settings.sync_seconds),
+                sweep_every=timedelta(hours=settings.sweep_hours),
+                page_size=settings.quarantine_page_size,
+                lease=lease,
+            )
+            digester = Digester(
+                service.db,
+                graph,
+                settings.tenants,
+                links,
+                templates,
+                shortest=timedelta(seconds=settings.digest_period_seconds),
+                lease=lease,
+            )
+            carrier = Carrier(service.db, exchange, mails, lease=lease)
+            for _ in range(AT_ONCE):
+                service.works("sync_due", mirror.sync_due)
+                service.works("carry_due", carrier.carry_due)
+            service.works("plan_due", digester.plan_due, idle=min(10.0, settings.digest_period_seconds / 2))
+            service.works("send_due", digester.send_due)
+            reading.use(exchange)
+            if sign_in:
+                sign_in.use(graph)
+            yield
+        if sign_in:
+            sign_in.close()
+
+    service.works("forget", partial(forget, service.db), idle=3600, woken=False)
+    service.resources.append(microsoft_365())
+    service.consumes(
+        {
+            CaseUpdated: handlers.on_case_updated,
+            BlockApplied: handlers.on_block_applied,
+            BlockFailed: handlers.on_block_failed,
+            BlockRemoved: handlers.on_block_removed,
+            VerdictReady: handlers.on_verdict_ready,
+            CaseExpired: handlers.on_case_expired,
+        }
+    )
+    service.api.include_router(make_router(service.db, reading, sign_in=sign_in is not None))
+    service.api.include_router(Pages(service.db, reading, links, templates, sign_in).router())
+    return service
+
+
+def _sign_in(settings: Settings, signer: Signer) -> SignIn | None:
+    if settings.sign_in_client_id is None or settings.sign_in_client_secret is None:
+        return None
+    return SignIn(
+        signer,
+        public_url=str(settings.public_url),
+        authority=settings.authority,
+        client_id=settings.sign_in_client_id,
+        client_secret=settings.sign_in_client_secret.get_secret_value(),
+        ca_file=settings.ca_file,
+    )
+
+
+def main() -> None:
+    """Run the service with the settings of the environment."""
+    build(Settings()).run()

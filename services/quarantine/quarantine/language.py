@@ -1,0 +1,74 @@
+"""What users read, in their language: one catalogue file for each, English where a text is missing."""
+
+import re
+import tomllib
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+FALLBACK = "en"
+_FOLDER = Path(__file__).parent / "languages"
+_WANTED = re.compile(r"\s*([a-z]{2,3})(?:-[a-z0-9-]+)?\s*(?:;\s*q\s*=\s*([0-9.]+))?\s*", re.IGNORECASE)
+_DATES = {"de": "%d.%m.%Y", "fr": "%d/%m/%Y", "es": "%d/%m/%Y"}
+
+
+def _load(code: str) -> dict[str, str]:
+    catalogue = tomllib.loads((_FOLDER / f"{code}.toml").read_text(encoding="utf-8"))
+    texts: dict[str, str] = {}
+    for section, entries in catalogue.items():
+        if isinstance(entries, dict):
+            texts |= {f"{section}.{key}": text for key, text in entries.items()}
+        else:
+            texts[section] = entries
+    return texts
+
+
+CATALOGUES: Mapping[str, Mapping[str, str]] = {
+    file.stem: {**_load(FALLBACK), **_load(file.stem)} for file in sorted(_FOLDER.glob("*.toml"))
+}
+
+
+class Words:
+    """The texts of one language: `words("page.title")`, `words("digest.more", count=3)`."""
+
+    def __init__(self, code: str) -> None:
+        self.code = code if code in CATALOGUES else FALLBACK
+        self._texts = CATALOGUES[self.code]
+
+    def __call__(self, key: str, **values: Any) -> str:
+        """Return a text with *values* filled in. They are not escaped here."""
+        text = self._texts[key]
+        return text.format(**values) if values else text
+
+    def reason(self, quarantine_type: str) -> str:
+        """Say why a mail is held."""
+        return self._texts.get(f"reason.{quarantine_type.lower()}", self._texts["reason.other"])
+
+    def date(self, moment: datetime, *, time: bool = False) -> str:
+        """Write a date, with its *time* in UTC if wanted."""
+        day = moment.strftime(_DATES.get(self.code, "%Y-%m-%d"))
+        return f"{day} {moment:%H:%M} UTC" if time else day
+
+
+def choose(accepted: str, default: str) -> Words:
+    """Choose the language that a browser wants most (Accept-Language, RFC 9110), or else *default*."""
+    wanted: list[tuple[float, str]] = []
+    for entry in accepted[:500].split(","):
+        found = _WANTED.fullmatch(entry)
+        if found:
+            try:
+                weight = float(found[2] or 1)
+            except ValueError:
+                continue
+            wanted.append((weight, found[1].lower()))
+    best = next(
+        (code for weight, code in sorted(wanted, key=lambda one: -one[0]) if weight and code in CATALOGUES), None
+    )
+    return Words(best or default)
+
+
+def of_user(preferred: str | None, default: str) -> str:
+    """Return the language of a user whose preferredLanguage is known, as a code of ours; else *default*."""
+    code = (preferred or "").partition("-")[0].lower()
+    return code if code in CATALOGUES else Words(default).code

@@ -1,0 +1,325 @@
+"""What a row of the quarantine says, what users may do with it, and how far it has got. Pure functions over data."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from enum import IntFlag, StrEnum
+from typing import Any, TypeAlias
+from uuid import UUID, uuid5
+
+Row: TypeAlias = Mapping[str, Any]
+
+LONGEST_DAYS = 30
+"""How far back Get-QuarantineMessage looks (Microsoft Learn: "Get-QuarantineMessage")."""
+LATE = timedelta(minutes=30)
+"""Mail is looked for again this long after the time at which it was received: it may be listed late."""
+
+
+class Status(StrEnum):
+    """What became of a quarantined mail for one recipient: Exchange's ReleaseStatus, and two of our own."""
+
+    NOT_RELEASED = "not-released"
+    REQUESTED = "requested"
+    PREPARING = "preparing"
+    RELEASED = "released"
+    APPROVED = "approved"
+    DENIED = "denied"
+    ERROR = "error"
+    EXPIRED = "expired"
+    DELETED = "deleted"
+
+
+HELD = frozenset({Status.NOT_RELEASED, Status.REQUESTED, Status.DENIED, Status.ERROR})
+"""The mail lies in the quarantine, and can be released."""
+OUT = frozenset({Status.PREPARING, Status.RELEASED, Status.APPROVED})
+"""The mail is in the mailbox, or on its way there."""
+
+_STATUSES = {
+    "NOTRELEASED": Status.NOT_RELEASED,
+    "REQUESTED": Status.REQUESTED,
+    "PREPARINGTORELEASE": Status.PREPARING,
+    "RELEASED": Status.RELEASED,
+    "APPROVED": Status.APPROVED,
+    "DENIED": Status.DENIED,
+    "ERROR": Status.ERROR,
+}
+DECIDED = ("Requested", "Approved", "Denied", "Released", "PreparingToRelease", "Error")
+"""Every ReleaseStatus of a mail about which something was done, as the parameter takes it."""
+
+
+class Permissions(IntFlag):
+    """EndUserQuarantinePermissionsValue (Microsoft Learn: "New-QuarantinePolicy")."""
+
+    DELETE = 1
+    PREVIEW = 2
+    RELEASE = 4
+    REQUEST_RELEASE = 8
+    BLOCK_SENDER = 16
+    ALLOW_SENDER = 32
+    DOWNLOAD = 64
+    VIEW_HEADER = 128
+
+
+_NEVER_RELEASED_BY_USERS = frozenset({"malware", "highconfphish", "spomalware", "filetypeblock"})
+NO_POLICY = Permissions(0)
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """A quarantine policy: what it lets users do, and whether Microsoft's own notifications are on."""
+
+    name: str
+    permissions: Permissions
+    notifies: bool
+
+
+def read_policies(rows: Iterable[Row]) -> list[Policy]:
+    """Read the answer of Get-QuarantinePolicy."""
+    return [
+        Policy(
+            str(row["Name"]), _permissions(row.get("EndUserQuarantinePermissionsValue")), bool(row.get("ESNEnabled"))
+        )
+        for row in rows
+        if row.get("Name")
+    ]
+
+
+def _permissions(value: Any) -> Permissions:
+    try:
+        return Permissions(int(value) & 0xFF)
+    except (TypeError, ValueError):
+        return NO_POLICY
+
+
+def permitted(granted: Permissions, quarantine_type: str) -> Permissions:
+    """
+    Say what a user may do with a mail of this type under a policy that grants *granted*.
+
+    Malware and high confidence phishing are never released by users: to release becomes to ask for it. A policy that
+    grants both (it should not) grants the release. Source: Microsoft Learn, "Quarantine policies".
+    """
+    if Permissions.RELEASE in granted:
+        granted &= ~Permissions.REQUEST_RELEASE
+        if quarantine_type.lower() in _NEVER_RELEASED_BY_USERS:
+            granted = granted & ~Permissions.RELEASE | Permissions.REQUEST_RELEASE
+    return granted
+
+
+@dataclass(frozen=True, slots=True)
+class Quarantined:
+    """A quarantined mail for one recipient, as Exchange lists it."""
+
+    identity: str
+    recipient: str
+    sharing: int
+    network_message_id: str
+    internet_message_id: str | None
+    sender: str | None
+    subject: str | None
+    size: int
+    quarantine_type: str
+    policy_type: str
+    policy_name: str
+    quarantine_policy: str
+    direction: str
+    received_at: datetime
+    expires_at: datetime
+    status: Status
+    released_by: tuple[str, ...]
+
+    @property
+    def sender_domain(self) -> str | None:
+        """The domain of the sender."""
+        return self.sender.rpartition("@")[2] or None if self.sender else None
+
+
+def message_id(tenant_id: UUID, identity: str, recipient: str) -> UUID:
+    """Name a quarantined mail of one recipient."""
+    return uuid5(tenant_id, f"quarantined:{identity.lower()}:{recipient.lower()}")
+
+
+def read_row(row: Row) -> list[Quarantined]:
+    """
+    Read one row of Get-QuarantineMessage: one mail for each of its recipients.
+
+    Empty for what is no mail (Teams, files), and for a row without the facts that name it. Who has the mail already
+    is known of a row that was asked for by its Identity; a row of a list says it for all its recipients together.
+    """
+    identity = str(row.get("Identity") or "")
+    received, expires = _moment(row.get("ReceivedTime")), _moment(row.get("Expires"))
+    if "\\" not in identity or received is None or str(row.get("EntityType") or "Email").lower() != "email":
+        return []
+    recipients = list(dict.fromkeys(address.lower() for address in _texts(row.get("RecipientAddress"))))
+    released = {address.lower() for address in _texts(row.get("ReleasedUser"))}
+    deleted = {address.lower() for address in _texts(row.get("DeletedForRecipients"))}
+    overall = _STATUSES.get(str(row.get("ReleaseStatus") or "").upper(), Status.NOT_RELEASED)
+
+    def status_of(recipient: str) -> Status:
+        if recipient in deleted:
+            return Status.DELETED
+        return Status.RELEASED if recipient in released and overall not in OUT else overall
+
+    return [
+        Quarantined(
+            identity=identity,
+            recipient=recipient,
+            sharing=len(recipients),
+            network_message_id=identity.partition("\\")[0].lower(),
+            internet_message_id=_text(row.get("MessageId")),
+            sender=(_text(row.get("SenderAddress")) or "").lower() or None,
+            subject=_text(row.get("Subject")),
+            size=_number(row.get("Size")),
+            quarantine_type=_text(row.get("QuarantineTypes")) or _text(row.get("Type")) or "Unknown",
+            policy_type=_text(row.get("PolicyType")) or "",
+            policy_name=_text(row.get("PolicyName")) or "",
+            quarantine_policy=_text(row.get("TagName")) or "",
+            direction=_text(row.get("Direction")) or "Inbound",
+            received_at=received,
+            expires_at=expires or received + timedelta(days=LONGEST_DAYS),
+            status=status_of(recipient),
+            released_by=tuple(_texts(row.get("ReleasedBy"))),
+        )
+        for recipient in recipients
+    ]
+
+
+def is_partly_released(row: Row) -> bool:
+    """Tell whether some of several recipients have the mail, so that only the row itself says who."""
+    recipients = _number(row.get("RecipientCount"))
+    return recipients > 1 and 0 < _number(row.get("ReleasedCount")) < recipients
+
+
+def named(rows: Sequence[Row], identity: str) -> Row | None:
+    """Find the row of *identity*: asked for one that is not there, the cmdlet answers all others."""
+    return next((row for row in rows if str(row.get("Identity") or "").lower() == identity.lower()), None)
+
+
+def windows(read_until: datetime | None, now: datetime) -> list[tuple[datetime, datetime]]:
+    """
+    Divide the time since *read_until* (less what may be listed late) into days, the latest first.
+
+    The latest ends a minute ahead: Exchange's clock is not ours, and it is told whole seconds.
+    """
+    earliest = now - timedelta(days=LONGEST_DAYS)
+    start = max(earliest, read_until - LATE) if read_until else earliest
+    found, end = [], now + timedelta(minutes=1)
+    while end > start:
+        found.append((max(start, end - timedelta(days=1)), end))
+        end -= timedelta(days=1)
+    return found
+
+
+def _texts(value: Any) -> list[str]:
+    values = value if isinstance(value, list | tuple) else [value]
+    return [text for item in values if (text := _text(item))]
+
+
+def _text(value: Any) -> str | None:
+    """Take a text as PostgreSQL takes it: no NUL, no lone surrogate."""
+    if not isinstance(value, str):
+        return None
+    return value.replace("\x00", "").encode("utf-8", "replace").decode().strip()[:2000] or None
+
+
+def _number(value: Any) -> int:
+    return value if isinstance(value, int) and 0 <= value < 1 << 62 else 0
+
+
+def _moment(value: Any) -> datetime | None:
+    try:
+        moment = datetime.fromisoformat(value)
+    except (TypeError, ValueError):
+        return None
+    return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+class Kind(StrEnum):
+    """What can be wanted of a quarantined mail."""
+
+    RELEASE = "release"
+    DENY = "deny"
+    REQUEST = "request"
+    REPORT = "report"
+    SUBMIT = "submit"
+
+
+DONE: Mapping[Kind, frozenset[Status]] = {
+    Kind.RELEASE: OUT,
+    Kind.DENY: frozenset({Status.DENIED}),
+    Kind.REQUEST: OUT | {Status.REQUESTED},
+}
+"""The states in which a wish is fulfilled, by whomsoever."""
+
+
+def after(kind: Kind, before: Status) -> Status | None:
+    """Return the state of a mail after *kind* was done to it, as Exchange will show it; None: as it was."""
+    match kind:
+        case Kind.RELEASE:
+            return Status.APPROVED if before is Status.REQUESTED else Status.RELEASED
+        case Kind.DENY:
+            return Status.DENIED
+        case Kind.REQUEST:
+            return Status.REQUESTED
+        case _:
+            return None
+
+
+def action_id(message: UUID, kind: Kind, variant: str, round_: int) -> UUID:
+    """Name the wish number *round_* of a kind for a mail: made twice at the same time, it is one."""
+    return uuid5(message, f"{kind}:{variant}:{round_}")
+
+
+def block_id(tenant_id: UUID, mailbox: str, sender: str, round_: int) -> UUID:
+    """Name the wish number *round_* to block a sender for a mailbox from the quarantine."""
+    return uuid5(tenant_id, f"quarantine-block:{mailbox}:{sender}:{round_}")
+
+
+def report_id(tenant_id: UUID, recipient: str, mail: str, reported_as: str) -> UUID:
+    """Name a user's report as reporter does: through whatever channel it comes, it is one."""
+    return uuid5(tenant_id, f"report:{recipient.lower()}:{mail}:{reported_as}")
+
+
+class Every(StrEnum):
+    """How often users hear of their quarantined mail, as the portal offers it."""
+
+    FOUR_HOURS = "4h"
+    DAILY = "daily"
+    WEEKLY = "weekly"
+    NEVER = "never"
+
+
+SHORTEST_PERIOD = timedelta(hours=4)
+
+
+def period_end(every: Every, now: datetime, hour: int, shortest: timedelta = SHORTEST_PERIOD) -> datetime | None:
+    """
+    Return when the latest period ended: each 4 hours from midnight on, each day at *hour*, each Monday at *hour*.
+
+    Times are UTC. *shortest* is those 4 hours, unless somebody wants to see it work sooner.
+    """
+    midnight = now.replace(hour=0, minute=0, second=0, microsecond=0)
+    match every:
+        case Every.FOUR_HOURS:
+            return midnight + (now - midnight) // shortest * shortest
+        case Every.DAILY:
+            end = midnight + timedelta(hours=hour)
+            return end if end <= now else end - timedelta(days=1)
+        case Every.WEEKLY:
+            end = midnight + timedelta(hours=hour) - timedelta(days=midnight.weekday())
+            return end if end <= now else end - timedelta(days=7)
+        case _:
+            return None
+
+
+def digest_id(tenant_id: UUID, recipient: str, every: Every, ended_at: datetime) -> UUID:
+    """Name the digest of a recipient for a period."""
+    return uuid5(tenant_id, f"digest:{recipient.lower()}:{every}:{ended_at.astimezone(UTC).isoformat()}")
+
+
+_BREAKS = re.compile(r"(?<=\S)(?=[./@:](?=\S))")
+
+
+def defused(text: str) -> str:
+    """Return *text* on one line, and so that mail programs make no links of it."""
+    return _BREAKS.sub("\u200b", " ".join(text.split()))
