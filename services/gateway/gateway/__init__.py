@@ -1,0 +1,1 @@
+"""Gateway: one address, one table of who may do what, one OpenAPI document."""

@@ -1,0 +1,85 @@
+"""Gateway: the composition root."""
+
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Annotated
+
+import aiohttp
+from fastapi import FastAPI
+from pydantic import AnyHttpUrl, Field, PositiveFloat, PositiveInt
+
+from chassis.app import authenticator, serve
+from chassis.http import make_api
+from chassis.settings import HttpSettings
+from gateway.http import make_router
+from gateway.upstream import Upstream
+
+TURN_SECONDS = 30
+"""An upload may wait 20 s for its turn at reporter, whose own refusals should get through."""
+
+
+class Settings(HttpSettings):
+    """Gateway's settings."""
+
+    reporter_url: AnyHttpUrl
+    triage_url: AnyHttpUrl
+    quarantine_url: AnyHttpUrl
+    answer_seconds: Annotated[float, Field(gt=0)] = 60
+    """Longest silence of a service after it has got the whole request."""
+    max_upload_bytes: PositiveInt = 48 << 20
+    """Longest body of a report: reporter's largest mail in base64, and what stands beside it."""
+    upload_seconds: PositiveFloat = 120
+    """Longest time that reporter gives to an upload; with the time until it is an upload's turn, the gateway's too."""
+
+
+def build(settings: Settings) -> FastAPI:
+    """Compose the gateway."""
+    upstreams = {
+        "reporter": Upstream("reporter", str(settings.reporter_url)),
+        "triage": Upstream("triage", str(settings.triage_url)),
+        "quarantine": Upstream("quarantine", str(settings.quarantine_url)),
+    }
+
+    @asynccontextmanager
+    async def connected(_api: FastAPI) -> AsyncIterator[None]:
+        tls = ssl.create_default_context()
+        if settings.ca_file:
+            tls.load_verify_locations(settings.ca_file)
+        async with aiohttp.ClientSession(
+            # A service closes an idle connection after 5 s: it must not be chosen for a request at that moment.
+            connector=aiohttp.TCPConnector(limit=0, ssl=tls, keepalive_timeout=2),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=3, sock_read=settings.answer_seconds),
+            auto_decompress=False,
+            skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type", "User-Agent"),
+            cookie_jar=aiohttp.DummyCookieJar(),
+        ) as session:
+            for upstream in upstreams.values():
+                upstream.use(session)
+            yield
+
+    api = make_api(
+        title="Backstop",
+        description="Report mails that the filter let through; triage them; hear Microsoft's verdict.",
+        ready={name: upstream.check for name, upstream in upstreams.items()},
+        alive={},
+        limits=settings.limits,
+    )
+    api.state.authenticator = authenticator(settings)
+    api.router.lifespan_context = connected
+    # A redirect would lead wherever the request's Host header says.
+    api.router.redirect_slashes = False
+    api.include_router(
+        make_router(
+            upstreams,
+            upload_bytes=settings.max_upload_bytes,
+            upload_seconds=settings.upload_seconds + TURN_SECONDS,
+        )
+    )
+    return api
+
+
+def main() -> None:
+    """Run the gateway with the settings of the environment."""
+    settings = Settings()
+    serve("gateway", build(settings), settings)

@@ -1,0 +1,93 @@
+"""One OpenAPI document out of those of the services behind the gateway. Pure functions over data."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeAlias
+
+from gateway.routes import Route
+
+Document: TypeAlias = Mapping[str, Any]
+
+_SCHEMAS = "#/components/schemas/"
+
+
+class IncompleteError(ValueError):
+    """A service does not describe a route that the gateway offers; the text says which."""
+
+
+def merge(documents: Mapping[str, Document], routes: Iterable[Route]) -> dict[str, Any]:
+    """
+    Describe *routes*, each as the service behind it does (*documents* by name), with the roles that it needs.
+
+    Two services may mean different things by one component's name: the later one's is then called by the service's
+    name too. Raises IncompleteError.
+    """
+    schemas: dict[str, Any] = {}
+    renamed = {name: _take(name, document, schemas) for name, document in documents.items()}
+    paths: dict[str, dict[str, Any]] = {}
+    for route in routes:
+        try:
+            operation = documents[route.upstream]["paths"][route.path][route.method.lower()]
+        except KeyError:
+            raise IncompleteError(f"{route.upstream} does not describe {route.method} {route.path}") from None
+        paths.setdefault(route.path, {})[route.method.lower()] = _secured(
+            _rewritten(operation, renamed[route.upstream]), route
+        )
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Backstop",
+            "version": "1",
+            "description": "Report mails that the filter let through; triage them; hear Microsoft's verdict.",
+        },
+        "paths": paths,
+        "components": {
+            "schemas": schemas,
+            "securitySchemes": {
+                "entra": {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "bearerFormat": "JWT",
+                    "description": "An access token of Microsoft Entra ID for this API.",
+                }
+            },
+        },
+    }
+
+
+def _secured(operation: dict[str, Any], route: Route) -> dict[str, Any]:
+    roles = f"Needs one of the app roles {', '.join(route.roles)}."
+    described = "\n\n".join(filter(None, (operation.get("description"), roles)))
+    return {**operation, "description": described, "security": [{"entra": []}]}
+
+
+def _take(service: str, document: Document, schemas: dict[str, Any]) -> dict[str, str]:
+    """Put the component schemas of *document* into *schemas*; return which got other names (old and new reference)."""
+    own: Mapping[str, Any] = document.get("components", {}).get("schemas", {})
+    renamed: dict[str, str] = {}
+    while True:
+        # A schema that refers to a renamed one differs from its namesake too.
+        clashes = {
+            name
+            for name, schema in own.items()
+            if name in schemas and _SCHEMAS + name not in renamed and schemas[name] != _rewritten(schema, renamed)
+        }
+        if not clashes:
+            break
+        renamed |= {_SCHEMAS + name: f"{_SCHEMAS}{service.capitalize()}{name}" for name in clashes}
+    for name, schema in own.items():
+        reference = renamed.get(_SCHEMAS + name, _SCHEMAS + name)
+        schemas[reference.removeprefix(_SCHEMAS)] = _rewritten(schema, renamed)
+    return renamed
+
+
+def _rewritten(node: Any, renamed: Mapping[str, str]) -> Any:
+    """Copy *node* with its references (`$ref`, discriminator mappings) under their new names."""
+    match node:
+        case dict():
+            return {key: _rewritten(value, renamed) for key, value in node.items()}
+        case list():
+            return [_rewritten(item, renamed) for item in node]
+        case str():
+            return renamed.get(node, node)
+        case _:
+            return node

@@ -1,0 +1,147 @@
+"""The gateway as a real server, between a client and a service that is scripted by the test."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import aiohttp
+import pytest
+from aiohttp import web
+from fastapi import FastAPI
+
+from chassis.app import server as http_server
+from gateway.app import Settings, build
+from simulator import Simulator, serve
+
+AUDIENCE = str(uuid4())
+
+Token = Callable[..., Awaitable[str]]
+Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
+RunGateway = Callable[..., AbstractAsyncContextManager[aiohttp.ClientSession]]
+
+
+@pytest.fixture(scope="session")
+async def entra(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Simulator]:
+    """Run Entra ID on localhost."""
+    async with serve(tmp_path_factory.mktemp("simulator")) as simulator:
+        yield simulator
+
+
+@pytest.fixture(scope="session")
+def token(entra: Simulator) -> Token:
+    """Order tokens of Entra ID, good or bad, in one word each."""
+
+    async def order(*roles: str, **more: Any) -> str:
+        async with (
+            aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=False)) as session,
+            session.post(
+                f"{entra.url}/simulator/tokens", json={"audience": AUDIENCE, "roles": roles, **more}
+            ) as answer,
+        ):
+            return str((await answer.json())["access_token"])
+
+    return order
+
+
+def connected(url: str) -> aiohttp.ClientSession:
+    """Make a client that does not take up a connection again that the server may be closing (after 5 s)."""
+    return aiohttp.ClientSession(url, connector=aiohttp.TCPConnector(keepalive_timeout=1))
+
+
+@dataclass
+class Service:
+    """A service behind the gateway: remembers what it was asked, and answers as the test wants."""
+
+    url: str = ""
+    asked: list[tuple[str, str, dict[str, str], bytes]] = field(default_factory=list)
+    answer: Answer | None = None
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        """Answer."""
+        if request.path == "/livez":
+            return web.json_response({})
+        if self.answer:
+            return await self.answer(request)
+        self.asked.append((request.method, request.raw_path, dict(request.headers), await request.read()))
+        return web.json_response({"service": "here"})
+
+
+@asynccontextmanager
+async def listening(handle: Answer) -> AsyncIterator[str]:
+    """Serve *handle* for every path on a free port."""
+    app = web.Application(client_max_size=100 << 20)
+    app.router.add_route("*", "/{path:.*}", handle)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    try:
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
+
+
+@asynccontextmanager
+async def serving(api: FastAPI) -> AsyncIterator[str]:
+    """Serve *api* as `chassis.app.serve` does, on a free port."""
+    server = http_server(api)
+    running = asyncio.create_task(server.serve())
+    while not server.started and not running.done():
+        await asyncio.sleep(0.01)
+    if running.done():
+        running.result()
+    try:
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        await running
+
+
+def settings(entra: Simulator, **urls: Any) -> Settings:
+    """Make the gateway's settings."""
+    return Settings(
+        authority=entra.url,
+        ca_file=Path(entra.ca_file),
+        api_audience=AUDIENCE,
+        tenants=frozenset({UUID(next(iter(entra.state.tenants)))}),
+        **urls,
+    )
+
+
+@pytest.fixture(scope="session")
+async def _service() -> AsyncIterator[Service]:
+    service = Service()
+    async with listening(service.handle) as service.url:
+        yield service
+
+
+@pytest.fixture
+def service(_service: Service) -> Service:
+    """Give the service behind the gateway, for reports and cases alike: it was asked nothing yet."""
+    _service.asked.clear()
+    _service.answer = None
+    return _service
+
+
+@pytest.fixture(scope="session")
+def run_gateway(entra: Simulator) -> RunGateway:
+    """Run gateways before a service at some URL; give a client of each."""
+
+    @asynccontextmanager
+    async def run(service_url: str, **more: Any) -> AsyncIterator[aiohttp.ClientSession]:
+        urls = {"reporter_url": service_url, "triage_url": service_url, "quarantine_url": service_url}
+        api = build(settings(entra, **{**urls, "answer_seconds": 2, **more}))
+        async with serving(api) as url, connected(url) as client:
+            yield client
+
+    return run
+
+
+@pytest.fixture(scope="session")
+async def gateway(run_gateway: RunGateway, _service: Service) -> AsyncIterator[aiohttp.ClientSession]:
+    """Run the gateway before the service; give a client of it."""
+    async with run_gateway(_service.url) as client:
+        yield client

@@ -1,0 +1,127 @@
+"""Who may do what, and that nothing else gets through."""
+
+import asyncio
+from typing import Any
+from uuid import UUID, uuid4
+
+import aiohttp
+import pytest
+
+ID = UUID("99999999-9999-4999-8999-999999999999")
+EVERYONE = {"Reporter", "SecurityReader", "SecurityAdministrator"}
+SECURITY = {"SecurityReader", "SecurityAdministrator"}
+ALLOWED = {
+    ("POST", "/v1/reports"): {"Reporter"},
+    ("GET", f"/v1/reports/{ID}"): EVERYONE,
+    ("GET", "/v1/cases"): SECURITY,
+    ("GET", f"/v1/cases/{ID}"): SECURITY,
+    ("POST", f"/v1/cases/{ID}/decisions"): {"SecurityAdministrator"},
+}
+
+
+@pytest.mark.parametrize(("operation", "roles"), ALLOWED.items(), ids=lambda value: " ".join(sorted(value)))
+@pytest.mark.parametrize("role", [*sorted(EVERYONE), "Unheard.Of", None])
+async def test_a_role_opens_its_own_routes_only(
+    gateway: aiohttp.ClientSession,
+    service: Any,
+    token: Any,
+    operation: tuple[str, str],
+    roles: set[str],
+    role: str | None,
+) -> None:
+    """A caller with a role of the route reaches the service; any other is stopped before it."""
+    headers = {"Authorization": f"Bearer {await token(*filter(None, [role]))}"}
+    async with gateway.request(*operation, headers=headers) as answer:
+        body = await answer.json()
+
+    if role in roles:
+        assert answer.status == 200
+        assert [(method, path) for method, path, _, _ in service.asked] == [operation]
+    else:
+        assert (answer.status, answer.content_type) == (403, "application/problem+json")
+        assert body["title"] == "Not allowed"
+        assert service.asked == []
+
+
+BAD_TOKENS = {
+    "expired": {"expires_in": -120},
+    "not yet valid": {"not_before_in": 600},
+    "of a tenant that is not served": {"claims": {"tid": str(uuid4())}},
+    "for another audience": {"audience": str(uuid4())},
+    "of another issuer": {"issuer": "https://login.example.com/v2.0"},
+    "signed with a key of somebody else": {"foreign_key": True},
+    "signed with an unknown key": {"kid": "unknown"},
+    "without a signature": {"algorithm": "none"},
+    "signed with HS256": {"algorithm": "HS256"},
+    "without an object id": {"claims": {"oid": None}},
+}
+
+
+@pytest.mark.parametrize("order", BAD_TOKENS.values(), ids=BAD_TOKENS)
+@pytest.mark.parametrize("path", ["/v1/cases", "/openapi.json"])
+async def test_a_bad_token_reaches_no_service(
+    gateway: aiohttp.ClientSession, service: Any, token: Any, order: dict[str, Any], path: str
+) -> None:
+    """Whatever is wrong with a token, nobody behind the gateway is asked."""
+    headers = {"Authorization": f"Bearer {await token(*EVERYONE, **order)}"}
+    async with gateway.get(path, headers=headers) as answer:
+        assert (answer.status, answer.content_type) == (401, "application/problem+json")
+        assert answer.headers["WWW-Authenticate"] == "Bearer"
+    assert service.asked == []
+
+
+@pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer"}, {"Authorization": "Basic dTpw"}])
+async def test_no_token_no_entry(gateway: aiohttp.ClientSession, service: Any, headers: dict[str, str]) -> None:
+    """Every route wants a bearer token."""
+    async with gateway.get("/v1/cases", headers=headers) as answer:
+        assert answer.status == 401
+    assert service.asked == []
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/", 404),
+        ("GET", "/v1", 404),
+        ("GET", "/v1/cases/", 404),
+        ("GET", "/v1/cases/17", 404),
+        ("GET", f"/v1/cases/{ID}/timeline", 404),
+        ("GET", f"/v1/cases/{ID}%2Fdecisions", 405),
+        ("GET", "/v1/cases/..%2F..%2Fmetrics", 404),
+        ("GET", "/v1/cases/../../metrics", 404),
+        ("GET", "/v1/cases/%2e%2e/%2e%2e/metrics", 404),
+        ("GET", f"/v1/cases/{ID}%3Fx=1", 404),
+        ("GET", f"//v1/cases/{ID}", 404),
+        ("GET", "http://elsewhere.example.com/v1/secrets", 404),
+        ("DELETE", "/v1/reports", 405),
+        ("GET", "/v1/reports", 405),
+        ("PUT", f"/v1/cases/{ID}", 405),
+        ("GET", f"/v1/cases/{ID}/decisions", 405),
+        ("TRACE", "/v1/cases", 405),
+    ],
+)
+async def test_what_is_not_in_the_table_is_not_there(
+    gateway: aiohttp.ClientSession, service: Any, token: Any, method: str, path: str, status: int
+) -> None:
+    """An unknown route is 404, a wrong method 405, however the path is written; the service is not asked."""
+    head, body = await _raw(gateway, method, path, await token(*EVERYONE))
+
+    assert head.startswith(f"HTTP/1.1 {status} ")
+    assert "application/problem+json" in head
+    assert f'"status":{status}' in body
+    assert service.asked == []
+
+
+async def _raw(gateway: aiohttp.ClientSession, method: str, path: str, token: str) -> tuple[str, str]:
+    """Send a request line as it is: no client in between that tidies the path up."""
+    url = gateway._base_url
+    assert url
+    assert url.host
+    reader, writer = await asyncio.open_connection(url.host, url.port)
+    lines = [f"{method} {path} HTTP/1.1", "Host: gateway", f"Authorization: Bearer {token}", "Connection: close"]
+    writer.write("\r\n".join([*lines, "", ""]).encode())
+    answer = (await reader.read()).decode()
+    writer.close()
+    await writer.wait_closed()
+    head, _, body = answer.partition("\r\n\r\n")
+    return head, body
