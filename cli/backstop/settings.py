@@ -1,0 +1,46 @@
+"""What commands read from the environment beside their options, and how they say that something is wrong."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from faststream.security import BaseSecurity
+
+
+def kafka_security() -> "BaseSecurity | None":
+    """Return how to speak to Kafka, as services do; ends the command when `BACKSTOP_KAFKA_...` do not fit together."""
+    from pydantic import ValidationError  # noqa: PLC0415 - `backstop --help` should not load Kafka
+
+    from chassis.settings import KafkaSettings  # noqa: PLC0415 - as above
+
+    try:
+        return KafkaSettings().kafka_security()
+    except ValidationError as error:
+        fail("; ".join(f"{'.'.join(map(str, e['loc']))} {e['msg']}".strip() for e in error.errors()))
+    except OSError as error:
+        fail(f"BACKSTOP_KAFKA_CA_FILE cannot be read: {error}")
+
+
+@contextmanager
+def kafka_at(kafka_bootstrap: str, kept: str) -> Iterator[None]:
+    """End the command when Kafka is away or refuses something in the block; *kept* says what that leaves as it was."""
+    from aiokafka.errors import BrokerResponseError, KafkaError  # noqa: PLC0415 - as above
+
+    # What aiokafka has to say about a Kafka that is away is said below, in one line.
+    logging.getLogger("aiokafka").addHandler(logging.NullHandler())
+    try:
+        yield
+    except BrokerResponseError as error:
+        fail(f"Kafka at {kafka_bootstrap} refused: {' '.join(map(str, error.args)) or type(error).__name__}. {kept}")
+    except (KafkaError, TimeoutError) as error:
+        fail(f"Kafka at {kafka_bootstrap} does not answer ({type(error).__name__}). {kept}")
+
+
+def fail(message: str) -> NoReturn:
+    """End the command with exit code 1 and one line that says why."""
+    typer.secho(message, err=True, fg="red")
+    raise typer.Exit(1)
