@@ -1,0 +1,310 @@
+"""
+The checker: what the run's people were told and what the topics say, against what was really done to Microsoft.
+
+A program of its own. It reads the people's diary, the topics and the simulator's ledger, and asks no service.
+"""
+
+import asyncio
+import json
+import ssl
+import sys
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+from uuid import UUID
+
+import aiohttp
+import typer
+from aiokafka import AIOKafkaConsumer, ConsumerRecord
+
+from backstop.app import SERVICES
+from backstop.demo.check import differences
+from backstop.journal import Journal
+from backstop_contracts import EVENTS, CaseStatus, CaseUpdated, Event, NotAnEventError, read_headers
+
+ONCE = {model.TOPIC for model in EVENTS} - {CaseUpdated.TOPIC}
+"""Events that are told once about their thing: report, submission, block."""
+OPENED_BY = {"opened", "joined", "reopened"}
+
+
+@dataclass
+class Topics:
+    """Everything on the topics. *first* has each event once, in the order of its first publication."""
+
+    first: list[tuple[ConsumerRecord, Event]] = field(default_factory=list)
+    records: int = 0
+    unreadable: list[tuple[str, int, int]] = field(default_factory=list)
+    dead: list[tuple[str, str, int, int]] = field(default_factory=list)
+    """Whose dead letter, and where the record had been: topic, partition, offset."""
+
+
+async def read_topics(kafka_bootstrap: str, prefix: str) -> Topics:
+    """Read all topics from their beginning to their present end."""
+    models = {f"{prefix}.{model.topic()}": model for model in EVENTS}
+    dead = {f"{prefix}.{service}.dead": service for service in SERVICES}
+    found, seen = Topics(), set[str]()
+    async for record in _records(kafka_bootstrap, (*models, *dead)):
+        if service := dead.get(record.topic):
+            found.dead.append((service, *_origin(record, prefix)))
+            continue
+        try:
+            envelope = read_headers(record.headers, models[record.topic])
+            event = models[record.topic].model_validate_json(record.value)
+        except (NotAnEventError, ValueError):
+            found.unreadable.append((record.topic.removeprefix(f"{prefix}."), record.partition, record.offset))
+            continue
+        found.records += 1
+        if envelope.id not in seen:
+            seen.add(envelope.id)
+            found.first.append((record, event))
+    return found
+
+
+async def _records(kafka_bootstrap: str, topics: Sequence[str]) -> AsyncIterator[ConsumerRecord]:
+    async with AIOKafkaConsumer(
+        *topics, bootstrap_servers=kafka_bootstrap, auto_offset_reset="earliest", enable_auto_commit=False
+    ) as consumer:
+        partitions = consumer.assignment()
+        ends = await consumer.end_offsets(partitions)
+        while any([await consumer.position(partition) < ends[partition] for partition in partitions]):
+            for records in (await consumer.getmany(timeout_ms=500)).values():
+                for record in records:
+                    yield record
+
+
+def _origin(record: ConsumerRecord, prefix: str) -> tuple[str, int, int]:
+    headers = {name: value for name, value in record.headers if name.startswith("backstop-dead-")}
+    return (
+        headers["backstop-dead-topic"].decode().removeprefix(f"{prefix}."),
+        int(headers["backstop-dead-partition"]),
+        int(headers["backstop-dead-offset"]),
+    )
+
+
+def journal_of(topics: Topics) -> Journal:
+    """Keep the events by case and block."""
+    journal = Journal("", prefix="", listener=lambda _event, _time: None)
+    for record, event in topics.first:
+        journal.take(event, datetime.fromisoformat(dict(record.headers)["ce_time"].decode()))
+    return journal
+
+
+def check(
+    diary: Sequence[Mapping[str, Any]],
+    topics: Topics,
+    ledger: Mapping[str, Any],
+    mails: Sequence[str],
+    addresses: Mapping[str, str],
+) -> list[str]:
+    """List everything that is not as it was promised; nothing when all is well."""
+    journal = journal_of(topics)
+    accepted = {UUID(line["report_id"]) for line in diary if line["kind"] == "accepted"}
+    return [
+        *differences(journal, accepted, ledger, addresses),
+        *_told_once(topics),
+        *_cases_in_order(topics),
+        *_outcomes(journal, diary),
+        *_dead_letters(topics, diary),
+        *_timelines(journal, diary),
+        *_digests(journal, diary, mails),
+    ]
+
+
+def _told_once(topics: Topics) -> Iterator[str]:
+    """Each report, submission and block has one event of a kind, however often that one is published."""
+    told = Counter((event.TOPIC, _thing(event)) for _, event in topics.first if event.TOPIC in ONCE)
+    for (topic, thing), count in told.items():
+        if count > 1:
+            yield f"{topic} of {thing} was told {count} times"
+
+
+def _thing(event: Event) -> tuple[str, ...]:
+    names = {
+        "submission-delayed": ("submission_id", "reason"),
+        "release-decided": ("decision_id", "recipient"),
+        "message-reported": ("report_id",),
+    }.get(event.TOPIC, ("submission_id", "case_id"))
+    block = getattr(event, "block", None)
+    return (str(block.block_id),) if block else tuple(str(getattr(event, name, "")) for name in names)
+
+
+def _cases_in_order(topics: Topics) -> Iterator[str]:
+    """Read a case's updates as first published: opened first, reports counted, each change from where the last led."""
+    updates: defaultdict[UUID, list[CaseUpdated]] = defaultdict(list)
+    for _, event in topics.first:
+        if isinstance(event, CaseUpdated):
+            updates[event.case_id].append(event)
+    for case_id, story in updates.items():
+        if story[0].change != "opened" or any(update.change == "opened" for update in story[1:]):
+            yield f"case {case_id} begins with {[update.change for update in story]}"
+        reports, status = 0, CaseStatus.OPEN
+        for update in story:
+            reports += len(update.report_ids)
+            if update.report_count != reports:
+                yield f"case {case_id} says {update.report_count} reports where {reports} were told"
+            if update.change == "joined" and update.status is not status:
+                yield f"case {case_id} was {update.status} when a report joined it, after it was told to be {status}"
+            if update.change in ("submitted", "dismissed") and status is not CaseStatus.OPEN:
+                yield f"case {case_id} was {update.change} when it was {status}"
+            if update.change in ("resolved", "reopened") and status is not CaseStatus.SUBMITTED:
+                yield f"case {case_id} was {update.change} when it was {status}"
+            status = update.status
+
+
+def _outcomes(journal: Journal, diary: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Look whether what was decided has happened, and each submission and each block has exactly one outcome."""
+    for line in diary:
+        if line["kind"] != "decided":
+            continue
+        case = journal.cases.get(UUID(line["case_id"]))
+        if case is None or (line["decision"]["action"] == "submit" and not case.requested):
+            yield f"case {line['case_id']} was decided on, and nothing came of it"
+    for case in journal.cases.values():
+        for submission_id in case.requested:
+            outcomes = (submission_id in case.failed) + (submission_id in case.verdicts)
+            if outcomes != 1:
+                yield f"submission {submission_id} of case {case.case_id} has {outcomes} outcomes"
+    for block_id, block in journal.blocks.items():
+        # A clean verdict may withdraw a block before it is made: then it is removed, and never was applied.
+        if (outcomes := bool(block.applied or block.removed) + bool(block.failed)) != 1:
+            yield f"block {block_id} has {outcomes} outcomes"
+    wanted = {UUID(line["block_id"]) for line in diary if line["kind"] == "accepted" and line["block_id"]}
+    for block_id in wanted - journal.blocks.keys():
+        yield f"block {block_id} was promised to its reporter, and nobody heard of it"
+
+
+def _dead_letters(topics: Topics, diary: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    planted = [line for line in diary if line["kind"] == "planted"]
+    places = {(line["topic"], line["partition"], line["offset"]) for line in planted}
+    expected = {
+        (reader, line["topic"], line["partition"], line["offset"]) for line in planted for reader in line["readers"]
+    }
+    for place in set(topics.unreadable) ^ places:
+        yield f"{place} is unreadable, and was not planted" if place not in places else f"{place} was planted, and read"
+    for service, topic, partition, offset in sorted(set(topics.dead) - expected):
+        yield f"{service} parked {topic}, partition {partition}, offset {offset}, which was not planted"
+    for service, topic, partition, offset in sorted(expected - set(topics.dead)):
+        yield f"{service} did not park the poison on {topic}, partition {partition}, offset {offset}"
+
+
+def _timelines(journal: Journal, diary: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Compare what an admin is shown of a case with its events: each thing once, in order of time, the same end."""
+    shown = {UUID(line["case"]["case_id"]): line["case"] for line in diary if line["kind"] == "shown"}
+    for case_id, case in shown.items():
+        story = journal.cases.get(case_id)
+        if story is None:
+            yield f"case {case_id} is shown, and no event tells of it"
+            continue
+        times = [datetime.fromisoformat(entry["at"]) for entry in case["timeline"]]
+        if times != sorted(times):
+            yield f"the timeline of case {case_id} is not in the order of time"
+        entries = Counter(entry["kind"] for entry in case["timeline"])
+        expected = {
+            "message.reported": len(story.reports),
+            "case.submitted": len(story.requested),
+            "submission.created": len(story.created),
+            "submission.failed": len(story.failed),
+            "verdict.ready": len(story.verdicts),
+        }
+        for kind, count in expected.items():
+            if entries[kind] != count:
+                yield f"the timeline of case {case_id} has {entries[kind]} entries {kind}, not {count}"
+        if (case["status"], case["report_count"]) != (story.status, len(story.reports)):
+            yield f"case {case_id} is shown as {case['status']} with {case['report_count']} reports, events differ"
+    for line in diary:
+        if line["kind"] == "told" and line["report"]["status"] == "received":
+            yield f"the reporter of {line['report']['report_id']} was never told that it is in a case"
+
+
+def _digests(journal: Journal, diary: Sequence[Mapping[str, Any]], mails: Sequence[str]) -> Iterator[str]:
+    """Look whether each held mail is told of once, in a mail to its recipient, and each decision about one once."""
+    decided = Counter(one.message_id for one in journal.releases.values() if one.succeeded and not one.already)
+    for message_id, count in decided.items():
+        if count > 1:
+            yield f"held mail {message_id} was decided on {count} times"
+    for line in diary:
+        if line["kind"] == "carried-out" and not any(
+            one.succeeded and one.message_id == UUID(line["message_id"]) for one in journal.releases.values()
+        ):
+            yield f"{line['action']} of held mail {line['message_id']} was promised, and nobody heard of it"
+    # One that was decided on before its digest was due is not told of.
+    early = sum(decided.values())
+    untold = 0
+    for line in diary:
+        if line["kind"] == "held":
+            told = sum(line["subject"] in text for text in mails)
+            untold += told == 0
+            if told > 1:
+                yield f"held mail {line['subject']} is told of in {told} digests"
+    if untold > early:
+        yield f"{untold} held mails are told of in no digest, though only {early} were decided on"
+
+
+async def main(
+    lines: Sequence[Mapping[str, Any]],
+    kafka_bootstrap: str,
+    prefix: str,
+    simulator_url: str,
+    ca_file: Path,
+) -> int:
+    """Read the witnesses, print what is wrong, a line each, and the counts as the last line; return how many."""
+    addresses: Mapping[str, str] = next((line["addresses"] for line in lines if line["kind"] == "people"), {})
+    trust = ssl.create_default_context(cafile=ca_file)
+    async with (
+        aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=trust)) as microsoft,
+        microsoft.get(f"{simulator_url}/simulator/ledger", raise_for_status=True) as answer,
+    ):
+        ledger = await answer.json()
+        mails = [await _text(microsoft, simulator_url, entry) for entry in ledger.get("mails", ())]
+    topics = await read_topics(kafka_bootstrap, prefix)
+    wrong = check(lines, topics, ledger, mails, addresses)
+    for line in wrong:
+        typer.echo(line)
+    counts = {
+        "reports": len({line["report_id"] for line in lines if line["kind"] == "accepted"}),
+        "cases": len({event.case_id for _, event in topics.first if isinstance(event, CaseUpdated)}),
+        "submissions": len(ledger["submissions"]),
+        "blocks": len(ledger["tenant_blocks"]) + len(ledger["mailbox_blocks"]),
+        "held mails": sum(line["kind"] == "held" for line in lines),
+        "digests": len(mails),
+        "releases and denials": len(ledger.get("quarantine_actions", ())),
+        "verdicts": sum(event.TOPIC == "verdict-ready" for _, event in topics.first),
+        "events": len(topics.first),
+        "reports deduplicated": sum(line.get("repeated", False) for line in lines),
+        "published again": topics.records - len(topics.first),
+        "parked": len(set(topics.dead)),
+        "adopted": sum(getattr(event, "adopted", False) for _, event in topics.first),
+    }
+    typer.echo(json.dumps(counts))
+    return len(wrong)
+
+
+async def _text(microsoft: aiohttp.ClientSession, simulator_url: str, entry: Mapping[str, Any]) -> str:
+    """Read the text of a mail that was sent."""
+    url = f"{simulator_url}/simulator/tenants/{entry['tenant']}/mails/{entry['number']}"
+    async with microsoft.get(url, raise_for_status=True) as answer:
+        return str((await answer.json())["text"])
+
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def program(
+    diary: Path,
+    kafka_bootstrap: Annotated[str, typer.Option()],
+    prefix: Annotated[str, typer.Option()],
+    simulator_url: Annotated[str, typer.Option()],
+    ca_file: Annotated[Path, typer.Option()],
+) -> None:
+    """Check a fault run; exits with 1 when a promise was broken."""
+    lines = [json.loads(line) for line in diary.read_text().splitlines()]
+    if asyncio.run(main(lines, kafka_bootstrap, prefix, simulator_url, ca_file)):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    app()

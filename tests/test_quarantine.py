@@ -1,0 +1,60 @@
+"""The guide's two quarantine flows, walked by the whole system; the ledger agrees with every claim."""
+
+import asyncio
+
+import aiohttp
+
+from backstop.demo.check import differences
+from backstop.demo.quarantine import ADMIN_STEPS, USER_STEPS
+from backstop.demo.run import Demo
+from local_stack.stack import Stack
+
+
+async def test_users_and_admins_work_in_the_quarantine(demo: Demo) -> None:
+    """Digest, preview, release, request, block and report; pending first, approve, deny, submit and block, verdict."""
+    await demo.sign_in([])
+    flows = await demo.walk_quarantine(lambda _told: None)
+    assert flows.missing == []
+    assert set(flows.walked) == {*USER_STEPS, *ADMIN_STEPS}
+
+    async with asyncio.timeout(120):
+        while not demo.accepted <= demo.journal.case_of.keys():
+            await asyncio.sleep(0.05)
+        await demo.triage()
+        while not demo.journal.settled(demo.accepted):
+            await asyncio.sleep(0.05)
+    ledger = await demo.control("GET", "/ledger")
+    assert differences(demo.journal, demo.accepted, ledger, demo.addresses) == []
+
+    done = [(entry["action"], entry["recipient"].partition("@")[0]) for entry in ledger["quarantine_actions"]]
+    assert sorted(done) == [("deny", "uma"), ("release", "rita"), ("release", "sam"), ("request", "sam")]
+    entries = {(entry["list_type"], entry["value"]) for entry in ledger["tenant_blocks"]}
+    assert {("Sender", "accounts@malware-shop.example"), ("Url", "files.phish.example/invoice")} <= entries
+    mailbox_blocks = {(entry["mailbox"], entry["value"]) for entry in ledger["mailbox_blocks"]}
+    assert ("tina@contoso.example", "support@mailbox-help.example") in mailbox_blocks
+    digests = [one for mail in ledger["mails"] for one in mail["recipients"]]
+    assert {f"{name}@contoso.example" for name in ("rita", "sam", "tina")} <= set(digests)
+    assert len(digests) == len(set(digests))
+
+
+async def test_an_admin_downloads_a_mail_as_it_came(stack: Stack, demo: Demo) -> None:
+    """Through the gateway, byte for byte, as a file that no browser opens."""
+    await demo.sign_in([])
+    await demo.control("PATCH", f"/tenants/{stack.tenant_id}/mailboxes/wanda@contoso.example", {})
+    eml = "From: a@proseware.example\r\nTo: wanda@contoso.example\r\nSubject: raw\r\n\r\n<script>x()</script>\r\n"
+    await demo.control("POST", f"/tenants/{stack.tenant_id}/quarantine", {"eml": eml})
+    async with asyncio.timeout(60):
+        while not (found := await demo._gateway.list_quarantine(demo._admin, recipient="wanda@contoso.example"))[
+            "items"
+        ]:
+            await asyncio.sleep(0.1)
+    message_id, headers = found["items"][0]["message_id"], {"Authorization": f"Bearer {demo._admin}"}
+    url = f"{stack.urls['gateway']}/v1/quarantine/{message_id}"
+    async with aiohttp.ClientSession(headers=headers) as session:
+        async with session.get(f"{url}/download") as answer:
+            assert (answer.status, await answer.read()) == (200, eml.encode())
+            assert answer.content_type == "message/rfc822"
+            assert answer.headers["Content-Disposition"].startswith("attachment")
+        async with session.get(f"{url}/document") as answer:
+            assert "sandbox" in answer.headers["Content-Security-Policy"]
+            assert "<script" not in await answer.text()

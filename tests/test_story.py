@@ -1,0 +1,269 @@
+"""Microsoft's guide for false negatives, walked by the whole system: Inbox, Junk, and interruptions."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import asyncpg
+import pytest
+
+from backstop.demo.check import differences
+from backstop.demo.run import Demo
+from backstop.demo.story import Reported
+from backstop.gateway import RefusedError
+from local_stack.stack import Stack
+
+SERVICES = ("reporter", "triage", "submitter", "verdict_poller", "blocklist", "quarantine", "gateway")
+
+
+async def until(condition: Callable[[], Awaitable[Any]], seconds: float = 60) -> Any:
+    """Wait for *condition* to be true; return what made it so."""
+    async with asyncio.timeout(seconds):
+        while not (result := await condition()):
+            await asyncio.sleep(0.05)
+        return result
+
+
+def write(folder: Path, name: str, sender: str, text: str, *, message_id: str | None = None, headers: str = "") -> Path:
+    """Write a mail."""
+    file = folder / f"{name}.eml"
+    file.write_text(
+        f"From: {sender}\nTo: user@contoso.example\nSubject: {name}\n"
+        f"Message-ID: {message_id or f'<{uuid4()}@mail.example>'}\n{headers}\n{text}\n"
+    )
+    return file
+
+
+async def case_with(demo: Demo, report_id: UUID, status: str) -> dict[str, Any]:
+    """Wait until the case of a report has *status*; return it as an admin reads it."""
+
+    async def ready() -> dict[str, Any] | None:
+        case_id = demo.journal.case_of.get(report_id)
+        if case_id is None:
+            return None
+        case = await demo._gateway.read_case(demo._admin, str(case_id))
+        return case if case["status"] == status else None
+
+    case: dict[str, Any] = await until(ready)
+    return case
+
+
+async def settled(demo: Demo) -> dict[str, Any]:
+    """Wait until nothing is left to be done; return the ledger, which agrees with every claim."""
+
+    async def quiet() -> bool:
+        return demo.journal.settled(demo.accepted)
+
+    await until(quiet, 120)
+    ledger: dict[str, Any] = await demo.control("GET", "/ledger")
+    assert differences(demo.journal, demo.accepted, ledger, demo.addresses) == []
+    return ledger
+
+
+async def test_a_malicious_mail_in_the_inbox(stack: Stack, demo: Demo, tmp_path: Path) -> None:
+    """Two users report it, one blocks its sender; it is submitted; the verdict names the setting to change."""
+    settings = {
+        "cmdlets": {
+            "Get-HostedContentFilterPolicy": [{"Name": "Default", "AllowedSenderDomains": ["fabrikam.example"]}]
+        }
+    }
+    await demo.control("PATCH", f"/tenants/{stack.tenant_id}", settings)
+    anna, ben = "anna@contoso.example", "ben@contoso.example"
+    await demo.sign_in([anna, ben])
+    mail = write(
+        tmp_path, "invoice", "billing@fabrikam.example", "Pay at https://pay.phish.example/1 today, please do."
+    )
+
+    first = await demo.report(Reported(mail, (anna,), block_sender=True))
+    again = await demo.report(Reported(mail, (anna,), block_sender=True))
+    second = await demo.report(Reported(mail, (ben,)))
+    case = await case_with(demo, first.report_ids[0], "resolved")
+    ledger = await settled(demo)
+
+    assert again.report_ids == first.report_ids != second.report_ids
+    assert case["report_count"] == 2
+    assert (case["verdict"]["verdict"], case["verdict"]["detail"]) == (
+        "allowedDueToOrganizationOverride",
+        "allowedByTenant",
+    )
+    assert case["verdict"]["causes"][0]["rule"] == "R04"
+    assert "AllowedSenderDomains @{Remove='fabrikam.example'}" in str(case["verdict"]["causes"][0]["recommendations"])
+    kinds = [entry["kind"] for entry in case["timeline"]]
+    assert kinds[:2] == ["message.reported", "message.reported"]
+    assert set(kinds[2:]) == {
+        "case.submitted", "block.requested", "submission.created", "block.applied", "verdict.ready",
+    }  # fmt: skip
+    assert kinds[-1] == "verdict.ready"
+    (submission,) = [one for one in ledger["submissions"] if one["internet_message_id"] == case["internet_message_id"]]
+    assert (submission["category"], submission["form"]) == ("phishing", "content")
+    assert [block["value"] for block in ledger["tenant_blocks"]].count("billing@fabrikam.example") == 1
+    assert [one["value"] for one in ledger["mailbox_blocks"] if one["mailbox"] == anna] == ["billing@fabrikam.example"]
+
+    heard = await demo._gateway.read_report(demo._tokens[anna], str(first.report_ids[0]))
+    assert "a setting of your organisation or of your mailbox let this mail in" in str(heard)
+
+
+async def test_a_malicious_mail_in_junk(demo: Demo, tmp_path: Path) -> None:
+    """A user reports it from Junk, an admin triages, submits and blocks the domain; the filter missed it."""
+    mia = "mia@contoso.example"
+    await demo.sign_in([mia])
+    headers = "X-Forefront-Antispam-Report: SCL:1;SFV:NSPM;CAT:NONE;\nX-Microsoft-Antispam-Mailbox-Delivery: dest:J;\n"
+    text = "Your order failed. Correct your card at https://orders.phish.example/fix before noon, or it is cancelled."
+    mail = write(tmp_path, "order", "orders@alpine.example", text, headers=headers)
+    decision = {"action": "submit", "category": "phishing", "block": {"kind": "domain", "note": "fake shop"}}
+
+    outcome = await demo.report(Reported(mail, (mia,), folder="junk", decision=decision))
+    waiting = await case_with(demo, outcome.report_ids[0], "open")
+    assert [entry["kind"] for entry in waiting["timeline"]] == ["message.reported"]
+    await demo.triage()
+    case = await case_with(demo, outcome.report_ids[0], "resolved")
+    ledger = await settled(demo)
+
+    assert case["verdict"]["verdict"] == "threatsFound"
+    assert case["verdict"]["detected_urls"] == ["https://orders.phish.example/fix"]
+    assert "R17" in {cause["rule"] for cause in case["verdict"]["causes"]}
+    assert [block["status"] for block in case["blocks"]] == ["applied"]
+    decided = next(entry for entry in case["timeline"] if entry["kind"] == "case.submitted")
+    assert decided["actor"]["name"] == "admin@contoso.example"
+    assert [block["value"] for block in ledger["tenant_blocks"]].count("alpine.example") == 1
+
+    # The same campaign, met in an Inbox under another Message-ID and sender, is the same case.
+    copy = write(tmp_path, "order", "orders@bellows.example", text)
+    joined = await demo.report(Reported(copy, (mia,)))
+    assert (await case_with(demo, joined.report_ids[0], "resolved"))["case_id"] == case["case_id"]
+    heard = await demo._gateway.read_report(demo._tokens[mia], str(joined.report_ids[0]))
+    assert "threat" in str(heard)
+
+
+async def test_a_block_is_lifted_when_the_verdict_says_clean(demo: Demo, tmp_path: Path) -> None:
+    """What was blocked while nobody knew is not blocked for ever."""
+    kim = "kim@contoso.example"
+    await demo.sign_in([kim])
+    mail = write(
+        tmp_path, "plan", "plans@margie.example", "Your train leaves at 08:12 from platform 4. Have a good trip."
+    )
+    decision = {"action": "submit", "category": "phishing", "block": {"kind": "sender"}}
+    outcome = await demo.report(Reported(mail, (kim,), decision=decision))
+    await case_with(demo, outcome.report_ids[0], "open")
+    await demo.triage()
+
+    async def lifted() -> bool:
+        case = await demo._gateway.read_case(demo._admin, str(demo.journal.case_of[outcome.report_ids[0]]))
+        return [block["status"] for block in case["blocks"]] == ["removed"]
+
+    await until(lifted)
+    ledger = await settled(demo)
+    assert [entry["value"] for entry in ledger["removals"]] == ["plans@margie.example"]
+
+
+async def test_a_closed_case_expires_everywhere_and_an_open_one_of_the_same_age_keeps_everything(
+    stack: Stack, demo: Demo, tmp_path: Path
+) -> None:
+    """Rows, mail and answers are gone; the same mail, reported again, is a new case with its mail."""
+    zoe = "zoe@contoso.example"
+    await demo.sign_in([zoe])
+    decision = {"action": "submit", "category": "phishing", "block": {"kind": "sender"}}
+    closing = write(tmp_path, "menu", "menu@cafe.example", f"Today there is soup, and bread with {uuid4()} on it.")
+    waiting = write(tmp_path, "lease", "lease@estate.example", f"Your lease {uuid4()} is ready. See you on Monday.")
+    first = await demo.report(Reported(closing, (zoe,), folder="junk", decision=decision))
+    await case_with(demo, first.report_ids[0], "open")
+    await demo.triage()
+    closed = await case_with(demo, first.report_ids[0], "resolved")
+    await settled(demo)
+    second = await demo.report(Reported(waiting, (zoe,), folder="junk"))
+    standing = await case_with(demo, second.report_ids[0], "open")
+
+    server = await asyncpg.connect(stack.postgres_dsn)
+    tables = await server.fetch(
+        "SELECT table_schema, table_name FROM information_schema.columns WHERE column_name = 'case_id' ORDER BY 1, 2"
+    )
+
+    async def rows(case: dict[str, Any]) -> dict[str, int]:
+        counts = {
+            f"{schema}.{table}": await server.fetchval(
+                f"SELECT count(*) FROM {schema}.{table} WHERE case_id = $1", case["case_id"]
+            )
+            for schema, table in tables
+        }
+        return {table: count for table, count in counts.items() if count}
+
+    def mail_of(case: dict[str, Any]) -> Path:
+        return stack.folder / "mails" / stack.tenant_id / case["sha256"][:2] / case["sha256"]
+
+    kept = await rows(standing)
+    assert {name.partition(".")[0] for name in await rows(closed)} == {
+        "reporter", "triage", "submitter", "verdict_poller", "blocklist", "quarantine",
+    }  # fmt: skip
+    cases = [UUID(case["case_id"]) for case in (closed, standing)]
+    past = timedelta(days=31)
+    await server.execute("UPDATE triage.timeline SET at = at - $2::interval WHERE case_id = ANY($1)", cases, past)
+    await server.execute(
+        "UPDATE triage.cases SET quiet_since = quiet_since - $2::interval WHERE case_id = ANY($1)", cases, past
+    )
+    # The job runs when triage starts, too.
+    await stack.supervisor.kill("triage")
+    await stack.supervisor.restart("triage")
+
+    async def unknown() -> bool:
+        try:
+            await demo._gateway.read_case(demo._admin, closed["case_id"])
+        except RefusedError as error:
+            return error.status == 404
+        return False
+
+    async def forgotten() -> bool:
+        return not await rows(closed) and not mail_of(closed).exists()
+
+    await until(unknown)
+    await until(forgotten)
+    with pytest.raises(RefusedError) as refused:
+        await demo._gateway.read_report(demo._tokens[zoe], str(first.report_ids[0]))
+    assert refused.value.status == 404
+    assert demo.journal.cases[cases[0]].expired
+    assert not demo.journal.cases[cases[1]].expired
+    assert await rows(standing) == kept
+    assert mail_of(standing).read_bytes() == waiting.read_bytes()
+    assert (await demo._gateway.read_case(demo._admin, standing["case_id"]))["status"] == "open"
+
+    again = await demo.report(Reported(closing, (zoe,), folder="junk"))
+
+    async def reopened() -> UUID | None:
+        case_id = demo.journal.case_of.get(again.report_ids[0])
+        return case_id if case_id != cases[0] else None
+
+    new = await demo._gateway.read_case(demo._admin, str(await until(reopened)))
+    assert again.report_ids == first.report_ids
+    assert (new["status"], new["report_count"]) == ("open", 1)
+    assert mail_of(new).read_bytes() == closing.read_bytes()
+    for case in (standing, new):
+        await demo._gateway.decide(demo._admin, case["case_id"], {"action": "dismiss"})
+    await settled(demo)
+    await server.close()
+
+
+@pytest.mark.parametrize("service", SERVICES)
+async def test_any_service_can_be_stopped_and_started(stack: Stack, demo: Demo, tmp_path: Path, service: str) -> None:
+    """Whoever was away catches up, and nothing is done twice."""
+    users = ("anna@contoso.example", "ben@contoso.example")
+    await demo.sign_in(users)
+
+    async def report(number: int) -> None:
+        text = (
+            f"{service} {number}: look at https://number{number}.phish.example and tell {uuid4()} what you see there."
+        )
+        mail = write(tmp_path, f"{service}-{number}", f"sender{number}@{service.replace('_', '-')}.example", text)
+        await demo.report(Reported(mail, users))
+
+    before = len(demo.outcomes)
+    await asyncio.gather(*(report(number) for number in range(4)))
+    await stack.supervisor.stop(service)
+    if service not in ("reporter", "gateway"):
+        await asyncio.gather(*(report(number) for number in range(4, 8)))
+    await stack.supervisor.restart(service)
+    await asyncio.gather(*(report(number) for number in range(8, 12)))
+    await settled(demo)
+
+    assert all(len(outcome.report_ids) == len(users) for outcome in demo.outcomes[before:])
