@@ -1,0 +1,1 @@
+"""What Backstop costs, measured side by side with named alternatives: `python -m bench`."""

@@ -1,0 +1,199 @@
+"""
+Seconds from a report's acceptance to its submission at Microsoft, at half of the load that the pipeline holds.
+
+First as many reports as there can be, to see what the pipeline holds: without the submitter (frozen), which is what
+`throughput` measures, and with it, down to the simulator. Then half of that, evenly, and each report is followed by the
+times of its events.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import orjson
+from aiokafka import AIOKafkaConsumer, TopicPartition
+
+from bench.http import Answer, post, report_request
+from bench.mails import mails
+from bench.report import Cell, Chart, Goal, Result, quantile
+from bench.stand import Ends, app_token, control, ours, settle, stand
+from local_stack.stack import Stack
+from local_stack.supervisor import StackError
+
+WANTED_P99 = 1.0
+SATURATING, QUICK_SATURATING = 1_500, 250
+SECONDS, QUICK_SECONDS = 60, 8
+PEOPLE = 5_000
+MOST_OF_WHOLE = 0.85
+"""Share of what the whole pipeline holds that it can be asked for evenly without falling behind."""
+_RAISED = 10_000_000
+_EDGES = (0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0)
+STEPS = (
+    ("reporter's outbox until sent to Kafka", "accepted", "reported_sent"),
+    ("Kafka until triage has decided", "reported_sent", "decided"),
+    ("triage's commit and outbox until sent to Kafka", "decided", "requested_sent"),
+    ("Kafka, submitter's row and claim until Microsoft has it", "requested_sent", "at_microsoft"),
+    ("Microsoft's answer and commit until the event", "at_microsoft", "created"),
+)
+"""From when to when: keys of what `_Followed` knows."""
+
+Times = dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Reports per second that were held until their cases were submitted, and until Microsoft had them."""
+
+    decided: float
+    submitted: float
+
+
+async def run(quick: bool, tell: Callable[[str], None]) -> Result:
+    """Measure."""
+    options = ["--set", f"submissions_per_window={_RAISED}"]
+    settings = {"submitter": {"submissions_per_15_minutes": _RAISED}}
+    services = ("reporter", "triage", "submitter")
+    async with (
+        stand("latency") as on,
+        on.own("latency") as found,
+        ours(on, found, services, settings=settings, simulator_options=options) as stack,
+        Ends(found.kafka_bootstrap) as ends,
+    ):
+        token = await app_token(stack)
+        await _saturate(stack, ends, token, 100, seed=1)
+        held = await _saturate(stack, ends, token, QUICK_SATURATING if quick else SATURATING, seed=2)
+        tell(f"held: {held.decided:.0f} reports/s until decided, {held.submitted:.0f} reports/s until submitted")
+        rate = _half(held)
+        seconds = QUICK_SECONDS if quick else SECONDS
+        await settle(found.postgres_dsn)
+        tell(f"{rate:.0f} reports/s for {seconds} s")
+        begin = time.time()
+        before = await ends.count(f"{found.topic_prefix}.submission-created")
+        answers = await post(
+            stack.urls["reporter"],
+            _requests(stack, token, 3, int(rate * seconds)),
+            per_second=rate,
+        )
+        await ends.reach(f"{found.topic_prefix}.submission-created", before + len(answers))
+        followed = await _follow(stack, answers, begin)
+    return _result(held, rate, followed)
+
+
+def _half(held: Held) -> float:
+    """Return half of what intake holds; where the whole cannot hold as much, half of what that holds."""
+    half = held.decided / 2
+    return half if half < MOST_OF_WHOLE * held.submitted else held.submitted / 2
+
+
+def _requests(stack: Stack, token: str, seed: int, count: int) -> list[bytes]:
+    url = stack.urls["reporter"]
+    return [report_request(url, token, raw, number % PEOPLE) for number, raw in enumerate(mails(seed, count))]
+
+
+async def _saturate(stack: Stack, ends: Ends, token: str, count: int, seed: int) -> Held:
+    requested, created = (f"{stack.topic_prefix}.submission-{word}" for word in ("requested", "created"))
+    requests = _requests(stack, token, seed, count)
+    before, made = await ends.count(requested), await ends.count(created)
+    begin = time.monotonic()
+    stack.supervisor.freeze("submitter")
+    try:
+        await post(stack.urls["reporter"], requests)
+        decided = await ends.reach(requested, before + count) - begin
+    finally:
+        stack.supervisor.resume("submitter")
+    await ends.reach(created, made + count)
+    requests = _requests(stack, token, seed + 1_000, count)
+    begin = time.monotonic()
+    await post(stack.urls["reporter"], requests)
+    submitted = await ends.reach(created, made + 2 * count) - begin
+    return Held(count / decided, count / submitted)
+
+
+async def _follow(stack: Stack, answers: Sequence[Answer], since: float) -> list[Times]:
+    """Put together the times of each accepted report, in seconds of the wall clock."""
+    ahead = time.time() - asyncio.get_running_loop().time()
+    if refused := [answer for answer in answers if answer.status != 202]:
+        raise StackError(f"a report was refused: {refused[0]}")
+    accepted = {orjson.loads(answer.body)["report_id"]: answer for answer in answers}
+    by_mail: dict[str, Times] = {}
+    for record in await _read(stack, "message-reported", since):
+        event = orjson.loads(record.value)
+        if answer := accepted.get(event["report_id"]):
+            times = by_mail.setdefault(event["message"]["internet_message_id"], {})
+            times["due"], times["accepted"] = answer.due + ahead, answer.answered + ahead
+            times["reported_sent"] = record.timestamp / 1000
+    for topic, emitted, sent in (
+        ("submission-requested", "decided", "requested_sent"),
+        ("submission-created", "created", "created_sent"),
+    ):
+        for record in await _read(stack, topic, since):
+            if (name := orjson.loads(record.value)["message"]["internet_message_id"]) in by_mail:
+                by_mail[name][emitted] = datetime.fromisoformat(dict(record.headers)["ce_time"].decode()).timestamp()
+                by_mail[name][sent] = record.timestamp / 1000
+    for entry in (await control(stack, "GET", "/ledger"))["submissions"]:
+        if entry["internet_message_id"] in by_mail:
+            at = datetime.fromisoformat(entry["at"]).timestamp()
+            by_mail[entry["internet_message_id"]]["at_microsoft"] = at
+    return list(by_mail.values())
+
+
+async def _read(stack: Stack, name: str, since: float) -> list[Any]:
+    """Return the records of a topic from a time on."""
+    topic = f"{stack.topic_prefix}.{name}"
+    consumer = AIOKafkaConsumer(topic, bootstrap_servers=stack.kafka_bootstrap, auto_offset_reset="earliest")
+    await consumer.start()
+    try:
+        places: list[TopicPartition] = list(consumer.assignment())
+        ends = await consumer.end_offsets(places)
+        records = []
+        while any([await consumer.position(place) < ends[place] for place in places]):
+            for batch in (await consumer.getmany(timeout_ms=200)).values():
+                records += [record for record in batch if record.timestamp / 1000 >= since - 1]
+    finally:
+        await consumer.stop()
+    return records
+
+
+def _result(held: Held, rate: float, followed: Sequence[Times]) -> Result:
+    seconds = [times["at_microsoft"] - times["accepted"] for times in followed]
+    answered = [times["accepted"] - times["due"] for times in followed]
+    rows: list[dict[str, Cell]] = [
+        _row("accepted (202) until Microsoft has the submission", seconds),
+        *(_row(f"- {name}", [times[end] - times[start] for times in followed]) for name, start, end in STEPS[:4]),
+        _row(STEPS[4][0], [times["created"] - times["at_microsoft"] for times in followed]),
+        _row("before that: due until accepted (202)", answered),
+    ]
+    p99 = quantile(seconds, 0.99)
+    bars = []
+    for low, high in zip((0.0, *_EDGES), (*_EDGES, float("inf")), strict=True):
+        if count := sum(low <= value < high for value in seconds):
+            bars.append((f"{low:g} to {high:g} s", 100 * count / len(seconds)))
+    of_what = "decided" if rate == held.decided / 2 else "submitted, because half of the other is more than that holds"
+    notes = [
+        f"Held as fast as can be: {held.decided:.0f} reports/s until decided, {held.submitted:.0f} until submitted.",
+        "The submitter and the simulator, a stand-in that costs more than it does, run on the same cores.",
+        f"Load: {rate:.0f} reports/s, evenly, {len(followed)} reports: half of what is held until {of_what}.",
+        "Submitter's and the simulator's quota were raised; Microsoft's is 150 in 15 minutes.",
+    ]
+    return Result(
+        "latency",
+        "Latency: seconds from accepted to submitted, at half of the load that is held",
+        rows,
+        [Goal("p99, accepted to submitted", f"{p99:.2f} s", f"below {WANTED_P99:g} s", p99 < WANTED_P99)],
+        {"held": {"decided": held.decided, "submitted": held.submitted}, "rate": rate, "times": list(followed)},
+        notes,
+        [Chart("Accepted to submitted: share of the reports", "%", bars)],
+    )
+
+
+def _row(name: str, values: Sequence[float]) -> dict[str, Cell]:
+    return {
+        "step": name,
+        "p50 s": round(quantile(values, 0.5), 3),
+        "p90 s": round(quantile(values, 0.9), 3),
+        "p99 s": round(quantile(values, 0.99), 3),
+        "max s": round(max(values), 3),
+    }

@@ -1,0 +1,111 @@
+"""Mails to measure with: as Exchange Online delivers them, from 600 bytes to 50 KB, distinct ones and campaigns."""
+
+import hashlib
+import math
+import random
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from uuid import UUID, uuid4, uuid5
+
+from backstop_contracts import Event, Folder, Message, MessageReported, ReportedAs, headers_for
+from mail import parse
+from reporter.rules import message_of
+
+SMALLEST, LARGEST = 600, 50_000
+"""Bytes of a mail. Sizes in between are equally likely on a logarithmic scale: half of the mails are below 5.5 KB."""
+_PROSE = (
+    "Your account was suspended because our system could not verify the details of your last payment. Please confirm"
+    " the attached statement before tomorrow, or the delivery goes back to the customs office.\n"
+)
+_HEADERS = """\
+Received: from mail.phish.example (203.0.113.{octet}) by DB5EUR01FT012.mail.protection.outlook.com with SMTP
+Authentication-Results: spf=fail (sender IP is 203.0.113.{octet}) smtp.mailfrom=phish.example; dkim=none\
+ header.d=none;dmarc=fail action=none header.from=phish.example;compauth=fail reason=001
+X-Forefront-Antispam-Report: CIP:203.0.113.{octet};CTRY:;LANG:en;SCL:1;SRV:;IPV:NLI;SFV:NSPM;CAT:NONE;DIR:INB;
+X-MS-Exchange-Organization-Network-Message-Id: {uuid}
+From: Accounts <accounts{number}@phish{number}.example>
+To: user@contoso.example
+Subject: {subject}
+Date: Thu, 26 Nov 2026 09:00:00 +0000
+Message-ID: <{uuid}@mail.phish.example>
+MIME-Version: 1.0
+"""
+
+
+def mails(seed: int, count: int) -> Iterator[bytes]:
+    """Yield *count* mails, no two of which are one case; another *seed*, other mails."""
+    draw = random.Random(seed)
+    for number in range(count):
+        size = int(math.exp(draw.uniform(math.log(SMALLEST), math.log(LARGEST))))
+        yield one_mail(draw, seed * 1_000_000 + number, size)
+
+
+def one_mail(draw: random.Random, number: int, size: int) -> bytes:
+    """Write a mail of about *size* bytes; small ones are plain text, larger ones text and HTML."""
+    uuid = UUID(int=draw.getrandbits(128), version=4)
+    # Digits do not count for what a mail says: its own words are letters.
+    own = "".join(chr(97 + int(digit, 16)) for digit in uuid.hex)
+    head = _HEADERS.format(octet=draw.randrange(1, 255), uuid=uuid, number=number, subject=f"Statement {own[:12]}")
+    opening = f"Dear customer, open https://{own[:20]}.phish.example/pay and tell {own} what you see. Thank you. "
+    room = max(0, size - len(head) - len(opening) - 60)
+    if size < 3_000:
+        text = f"{head}Content-Type: text/plain; charset=utf-8\n\n{opening}{_prose(room)}"
+    else:
+        text = (
+            f'{head}Content-Type: multipart/alternative; boundary="b{uuid}"\n\n--b{uuid}\n'
+            f"Content-Type: text/plain; charset=utf-8\n\n{opening}{_prose(room // 3)}\n--b{uuid}\n"
+            f"Content-Type: text/html; charset=utf-8\n\n<html><body><p>{opening}</p>"
+            f"<p>{_prose(2 * room // 3)}</p></body></html>\n--b{uuid}--\n"
+        )
+    return text.replace("\n", "\r\n").encode()
+
+
+def _prose(size: int) -> str:
+    return (_PROSE * (size // len(_PROSE) + 1))[:size]
+
+
+def reported(tenant_id: UUID, seed: int, *, mails_: int, reporters: int) -> Iterator[MessageReported]:
+    """Yield the reports of *mails_* mails, each by *reporters* people, as reporter publishes them; mails take turns."""
+    draw = random.Random(seed)
+    samples = [message_of(parse(raw)) for raw in mails(0, min(mails_, 50))]
+    messages = [_copy(samples[number % len(samples)], draw) for number in range(mails_)]
+    for person in range(reporters):
+        for message in messages:
+            yield MessageReported(
+                tenant_id=tenant_id,
+                report_id=uuid5(tenant_id, f"{person}:{message.sha256}"),
+                reporter=address(person),
+                reported_as=ReportedAs.PHISHING,
+                folder=Folder.INBOX,
+                origin="api",
+                reported_at=datetime.now(UTC),
+                message=message,
+            )
+
+
+def address(person: int) -> str:
+    """Name a reporter."""
+    return f"user{person}@contoso.example"
+
+
+def _copy(sample: Message, draw: random.Random) -> Message:
+    """Make of the facts of a mail those of another one of its kind."""
+    sha256 = hashlib.sha256(draw.randbytes(16)).hexdigest()
+    new = {
+        "sha256": sha256,
+        "internet_message_id": f"<{uuid4()}@mail.phish.example>",
+        "fingerprint": f"v1:{sha256}",
+        "subject": f"Statement {sha256[:12]}",
+    }
+    return sample.model_copy(update=new)
+
+
+def record(event: Event) -> tuple[bytes, bytes, list[tuple[str, bytes]]]:
+    """Return key, value and headers of *event* as its service's relay sends them."""
+    traceparent = f"00-{uuid4().hex}-{uuid4().hex[:16]}-01"
+    headers = headers_for(event, source="/backstop/reporter", traceparent=traceparent)
+    return (
+        event.key.encode(),
+        event.model_dump_json().encode(),
+        [(name, value.encode()) for name, value in headers.items()],
+    )

@@ -1,0 +1,171 @@
+"""Resident memory of each service: idle, under load, and when fifty 35 MB mails are posted at once."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+
+import aiohttp
+
+from bench.http import post, report_request
+from bench.mails import address, mails
+from bench.report import Cell, Chart, Goal, Result
+from bench.stand import Ends, app_token, ours, resident_mb, stand
+from local_stack.stack import SERVICES, Stack
+
+MAIL_BYTES = 35 << 20
+LARGE = 50
+QUICK_LARGE = 8
+LOADED, QUICK_LOADED = 3_000, 300
+_LOOK_SECONDS = 0.1
+_CHUNK = 256 << 10
+_PER_LARGE_MAIL = 3.5
+"""Times its size that one upload of a mail may take: its pieces, whole, its parts decoded."""
+_BASE_MB = 60
+"""What a service that was just started takes on with its first work, whatever that is: plans, pools, caches."""
+
+
+async def run(quick: bool, tell: Callable[[str], None]) -> Result:
+    """Measure with the setting as it is delivered, then with half of it."""
+    count = QUICK_LARGE if quick else LARGE
+    found = {}
+    async with stand("memory") as on:
+        for at_once in (4,) if quick else (4, 2):
+            settings = {
+                "reporter": {"large_mails_at_once": at_once},
+                "submitter": {"submissions_per_15_minutes": 1_000_000},
+            }
+            options = ["--set", "submissions_per_window=1000000", "--set", f"max_content_bytes={2 * MAIL_BYTES}"]
+            async with (
+                on.own(f"memory{at_once}") as own,
+                ours(on, own, SERVICES, settings=settings, simulator_options=options) as stack,
+                Ends(own.kafka_bootstrap) as ends,
+            ):
+                token = await app_token(stack)
+                measured = {"idle": _now(stack)}
+                tell(f"large_mails_at_once={at_once}: idle {measured['idle']}")
+                if at_once == 4:
+                    async with _peaks(stack) as peaks:
+                        await _load(stack, ends, token, QUICK_LOADED if quick else LOADED)
+                    measured["load"] = peaks
+                    tell(f"under load {peaks}")
+                async with _peaks(stack) as peaks:
+                    await _post_large(stack, token, count)
+                    await ends.reach(f"{own.topic_prefix}.submission-created", count)
+                measured["large"] = peaks
+                tell(f"{count} mails of 35 MB at once {peaks}")
+                found[at_once] = measured
+    return _result(found, count)
+
+
+def _now(stack: Stack) -> dict[str, float]:
+    return {name: round(resident_mb(stack.supervisor.pid(name)), 1) for name in stack.services}
+
+
+@asynccontextmanager
+async def _peaks(stack: Stack) -> AsyncIterator[dict[str, float]]:
+    """Note the largest resident size of each service while the block runs."""
+    peaks = _now(stack)
+
+    async def watch() -> None:
+        while True:
+            for name, size in _now(stack).items():
+                peaks[name] = max(peaks[name], size)
+            await asyncio.sleep(_LOOK_SECONDS)
+
+    watching = asyncio.create_task(watch())
+    try:
+        yield peaks
+    finally:
+        watching.cancel()
+
+
+async def _load(stack: Stack, ends: Ends, token: str, count: int) -> None:
+    """Report *count* mails as fast as they are taken, and wait until they are submitted."""
+    topic = f"{stack.topic_prefix}.submission-created"
+    before = await ends.count(topic)
+    url = stack.urls["reporter"]
+    await post(url, (report_request(url, token, raw, person) for person, raw in enumerate(mails(1, count))))
+    await ends.reach(topic, before + count)
+
+
+async def _post_large(stack: Stack, token: str, count: int) -> None:
+    """Post *count* mails of 35 MB, all begun at the same time; one that hears 503 comes again."""
+    line = b"QUJD" * 19 + b"\r\n"
+    filling = line * ((MAIL_BYTES - 2_000) // len(line))
+    trust = aiohttp.ClientTimeout(total=None)
+    connector = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(timeout=trust, connector=connector) as session:
+        await asyncio.gather(*(_post_one(session, stack, token, number, filling) for number in range(count)))
+
+
+async def _post_one(session: aiohttp.ClientSession, stack: Stack, token: str, number: int, filling: bytes) -> None:
+    (small,) = mails(1_000 + number, 1)
+    head = small.partition(b"Content-Type:")[0] + (
+        b'Content-Type: multipart/mixed; boundary="L"\r\n\r\n--L\r\nContent-Type: text/plain\r\n\r\nSee the file.\r\n'
+        b"--L\r\nContent-Type: application/octet-stream\r\nContent-Transfer-Encoding: base64\r\n"
+        b'Content-Disposition: attachment; filename="large.bin"\r\n\r\n' + b"%032d" % number * 2 + b"\r\n"
+    )
+
+    async def body() -> AsyncIterator[bytes]:
+        yield head
+        for start in range(0, len(filling), _CHUNK):
+            yield filling[start : start + _CHUNK]
+        yield b"--L--\r\n"
+
+    query = {"reported_as": "phishing", "folder": "inbox", "reporter": address(number)}
+    headers = {
+        "Authorization": f"Bearer {token}",
+        "Content-Type": "message/rfc822",
+        "Content-Length": str(len(head) + len(filling) + 7),
+    }
+    while True:
+        try:
+            async with session.post(
+                f"{stack.urls['reporter']}/v1/reports", params=query, data=body(), headers=headers
+            ) as response:
+                if response.status == 202:
+                    return
+                pause = float(response.headers.get("Retry-After", "1"))
+        except aiohttp.ClientError:
+            # The answer 503 may come, and the connection be closed, while the mail is still being sent.
+            pause = 1.0
+        await asyncio.sleep(pause)
+
+
+def _result(found: Mapping[int, Mapping[str, Mapping[str, float]]], count: int) -> Result:
+    rows: list[dict[str, Cell]] = [
+        {
+            "service": service,
+            "idle MB": found[4]["idle"][service],
+            "under load MB": found[4]["load"][service],
+            f"{count} mails of 35 MB: MB": found[4]["large"][service],
+            "the same, large_mails_at_once=2": found[2]["large"][service] if 2 in found else None,
+        }
+        for service in SERVICES
+    ]
+    goals = []
+    for at_once, measured in found.items():
+        grown = measured["large"]["reporter"] - measured["idle"]["reporter"]
+        allowed = _BASE_MB + at_once * _PER_LARGE_MAIL * MAIL_BYTES / 1e6
+        goals.append(
+            Goal(
+                f"reporter, {count} mails of 35 MB at once, BACKSTOP_LARGE_MAILS_AT_ONCE={at_once}: what they add",
+                f"{grown:.0f} MB",
+                f"at most {allowed:.0f} MB ({at_once} x {_PER_LARGE_MAIL} x 35 MB and {_BASE_MB} MB)",
+                grown <= allowed,
+            )
+        )
+    notes = [
+        "Reporter holds as many large mails as BACKSTOP_LARGE_MAILS_AT_ONCE (4) says; the others wait in the sockets.",
+        "Submitter holds BACKSTOP_SUBMIT_BATCH (8) mails, each also in base64 and as JSON.",
+    ]
+    bars = [(service, found[4]["large"][service]) for service in SERVICES]
+    return Result(
+        "memory",
+        "Memory: resident size of each service's process",
+        rows,
+        goals,
+        {str(at_once): measured for at_once, measured in found.items()},
+        notes,
+        [Chart(f"Largest resident size, {count} mails of 35 MB at once", "MB", bars)],
+    )
