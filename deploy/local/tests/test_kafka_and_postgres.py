@@ -1,11 +1,13 @@
 """Real Kafka and PostgreSQL as processes: beside others, killed, and brought back with what they had accepted."""
 
 import asyncio
+import gc
 import http.server
 import os
 import socketserver
 import sys
 import threading
+import warnings
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -228,6 +230,21 @@ async def test_an_address_that_refuses_is_named(pair: Pair, tmp_path: Path, monk
     with pytest.raises(StackError, match="The address in BACKSTOP_POSTGRES_DSN does not work"):
         async with backing(tmp_path):
             pass
+
+
+async def test_a_question_to_kafka_that_is_given_up_leaves_no_connection_open(pair: Pair) -> None:
+    """At whatever moment a start is given up, because another part failed, the look at Kafka closes what it opened."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", ResourceWarning)
+        for steps in range(40):
+            asking = asyncio.ensure_future(kafka_answers(pair.bootstrap))
+            for _ in range(steps):
+                await asyncio.sleep(0.0005)
+            asking.cancel()
+            await asyncio.wait([asking])
+        gc.collect()
+
+    assert [str(warning.message) for warning in said] == []
 
 
 class BrokenEngine(http.server.BaseHTTPRequestHandler):
