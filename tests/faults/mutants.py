@@ -21,9 +21,9 @@ def outbox_deletes_before_acknowledgement() -> None:
     """Delete events from the outbox and then send them: a crash between loses them."""
     publish = chassis.outbox.Relay._publish
 
-    async def delete_and_publish(self: Any, connection: Any, producer: Any, rows: Any) -> None:
+    async def delete_and_publish(self: Any, connection: Any, producer: Any, rows: Any, partitions: Any) -> None:
         await connection.execute("DELETE FROM outbox WHERE id = ANY($1)", [row["id"] for row in rows])
-        await publish(self, connection, producer, rows)
+        await publish(self, connection, producer, rows, partitions)
 
     chassis.outbox.Relay._publish = delete_and_publish  # type: ignore[method-assign]
 

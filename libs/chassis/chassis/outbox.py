@@ -7,16 +7,23 @@ they were emitted, provided that whoever emits about a thing holds that thing's 
 
 import asyncio
 from collections import Counter
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
+from time import monotonic
 from typing import Any, TypeVar
 
 import asyncpg
 import orjson
 import structlog
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaError
+from aiokafka.errors import (
+    InvalidTopicError,
+    KafkaError,
+    MessageSizeTooLargeError,
+    TopicAuthorizationFailedError,
+    UnknownTopicOrPartitionError,
+)
 from aiokafka.partitioner import murmur2
 from aiokafka.producer.message_accumulator import BatchBuilder
 from faststream.kafka.security import parse_security
@@ -41,6 +48,17 @@ GATHER_SECONDS = 0.02
 """Pause after less than a batch: else each commit of a busy intake would cost a look of its own."""
 BATCH_BYTES = 256 << 10
 """Size of what one partition gets at once. A larger event goes alone."""
+TOPIC_SECONDS = 2
+"""Longest time that the other topics' events wait for a topic of which Kafka says nothing."""
+CLOSED_SECONDS = 5
+"""Time for which a topic is left alone that is missing, or that takes nothing from this service."""
+
+_FAULTS_OF_A_TOPIC = (
+    InvalidTopicError,
+    MessageSizeTooLargeError,
+    TopicAuthorizationFailedError,
+    UnknownTopicOrPartitionError,
+)
 
 
 async def emit(tx: Tx, events: Iterable[tuple[Event, str | None]]) -> None:
@@ -76,6 +94,8 @@ class Relay:
     those rows on the connection that holds its lock: when that connection is gone, so is the right to publish. A
     leader that is killed is followed within about a second, one that is frozen after LEADER_SILENCE_SECONDS; what it
     may then still have in hand is published twice, after the first time.
+
+    A topic that is missing or closed to the service keeps its own events waiting, in their order, and no others.
     """
 
     def __init__(
@@ -94,24 +114,24 @@ class Relay:
         self._prefix = topic_prefix
         self._wake = asyncio.Event()
         self._stopping = asyncio.Event()
+        self._closed: dict[str, float] = {}
+        self._delay = 0.1
         self.leading = False
         database.on_commit(self._wake.set)
 
     async def run(self) -> None:
         """Relay until stopped. PostgreSQL or Kafka being away is waited out."""
-        delay = 0.1
         while not self._stopping.is_set():
             try:
                 await self._lead()
-                delay = 0.1
             except Exception as error:
                 if not (is_away(error) or isinstance(error, KafkaError)):
                     raise
-                log.warning("relay.interrupted", error=type(error).__name__, retry_in=delay)
+                log.warning("relay.interrupted", error=type(error).__name__, retry_in=self._delay)
                 # Not the pause that a commit ends: intake goes on, and each report would mean another try.
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._stopping.wait(), delay)
-                delay = min(delay * 2, 5.0)
+                    await asyncio.wait_for(self._stopping.wait(), self._delay)
+                self._delay = min(self._delay * 2, 5.0)
             finally:
                 self.leading = False
                 telemetry.outbox_leader.set(0)
@@ -157,9 +177,14 @@ class Relay:
     ) -> None:
         while True:
             self._wake.clear()
-            rows = await connection.fetch("SELECT * FROM outbox ORDER BY id LIMIT $1", BATCH)
+            rows = await connection.fetch(
+                "SELECT * FROM outbox WHERE topic <> ALL($1) ORDER BY id LIMIT $2", self._closed_topics(), BATCH
+            )
             if rows:
-                await self._publish(connection, producer, rows)
+                open_topics = self._partitions(producer, {row["topic"] for row in rows})
+                partitions = await _while_alive(connection, open_topics)
+                sendable = [row for row in rows if row["topic"] in partitions]
+                await self._publish(connection, producer, sendable, partitions)
                 if len(rows) < BATCH and not self._stopping.is_set():
                     await asyncio.sleep(GATHER_SECONDS)
             elif self._stopping.is_set():
@@ -167,29 +192,56 @@ class Relay:
             else:
                 await self._pause(POLL_SECONDS)
 
+    async def _partitions(self, producer: AIOKafkaProducer, topics: Iterable[str]) -> dict[str, int]:
+        """Return how many partitions each of *topics* has, without those that Kafka does not show to this service."""
+        partitions = {}
+        for topic in topics:
+            try:
+                async with asyncio.timeout(TOPIC_SECONDS):
+                    partitions[topic] = len(await producer.partitions_for(f"{self._prefix}.{topic}"))
+            except (*_FAULTS_OF_A_TOPIC, TimeoutError) as error:
+                self._close(topic, error)
+        return partitions
+
+    def _close(self, topic: str, error: BaseException) -> None:
+        log.warning("relay.topic_closed", topic=topic, error=type(error).__name__, retry_in=CLOSED_SECONDS)
+        self._closed[topic] = monotonic() + CLOSED_SECONDS
+
+    def _closed_topics(self) -> list[str]:
+        now = monotonic()
+        return [topic for topic, end in self._closed.items() if end > now]
+
     async def _publish(
         self,
         connection: "asyncpg.Connection[asyncpg.Record]",
         producer: AIOKafkaProducer,
         rows: Sequence[asyncpg.Record],
+        partitions: Mapping[str, int],
     ) -> None:
         """Send *rows* and delete the acknowledged ones, but none behind a failed row of the same key."""
-        answers = await _while_alive(connection, self._send(connection, producer, rows))
+        answers = await _while_alive(connection, self._send(connection, producer, rows, partitions))
         failed_keys: set[tuple[str, str]] = set()
         acknowledged, failure = [], None
         published: Counter[str] = Counter()
+        refused: dict[str, BaseException] = {}
         for row, answer in zip(rows, answers, strict=True):
             place = (row["topic"], row["key"])
             if isinstance(answer, BaseException):
                 failure = answer
                 failed_keys.add(place)
+                if isinstance(answer, _FAULTS_OF_A_TOPIC):
+                    refused[row["topic"]] = answer
             elif place not in failed_keys:
                 acknowledged.append(row["id"])
                 published[row["topic"]] += 1
         await connection.execute("DELETE FROM outbox WHERE id = ANY($1)", acknowledged)
         for topic, count in published.items():
             telemetry.published.labels(topic).inc(count)
+            self._delay = 0.1
+        for topic, error in refused.items():
+            self._close(topic, error)
         if failure:
+            # Also when other topics go on: the numbers of an idempotent producer have a gap where it was refused.
             raise failure
 
     async def _send(
@@ -197,6 +249,7 @@ class Relay:
         connection: "asyncpg.Connection[asyncpg.Record]",
         producer: AIOKafkaProducer,
         rows: Sequence[asyncpg.Record],
+        partitions: Mapping[str, int],
     ) -> list[Any]:
         """Send *rows*, and return what became of each: Kafka's acknowledgement or an exception."""
         source = f"/backstop/{self._service}"
@@ -213,7 +266,7 @@ class Relay:
         for number, row in enumerate(rows):
             topic, key = f"{self._prefix}.{row['topic']}", row["key"].encode()
             # A future for each event, as `producer.send` makes it, costs more than all the rest of its way.
-            place = topic, _partition(key, len(await producer.partitions_for(topic)))
+            place = topic, _partition(key, partitions[row["topic"]])
             said = {**orjson.loads(row["headers"]), "ce_source": source}
             headers = [(name, value.encode()) for name, value in said.items()]
             event = {

@@ -9,9 +9,12 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+import structlog
 from aiokafka import AIOKafkaConsumer
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
-from backstop_contracts import CaseStatus, CaseUpdated, read_headers
+from backstop_contracts import CaseExpired, CaseStatus, CaseUpdated, read_headers
 from chassis import outbox
 from chassis.db import Database
 from chassis.kafka import create_topics
@@ -50,7 +53,13 @@ def case_updated(case_id: UUID, count: int) -> CaseUpdated:
     )
 
 
-async def emit(db: Database, *events: CaseUpdated) -> None:
+def case_expired(case_id: UUID, count: int) -> CaseExpired:
+    """Make an event of another topic whose place in the order is its report count."""
+    now = datetime.now(UTC)
+    return CaseExpired(tenant_id=TENANT, case_id=case_id, report_count=count, last_active_at=now, expired_at=now)
+
+
+async def emit(db: Database, *events: CaseUpdated | CaseExpired) -> None:
     """Emit events in a transaction of their own."""
     async with db.transaction() as tx:
         await outbox.emit(tx, [(event, TRACE) for event in events])
@@ -68,11 +77,26 @@ async def relaying(db: Database, kafka_bootstrap: str, prefix: str) -> AsyncIter
         await asyncio.wait_for(task, 20)
 
 
-async def published(kafka_bootstrap: str, prefix: str, count: int) -> list[Any]:
+@asynccontextmanager
+async def administering(kafka_bootstrap: str) -> AsyncIterator[AIOKafkaAdminClient]:
+    """Open a client that may change topics."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=kafka_bootstrap)
+    try:
+        await admin.start()
+        yield admin
+    finally:
+        await admin.close()
+
+
+async def create_topic(kafka_bootstrap: str, name: str, **settings: str) -> None:
+    """Create one topic and no other."""
+    async with administering(kafka_bootstrap) as admin:
+        await admin.create_topics([NewTopic(name, num_partitions=3, replication_factor=1, topic_configs=settings)])
+
+
+async def published(kafka_bootstrap: str, prefix: str, count: int, topic: str = "case-updated") -> list[Any]:
     """Return the first *count* records of the topic."""
-    consumer = AIOKafkaConsumer(
-        f"{prefix}.case-updated", bootstrap_servers=kafka_bootstrap, auto_offset_reset="earliest"
-    )
+    consumer = AIOKafkaConsumer(f"{prefix}.{topic}", bootstrap_servers=kafka_bootstrap, auto_offset_reset="earliest")
     await consumer.start()
     try:
         async with asyncio.timeout(30):
@@ -171,6 +195,56 @@ async def test_one_relay_leads_and_another_takes_over(
         await until_empty(db)
         assert second.leading
     await other_db.close()
+
+
+async def test_a_topic_that_is_missing_holds_up_its_own_events_alone(
+    db: Database, kafka_bootstrap: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More than a batch of them wait, in their order, until somebody creates the topic; all others are published."""
+    monkeypatch.setattr(outbox, "CLOSED_SECONDS", 1)
+    prefix = f"test-{uuid4().hex[:8]}"
+    await create_topic(kafka_bootstrap, f"{prefix}.case-updated")
+    case_id = uuid4()
+    expired = [case_expired(case_id, number) for number in range(outbox.BATCH + 10)]
+    await emit(db, *expired)
+    async with relaying(db, kafka_bootstrap, prefix):
+        for number in range(3):
+            await emit(db, case_updated(case_id, number))
+            await published(kafka_bootstrap, prefix, number + 1)
+        assert await left(db) == len(expired)
+
+        await create_topics(kafka_bootstrap, prefix=prefix, partitions=3, replication=1, services=["triage"])
+        await until_empty(db)
+    records = await published(kafka_bootstrap, prefix, len(expired), topic="case-expired")
+    assert [CaseExpired.model_validate_json(record.value) for record in records] == expired
+
+
+async def test_a_topic_that_takes_nothing_holds_up_its_own_events_alone(
+    db: Database, kafka_bootstrap: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What Kafka refuses is tried again until it is taken; other topics' events do not wait for it."""
+    monkeypatch.setattr(outbox, "CLOSED_SECONDS", 1)
+    prefix = f"test-{uuid4().hex[:8]}"
+    await create_topic(kafka_bootstrap, f"{prefix}.case-updated")
+    await create_topic(kafka_bootstrap, f"{prefix}.case-expired", **{"max.message.bytes": "10"})
+    case_id = uuid4()
+    async with relaying(db, kafka_bootstrap, prefix):
+        with structlog.testing.capture_logs() as logs:
+            for number in range(5):
+                await emit(db, case_expired(case_id, number), case_updated(case_id, number))
+                await published(kafka_bootstrap, prefix, number + 1)
+        assert await left(db) == 5
+        closed = next(entry for entry in logs if entry["event"] == "relay.topic_closed")
+        assert (closed["topic"], closed["error"]) == ("case-expired", "MessageSizeTooLargeError")
+
+        async with administering(kafka_bootstrap) as admin:
+            larger = ConfigResource(
+                ConfigResourceType.TOPIC, f"{prefix}.case-expired", {"max.message.bytes": "1000000"}
+            )
+            await admin.alter_configs([larger])
+        await until_empty(db)
+    records = await published(kafka_bootstrap, prefix, 5, topic="case-expired")
+    assert [CaseExpired.model_validate_json(record.value).report_count for record in records] == list(range(5))
 
 
 async def test_while_kafka_is_away_events_wait_in_the_outbox(db: Database, kafka_bootstrap: str, prefix: str) -> None:
