@@ -10,6 +10,8 @@ from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import asyncpg
+
 from backstop_contracts import Actor, Block, BlockRequested, MessageReported
 from chassis import outbox
 from chassis.db import Database, Tx
@@ -23,6 +25,8 @@ TRANSACTIONS = 2
 """Such transactions at the same time: while one waits for its commit, the next is on its way."""
 PATIENCE_SECONDS = 1.0
 """Longest time that reports wait for what only one of them needs, such as a mail that is being deleted."""
+ANSWER_SECONDS = 10.0
+"""Longest time that whoever reports waits for PostgreSQL, however many transactions are in the way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,14 +71,20 @@ class Filing:
 
         Its mail is in the mail store when this returns, even if it expired in between. A report that is filed again
         can still ask for the block, and whoever filed it hears what becomes of it. Raises StoreUnavailable when a mail
-        that expired could not be put back, and what PostgreSQL raises: as if it had been filed alone.
+        that expired could not be put back, and what PostgreSQL raises, as if it had been filed alone; TimeoutError
+        after ANSWER_SECONDS, when the report may or may not be filed in the end.
         """
         filed: asyncio.Future[Filed] = asyncio.get_running_loop().create_future()
         self._waiting.append((wish, filed))
         if self._running < TRANSACTIONS:
             self._running += 1
             self._start(self._file_what_waits())
-        return await filed
+        try:
+            return await asyncio.wait_for(filed, ANSWER_SECONDS)
+        finally:
+            if filed.cancelled():
+                # While PostgreSQL is stuck nobody else would let go of the mail.
+                self._waiting = [waiting for waiting in self._waiting if waiting[1] is not filed]
 
     async def _file_what_waits(self) -> None:
         try:
@@ -93,10 +103,12 @@ class Filing:
                     await store.patient_for(tx, patience)
                 outcomes = await file(tx, [wish for wish, _ in batch], self._mails)
         except Exception as error:  # noqa: BLE001 - whose fault it is, each finds out alone
-            for one in batch:
-                if patience is not None:
+            # The loser of a deadlock may go on as soon as the other is through.
+            again = patience is not None or isinstance(error, asyncpg.DeadlockDetectedError)
+            for one in [one for one in batch if not one[1].done()]:
+                if again:
                     self._start(self._file([one]))
-                elif not one[1].done():
+                else:
                     one[1].set_exception(error)
         else:
             for (_, filed), outcome in zip(batch, outcomes, strict=True):

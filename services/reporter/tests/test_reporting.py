@@ -15,7 +15,7 @@ import pytest
 from backstop_contracts import BlockFailed, BlockRequested, Envelope, MessageReported
 from chassis.kafka import Received
 from mail import parse
-from reporter import handlers
+from reporter import filing, handlers
 
 ANN = {"oid": "5d7a2c39-6a54-4e8a-9a0e-0d3c3d1f2b11", "preferred_username": "Ann@contoso.example"}
 ADD_IN = {"app": True, "oid": "c0ffee00-1111-4222-8333-444455556666"}
@@ -237,6 +237,52 @@ async def test_a_block_that_failed_can_be_asked_for_again(
     assert again["block"]["status"] == "requested"
     assert UUID(again["block"]["block_id"]) == uuid5(tenant, f"block:{ANN['oid']}:mallory@fabrikam.example:2")
     assert [topic for topic, *_ in await outbox(running)] == ["message-reported"] + ["block-requested"] * 2
+
+
+async def test_the_loser_of_a_deadlock_is_accepted_all_the_same(
+    running: Any, token: Any, make_mail: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two transactions that wait for each other PostgreSQL ends that of the report, which is filed once more."""
+    monkeypatch.setattr(filing, "PATIENCE_SECONDS", 0.05)
+    raw, headers = make_mail(), await token("Reporter", **ANN)
+    _, accepted = await send(running, headers, raw)
+    # Longer than the patience of those that are filed together: whoever waits so long is filed alone.
+    waits = (
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        " AND query_start < clock_timestamp() - interval '200 ms'"
+    )
+    async with running.db.transaction() as other:
+        await other.execute("SET LOCAL deadlock_timeout = '1min'")
+        await other.execute(
+            "INSERT INTO blocks (block_id, tenant_id, mailbox, sender, round, status)"
+            " SELECT $1, tenant_id, $2, 'mallory@fabrikam.example', 1, 'requested' FROM reports",
+            *(uuid4(), ANN["oid"]),
+        )
+        asking = asyncio.create_task(send(running, headers, raw, block_sender=True))
+        async with asyncio.timeout(10):
+            while not await running.db.pool.fetchval(waits):
+                await asyncio.sleep(0.02)
+        await other.execute("UPDATE reports SET block_id = NULL")
+    status, repeated = await asking
+
+    assert (status, repeated["report_id"], repeated["block"]["status"]) == (202, accepted["report_id"], "requested")
+
+
+async def test_whoever_reports_is_answered_in_time_while_postgresql_is_stuck(
+    running: Any, token: Any, make_mail: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is a 503 after some seconds; the same report afterwards is accepted, and there once."""
+    monkeypatch.setattr(filing, "ANSWER_SECONDS", 0.5)
+    raw, headers = make_mail(), await token("Reporter", **ANN)
+    async with running.db.transaction() as other:
+        await other.execute("LOCK TABLE reports")
+        refused = await asyncio.gather(*(send(running, headers, raw) for _ in range(5)))
+    monkeypatch.setattr(filing, "ANSWER_SECONDS", 10)
+    status, _ = await send(running, headers, raw)
+
+    assert {status for status, _ in refused} == {503}
+    assert status == 202
+    assert [topic for topic, *_ in await outbox(running)] == ["message-reported"]
 
 
 @pytest.mark.parametrize("sender", [None, "", "undisclosed", f"{'x' * 400}@fabrikam.example"])
