@@ -6,9 +6,11 @@ from mail.link import Link
 from mail.parse import Attachment, MailFacts, parse
 from mail.preview import Preview, PreviewAttachment, preview
 from mail.store import MailCorrupt, MailMissing, MailStore, StoreUnavailable
+from mail.words import ENGLISH
 
 __all__ = [
     "DOCUMENT_HEADERS",
+    "ENGLISH",
     "Antispam",
     "Attachment",
     "Authentication",

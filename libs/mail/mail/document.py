@@ -1,10 +1,12 @@
 """The page that shows a preview, and the HTTP header fields that a server must send with it."""
 
+from collections.abc import Mapping
 from html import escape
 from types import MappingProxyType
 
 from mail.preview import Preview
 from mail.sanitise import Material, plain_fragment
+from mail.words import ENGLISH
 
 CONTENT_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 """What the page itself asks the browser to enforce. Its own styles are inline, like those of mails."""
@@ -57,27 +59,10 @@ main.paper .blocked{background:#fff}
 --alarm:#ff99a4;--alarm-page:#4a1a1e;--mark:#1c3350;--mark-ink:#a6ccff}}
 """
 
-_REMOVED = {
-    "remote-images": ("remote image", "remote images"),
-    "other-images": ("image that is none, or too large", "images that are none, or too large"),
-    "remote-backgrounds": ("background image", "background images"),
-    "scripts": ("script", "scripts"),
-    "event-handlers": ("event handler", "event handlers"),
-    "forms": ("form element", "form elements"),
-    "frames": ("embedded page", "embedded pages"),
-    "media": ("audio or video", "audio or video elements"),
-    "drawings": ("drawing", "drawings"),
-    "styles": ("style sheet", "style sheets"),
-    "page-commands": ("page command", "page commands"),
-    "hidden-elements": ("hidden passage", "hidden passages"),
-    "outlook-comments": ("passage for Outlook only", "passages for Outlook only"),
-    "invisible-characters": ("invisible character", "invisible characters"),
-}
 
-
-def document(preview: Preview) -> str:
+def document(preview: Preview, words: Mapping[str, str] = ENGLISH) -> str:
     """
-    Return a whole HTML page that shows *preview*, for light and dark and for any width.
+    Return a whole HTML page that shows *preview*, for light and dark and for any width, in the language of *words*.
 
     Send it with DOCUMENT_HEADERS and show it in `<iframe sandbox src="...">`. As `srcdoc` it is as safe, but there the
     policy of the page around it counts too, and one without `style-src 'unsafe-inline'` leaves it unstyled.
@@ -86,41 +71,42 @@ def document(preview: Preview) -> str:
         # Mails choose colours for white paper, whatever the reader's scheme is.
         main = f'<main class="paper">{preview.html}</main>'
     else:
-        main = f"<main>{plain_fragment(preview.text, Material())}</main>"
+        main = f"<main>{plain_fragment(preview.text, Material(words))}</main>"
     return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<!DOCTYPE html>\n<html lang="{escape(words["language"])}"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{CONTENT_POLICY}">'
         '<meta name="referrer" content="no-referrer"><meta name="viewport" content="width=device-width">'
         '<meta name="color-scheme" content="light dark">'
         '<meta name="format-detection" content="telephone=no,date=no,address=no,email=no,url=no">'
-        f"<title>{escape(preview.subject or 'Mail')}</title><style>{_STYLE}</style></head><body>"
-        f"<header>{_header(preview)}</header>"
+        f"<title>{escape(preview.subject or words['mail'])}</title><style>{_STYLE}</style></head><body>"
+        f"<header>{_header(preview, words)}</header>"
         f"{main}</body></html>\n"
     )
 
 
-def _header(preview: Preview) -> str:
-    rows = [("From", _sender(preview))]
+def _header(preview: Preview, words: Mapping[str, str]) -> str:
+    rows = [("from", _sender(preview, words))]
     if preview.to:
-        more = "" if len(preview.to) <= 5 else f" and {len(preview.to) - 5} more"
-        rows.append(("To", f"{_isolated(', '.join(preview.to[:5]), 'address')}{more}"))
+        more = "" if len(preview.to) <= 5 else f" {words['more'].format(count=len(preview.to) - 5)}"
+        rows.append(("to", f"{_isolated(', '.join(preview.to[:5]), 'address')}{escape(more)}"))
     if preview.date:
-        rows.append(("Date", f"{preview.date:%Y-%m-%d %H:%M} UTC"))
+        rows.append(("date", f"{preview.date:%Y-%m-%d %H:%M} UTC"))
     if preview.attachments:
         files = "".join(
-            f"<li>{_isolated(file.name)} ({escape(file.content_type)}, {_size(file.size)})</li>"
+            f"<li>{_isolated(file.name)} ({escape(file.content_type)}, {escape(_size(file.size, words))})</li>"
             for file in preview.attachments
         )
-        rows.append(("Files", f'<ul class="files">{files}</ul>'))
-    fields = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in rows)
-    return f"<h1>{_isolated(preview.subject or '(no subject)')}</h1><dl>{fields}</dl>{_notes(preview)}"
+        rows.append(("files", f'<ul class="files">{files}</ul>'))
+    fields = "".join(f"<dt>{escape(words[name])}</dt><dd>{value}</dd>" for name, value in rows)
+    subject = _isolated(preview.subject or words["no_subject"])
+    return f"<h1>{subject}</h1><dl>{fields}</dl>{_notes(preview, words)}"
 
 
-def _sender(preview: Preview) -> str:
+def _sender(preview: Preview, words: Mapping[str, str]) -> str:
     name = _isolated(preview.from_name) + " " if preview.from_name else ""
-    address = _isolated(f"<{preview.from_address}>", "address") if preview.from_address else "(no address)"
-    alarm = ' <span class="alarm">The name poses as another address.</span>' if preview.from_is_deceptive else ""
-    return f"{name}{address}{alarm}"
+    address = f"<{preview.from_address}>" if preview.from_address else words["no_address"]
+    alarm = f' <span class="alarm">{escape(words["deceptive"])}</span>' if preview.from_is_deceptive else ""
+    return f"{name}{_isolated(address, 'address')}{alarm}"
 
 
 def _isolated(text: str, kind: str = "") -> str:
@@ -128,19 +114,23 @@ def _isolated(text: str, kind: str = "") -> str:
     return f'<bdi class="{kind}">{escape(text)}</bdi>' if kind else f"<bdi>{escape(text)}</bdi>"
 
 
-def _notes(preview: Preview) -> str:
+def _notes(preview: Preview, words: Mapping[str, str]) -> str:
     notes = []
-    removed = [f"{count} {_REMOVED[kind][count != 1]}" for kind, count in preview.removed.items() if kind in _REMOVED]
+    removed = [
+        f"{count} {words[f'removed_{kind}' + '_many' * (count != 1)]}"
+        for kind, count in preview.removed.items()
+        if f"removed_{kind}" in words
+    ]
     if removed:
-        notes.append(f"Not shown: {', '.join(removed)}.")
+        notes.append(words["removed"].format(what=", ".join(removed)))
     if preview.is_cut:
-        notes.append("The mail is longer than what is shown.")
+        notes.append(words["cut"])
     if preview.links:
-        notes.append("Links cannot be followed here; where they lead stands in brackets.")
-    return f'<p class="note">{" ".join(notes)}</p>' if notes else ""
+        notes.append(words["links"])
+    return f'<p class="note">{escape(" ".join(notes))}</p>' if notes else ""
 
 
-def _size(size: int) -> str:
+def _size(size: int, words: Mapping[str, str]) -> str:
     if size < 1_000:
-        return f"{size} bytes"
+        return words["bytes"].format(count=size)
     return f"{size / 1_000:.0f} kB" if size < 1_000_000 else f"{size / 1_000_000:.1f} MB"

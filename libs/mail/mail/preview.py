@@ -6,6 +6,7 @@ Nothing that is shown can run, load, cover, navigate or be followed; `mail.docum
 
 import hashlib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -13,6 +14,7 @@ from mail.link import Link, named_host, visible
 from mail.mime import Part, decode_text, read_parts
 from mail.parse import MailFacts, open_mail, parse
 from mail.sanitise import IMAGE_BYTES, IMAGES, Material, plain_fragment, sanitise, text_of
+from mail.words import ENGLISH
 
 TEXT_CHARS = 100_000
 TEXT_BYTES = 12_582_912
@@ -60,15 +62,17 @@ class Preview:
     is_cut: bool
 
 
-def preview(raw: bytes) -> Preview:
+def preview(raw: bytes, words: Mapping[str, str] = ENGLISH) -> Preview:
     """
     Return the safe preview of a raw mail. No input raises; what is no mail is an empty preview.
+
+    *words*, in the reader's language, tell in its HTML why a link should not be believed.
 
     Of a multipart/alternative the last HTML is shown, else the last plain text; an attached mail is an attachment.
     Takes up to some seconds of the processor for a hostile mail, so it belongs into a thread: `asyncio.to_thread`.
     """
     facts = parse(raw)
-    material = Material()
+    material = Material(words)
     fragments: list[str] = []
     images: dict[str, bytes] = {}
     text, has_html = "", False

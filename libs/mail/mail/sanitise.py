@@ -9,7 +9,7 @@ pass only what the result may contain: what the step between does wrong cannot d
 import base64
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from html import escape, unescape
 from itertools import islice
@@ -21,6 +21,7 @@ from mail.image import raster_type
 from mail.link import Link, read_link, unicode_host, visible
 from mail.mime import decode_base64
 from mail.text import find_urls
+from mail.words import ENGLISH
 
 HTML_CHARS = 200_000
 HTML_TAGS = 20_000
@@ -171,8 +172,9 @@ _TAG = re.compile(r"<[^>]*>")
 
 @dataclass(slots=True)
 class Material:
-    """What the HTML of one mail may use, and what became of it."""
+    """What the HTML of one mail may use, the words to explain it with, and what became of it."""
 
+    words: Mapping[str, str] = field(default_factory=lambda: ENGLISH)
     images: dict[str, bytes] = field(default_factory=dict)
     """By Content-ID: what the mail carries."""
     shown: set[str] = field(default_factory=set)
@@ -213,7 +215,7 @@ def plain_fragment(text: str, material: Material) -> str:
         pieces.append(escape(text[at:start]))
         link = read_link(url, url)
         material.links.append(link)
-        pieces.append(_defused(escape(url), link))
+        pieces.append(_defused(escape(url), link, material.words))
         at = start + len(url)
     pieces.append(escape(text[at:]))
     return _WRITE.clean(f'<div class="text">{"".join(pieces)}</div>')
@@ -331,7 +333,7 @@ class _Rewriter:
             return
         link = read_link("".join(texts), href)
         self._material.links.append(link)
-        self._out.append(f"</span>{_target(link)}")
+        self._out.append(f"</span>{_target(link, self._material.words)}")
 
     def _image(self, attributes: dict[str, str]) -> None:
         source = attributes.get("src", "").strip()
@@ -349,7 +351,7 @@ class _Rewriter:
         self._material.removed["remote-images" if is_remote else "other-images"] += 1
         is_pixel = {attributes.get("width"), attributes.get("height")} & {"0", "1", "0px", "1px"}
         if not is_pixel or alt:
-            self._out.append(f'<span class="blocked">{escape(alt) or "image"}</span> ')
+            self._out.append(f'<span class="blocked">{escape(alt or self._material.words["image"])}</span> ')
 
     def _local(self, source: str) -> bytes | None:
         if source[:4].lower() == "cid:":
@@ -376,11 +378,11 @@ def _content_id(source: str) -> str:
     return unquote_to_bytes(source[4:]).decode("utf-8", "replace").strip(" <>").lower()
 
 
-def _defused(text: str, link: Link) -> str:
-    return f'<span class="link">{text}</span>{_target(link)}'
+def _defused(text: str, link: Link, words: Mapping[str, str]) -> str:
+    return f'<span class="link">{text}</span>{_target(link, words)}'
 
 
-def _target(link: Link) -> str:
+def _target(link: Link, words: Mapping[str, str]) -> str:
     """Return what is shown behind a link: where it leads, unless its text says just that."""
     if not link.warnings and link.text in {link.target, link.target.removesuffix("/")}:
         return ""
@@ -389,22 +391,14 @@ def _target(link: Link) -> str:
         shown = shown[:TARGET_CHARS] + "\u2026"
         if link.host and link.host not in shown:
             shown = f"\u2026{link.host}\u2026"
-    notes = "".join(f' <span class="warning">({note})</span>' for note in explain(link))
+    notes = "".join(f' <span class="warning">({note})</span>' for note in explain(link, words))
     return f' <span class="target">[{escape(shown)}]</span>{notes}'
 
 
-def explain(link: Link) -> list[str]:
+def explain(link: Link, words: Mapping[str, str]) -> list[str]:
     """Return why a link should not be believed, as HTML text for its reader."""
-    looks_like = escape(unicode_host(link.host or "")[:100])
-    sentences = {
-        "other-host": "not where the text says",
-        "mixed-scripts": f"letters of several scripts: {looks_like}",
-        "lookalike": f"foreign letters that look Latin: {looks_like}",
-        "credentials": "what stands before @ is not the site",
-        "address": "a number instead of a name",
-        "no-website": "not a website",
-    }
-    return [sentences[warning] for warning in link.warnings]
+    looks_like = unicode_host(link.host or "")[:100]
+    return [escape(words[f"link_{warning}"].format(host=looks_like)) for warning in link.warnings]
 
 
 def _harmless(style: str) -> str:

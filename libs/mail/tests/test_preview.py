@@ -1,6 +1,7 @@
 """What a preview shows of small mails made by hand, and that no bytes break it. What browsers do: tests/browser."""
 
 import base64
+import re
 import struct
 import time
 import zlib
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mail import DOCUMENT_HEADERS, Preview, document, preview
+from mail import DOCUMENT_HEADERS, ENGLISH, Preview, document, preview
 from mail.image import raster_type
 from mail.preview import TEXT_CHARS
 from mail.sanitise import IMAGES, IMAGES_BYTES, LINKS
@@ -350,6 +351,22 @@ FRAGMENTS = st.sampled_from(
         *(b"\n--cut\n", b"\n--cut--", b"Content-Type: text/html; charset=utf-7\n\n", b"Content-ID: <a>\n", b"A" * 300),
     ]
 )
+
+
+def test_a_preview_is_explained_in_the_words_it_is_given() -> None:
+    """In its header, its notes and its links, and as text: a translator cannot bring markup in."""
+    words = {key: f"<{key}> " + "".join(re.findall(r"{\w+}", text)) for key, text in ENGLISH.items()}
+    raw = (
+        b"From: 'ann@contoso.example' <mallory@fabrikam.example>\nContent-Type: text/html\n\n"
+        b"<a href='https://user@xn--80ak6aa92e.example'>https://contoso.example</a><img src='https://fabrikam.example'>"
+    )
+    page = document(preview(raw, words), words)
+
+    wanted = "language from no_subject deceptive removed links image link_other-host link_credentials link_lookalike"
+    for key in (*wanted.split(), "removed_remote-images"):
+        assert f"&lt;{key}&gt;" in page
+    for text in ENGLISH.values():
+        assert len(text) < 8 or text not in page
 
 
 def check(shown: Preview) -> None:

@@ -7,6 +7,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from mail import ENGLISH
+
 FALLBACK = "en"
 _FOLDER = Path(__file__).parent / "languages"
 _WANTED = re.compile(r"\s*([a-z]{2,3})(?:-[a-z0-9-]+)?\s*(?:;\s*q\s*=\s*([0-9.]+))?\s*", re.IGNORECASE)
@@ -21,11 +23,13 @@ def _load(code: str) -> dict[str, str]:
             texts |= {f"{section}.{key}": text for key, text in entries.items()}
         else:
             texts[section] = entries
+    texts["preview.language"] = code
     return texts
 
 
+_PREVIEW = {f"preview.{key}": text for key, text in ENGLISH.items()}
 CATALOGUES: Mapping[str, Mapping[str, str]] = {
-    file.stem: {**_load(FALLBACK), **_load(file.stem)} for file in sorted(_FOLDER.glob("*.toml"))
+    file.stem: {**_PREVIEW, **_load(FALLBACK), **_load(file.stem)} for file in sorted(_FOLDER.glob("*.toml"))
 }
 
 
@@ -40,6 +44,10 @@ class Words:
         """Return a text with *values* filled in. They are not escaped here."""
         text = self._texts[key]
         return text.format(**values) if values else text
+
+    def preview(self) -> dict[str, str]:
+        """Return the texts that `mail.preview` and `mail.document` need."""
+        return {key: self._texts[f"preview.{key}"] for key in ENGLISH}
 
     def reason(self, quarantine_type: str) -> str:
         """Say why a mail is held."""

@@ -141,13 +141,14 @@ class Pages:
         except (_PageError, _SignInNeededError) as error:
             return await self._instead(error, token, request, framed=True)
         try:
-            shown = await self._reading.preview(visit.message.tenant_id, visit.message.identity)
+            words = visit.words.preview()
+            shown = await self._reading.preview(visit.message.tenant_id, visit.message.identity, words)
         except Problem as problem:
             name = "not_permitted" if problem.status in (404, 409) else "away"
             return await self._instead(_PageError(name, problem.status), token, request, framed=True)
         if request.query_params.get("as") == "text":
             shown = replace(shown, html=None)
-        return Response(document(shown), headers=dict(DOCUMENT_HEADERS))
+        return Response(document(shown, words), headers=dict(DOCUMENT_HEADERS))
 
     async def begin_sign_in(self, token: str, request: Request) -> Response:
         """Go to Entra ID and come back."""

@@ -3,12 +3,13 @@
 import asyncio
 import base64
 import binascii
+from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
 
 from chassis.http import Problem
 from m365 import Exchange, M365Error, Refused, Throttled, Unauthorised, Unavailable
-from mail import Preview, preview
+from mail import ENGLISH, Preview, preview
 
 SECONDS = 45
 PREVIEWS_AT_ONCE = 2
@@ -41,11 +42,11 @@ class Reading:
         except (M365Error, TimeoutError, NoMailError) as error:
             raise _problem(error) from None
 
-    async def preview(self, tenant_id: UUID, identity: str) -> Preview:
-        """Return what can be shown of the mail without danger."""
+    async def preview(self, tenant_id: UUID, identity: str, words: Mapping[str, str] = ENGLISH) -> Preview:
+        """Return what can be shown of the mail without danger, explained with *words*."""
         raw = await self.raw(tenant_id, identity)
         async with self._turns:
-            return await asyncio.to_thread(preview, raw)
+            return await asyncio.to_thread(preview, raw, words)
 
     async def headers(self, tenant_id: UUID, identity: str) -> str:
         """Return the header of the mail."""

@@ -276,14 +276,31 @@ async def test_pages_escape_what_senders_write(world: Any, browser: Browser) -> 
 
 
 @pytest.mark.parametrize(
-    ("accepted", "title"),
-    [("de-AT,en;q=0.5", "Quarantäne"), ("fr", "Quarantaine"), ("es;q=0.9,ja", "Cuarentena"), ("ja", "Quarantine")],
+    ("accepted", "title", "sender"),
+    [
+        ("de-AT,en;q=0.5", "Quarantäne", "Von"),
+        ("fr", "Quarantaine", "De"),
+        ("es;q=0.9,ja", "Cuarentena", "De"),
+        ("ja", "Quarantine", "From"),
+    ],
 )
-async def test_pages_speak_the_browsers_language(world: Any, browser: Browser, accepted: str, title: str) -> None:
+async def test_pages_and_previews_speak_the_browsers_language(
+    world: Any, browser: Browser, accepted: str, title: str, sender: str
+) -> None:
     """English where there is no catalogue."""
     await held(world, FULL)
-    await browser.open(await browser.link(), **{"Accept-Language": accepted})
+    link = await browser.link()
+    await browser.open(link, **{"Accept-Language": accepted})
     assert f'<div class="bar">{title}</div>' in browser.text
+    await browser.open(f"{link}/mail", **{"Accept-Language": accepted})
+    assert f"<dt>{sender}</dt>" in browser.text
+
+
+THE_SAME = {
+    *("reason.spam", "reason.phish", "page.subject", "digest.date"),
+    *("preview.date", "preview.image", "preview.bytes", "preview.removed_scripts", "preview.removed_scripts_many"),
+}
+"""What another language writes as English does."""
 
 
 def test_every_catalogue_says_everything() -> None:
@@ -295,7 +312,7 @@ def test_every_catalogue_says_everything() -> None:
             assert re.findall(r"{\w+}", text) == re.findall(r"{\w+}", english[key]), (code, key)
         if code != "en":
             same = [key for key, text in texts.items() if text == english[key]]
-            assert set(same) <= {"reason.spam", "reason.phish", "page.subject", "digest.date"}, (code, same)
+            assert set(same) <= THE_SAME, (code, same)
 
 
 @pytest.mark.parametrize("header", ["", "*", "de;q=x", ";;;,,,", "q=1", "xx-" + "y" * 5000, "de;q=0"])
