@@ -11,6 +11,7 @@ import orjson
 import pytest
 import structlog
 from fastapi import APIRouter, FastAPI
+from hypothesis import HealthCheck, settings
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 
@@ -26,6 +27,10 @@ AUDIENCE = "0a1b2c3d-0000-4000-8000-00000000b001"
 # Plain lines: a test that fails on purpose should not pay for a coloured traceback.
 trace.set_tracer_provider(TracerProvider())
 structlog.configure(processors=[structlog.processors.KeyValueRenderer()])
+
+# No test fails for how long it takes: on a busy machine hypothesis's first table of Unicode alone takes seconds.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

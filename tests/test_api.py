@@ -162,7 +162,6 @@ def _try_all(schema: Any, url: str, headers: dict[str, str]) -> None:
                 max_examples=EXAMPLES,
                 derandomize=True,
                 database=None,
-                deadline=None,
                 suppress_health_check=list(HealthCheck),
             )
             @given(case=operation.as_strategy(generation_mode=mode))

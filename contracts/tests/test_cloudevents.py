@@ -203,7 +203,7 @@ spoiled = st.one_of(
 headers_of_any_kind = st.lists(st.tuples(st.sampled_from([*GOOD, "traceparent", "content-type"]) | st.text(), spoiled))
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(headers=headers_of_any_kind, good=st.sets(st.sampled_from(list(GOOD))), good_first=st.booleans())
 def test_read_headers_raises_nothing_but_not_an_event(
     headers: list[tuple[str, bytes | None]], good: set[str], good_first: bool

@@ -9,7 +9,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from uuid import UUID
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import AwareDatetime, BaseModel, ValidationError
 from pydantic.fields import FieldInfo
@@ -78,7 +78,7 @@ def leaves(annotation: Any) -> Iterator[Any]:
 
 
 @every_event
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40)
 @given(data=st.data())
 def test_an_event_arrives_as_it_was_sent(model: type[Event], data: st.DataObject) -> None:
     """JSON and headers of any event bring the same event, key and envelope to the other side."""
@@ -94,7 +94,7 @@ def test_an_event_arrives_as_it_was_sent(model: type[Event], data: st.DataObject
 
 
 @every_event
-@settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=20)
 @given(data=st.data())
 def test_fields_of_a_later_producer_are_ignored(model: type[Event], data: st.DataObject) -> None:
     """A consumer reads what it knows out of an event that has more."""

@@ -208,7 +208,7 @@ JSON = st.recursive(
 
 
 @given(data=st.data())
-@hypothesis.settings(deadline=None, max_examples=300)
+@hypothesis.settings(max_examples=300)
 def test_an_event_of_anything_is_refused_or_comes_out_as_it_went_in(data: st.DataObject) -> None:
     """Whatever stands in the place of a value, reading raises nothing but ValidationError; what is read, survives."""
     file = data.draw(st.sampled_from(FILES))

@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from simulator.mail import NotAMailError, read_mail
@@ -70,7 +70,6 @@ def test_what_has_no_mail_header_is_no_mail(raw: bytes) -> None:
         read_mail(raw)
 
 
-@settings(deadline=None)
 @given(header=st.binary(max_size=80), body=st.binary(max_size=200))
 @example(header=b"\0", body=b"")
 def test_any_bytes_after_a_from_header_can_be_read(header: bytes, body: bytes) -> None:

@@ -17,7 +17,7 @@ import structlog
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from backstop_contracts import CaseStatus, CaseUpdated, SubmissionFailed, headers_for
@@ -424,7 +424,6 @@ async def test_topics_are_made_once_and_left_alone_afterwards(kafka_bootstrap: s
 
 
 @given(st.text() | st.sampled_from(["\\u0000", "\\\0", "\0\0", "\\\\u0000\0"]))
-@settings(deadline=None)
 def test_a_nul_is_read_as_a_replacement_and_nothing_else_changes(text: str) -> None:
     """PostgreSQL keeps no NUL, and an event is not parked for one."""
     for value in (orjson.dumps({"text": text}), json.dumps({"text": text}).encode()):

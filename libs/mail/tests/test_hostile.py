@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from importlib import import_module
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mail import MailFacts, parse
@@ -82,21 +82,21 @@ FRAGMENTS = st.sampled_from(
 
 
 @given(st.binary(max_size=400))
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=200)
 def test_any_bytes_have_facts(raw: bytes) -> None:
     """Noise is no reason to fail."""
     check(parse(raw))
 
 
 @given(st.lists(FRAGMENTS | st.binary(max_size=6), max_size=60))
-@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=500)
 def test_anything_like_a_mail_has_facts(pieces: list[bytes]) -> None:
     """Pieces of mails in any order, with codecs and references that make trouble, have clean facts."""
     check(parse(b"Subject: x\n" + b"".join(pieces)))
 
 
 @given(st.binary(max_size=200), st.sampled_from(["base64", "quoted-printable", "x-uuencode", "none"]))
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100)
 def test_any_body_of_any_part_has_facts(body: bytes, encoding: str) -> None:
     """No transfer encoding fails on what is not in it."""
     for kind in (b"text/html; charset=utf-7", b"text/plain; charset=utf-16", b"image/png"):

@@ -7,7 +7,7 @@ import time
 import zlib
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mail import DOCUMENT_HEADERS, ENGLISH, Preview, document, preview
@@ -379,7 +379,7 @@ def check(shown: Preview) -> None:
 
 
 @given(st.binary(max_size=300))
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100)
 def test_any_bytes_have_a_preview(raw: bytes) -> None:
     """Noise is no reason to fail."""
     check(preview(raw))
@@ -387,7 +387,7 @@ def test_any_bytes_have_a_preview(raw: bytes) -> None:
 
 
 @given(st.lists(FRAGMENTS | st.binary(max_size=4), max_size=60))
-@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=400)
 def test_anything_like_html_has_a_preview(pieces: list[bytes]) -> None:
     """In a mail of parts, with pieces of markup in any order."""
     head = b"Subject: x\nContent-Type: multipart/related; boundary=cut\n\n--cut\nContent-Type: text/html\n\n"

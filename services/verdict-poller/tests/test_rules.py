@@ -1159,7 +1159,7 @@ ENTITIES = st.fixed_dictionaries(
 
 
 @given(ENTITIES)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_no_answer_of_microsoft_breaks_the_reading(entity: dict[str, Any]) -> None:
     """Any JSON object is read, judged and explained."""
     told = read_result(entity)
@@ -1175,7 +1175,7 @@ PROPERTIES = sorted(
 
 
 @given(st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_no_row_of_a_cmdlet_breaks_the_explanation(data: st.DataObject) -> None:
     """Rows are read tolerantly: whatever type a property has, there is an explanation."""
     case = data.draw(st.sampled_from(CULPRITS))
@@ -1540,7 +1540,7 @@ def test_a_hostile_sender_is_quoted_in_the_cmdlet_that_blocks_it() -> None:
 
 
 @given(st.sampled_from([case for case in CULPRITS if case.rows]), st.text(max_size=40))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_no_name_breaks_out_of_any_cmdlet(case: Case, hostile: str) -> None:
     """Whatever the tenant's objects are called, every cmdlet is one command with quoted values."""
     rows = {
