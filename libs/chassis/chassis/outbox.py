@@ -95,7 +95,9 @@ class Relay:
     leader that is killed is followed within about a second, one that is frozen after LEADER_SILENCE_SECONDS; what it
     may then still have in hand is published twice, after the first time.
 
-    A topic that is missing or closed to the service keeps its own events waiting, in their order, and no others.
+    A topic that is missing, or refuses what is sent, keeps its own events waiting, in their order, and no others. One
+    that goes away or has too few copies while a batch is on its way there holds up all until it is whole: a producer
+    with idempotence does not give up.
     """
 
     def __init__(
@@ -195,12 +197,15 @@ class Relay:
     async def _partitions(self, producer: AIOKafkaProducer, topics: Iterable[str]) -> dict[str, int]:
         """Return how many partitions each of *topics* has, without those that Kafka does not show to this service."""
         partitions = {}
-        for topic in topics:
+
+        async def count(topic: str) -> None:
             try:
                 async with asyncio.timeout(TOPIC_SECONDS):
                     partitions[topic] = len(await producer.partitions_for(f"{self._prefix}.{topic}"))
             except (*_FAULTS_OF_A_TOPIC, TimeoutError) as error:
                 self._close(topic, error)
+
+        await asyncio.gather(*map(count, topics))
         return partitions
 
     def _close(self, topic: str, error: BaseException) -> None:
@@ -240,6 +245,8 @@ class Relay:
             self._delay = 0.1
         for topic, error in refused.items():
             self._close(topic, error)
+            # That bounds the rate: a longer pause would only last until the topic is tried again, before all others.
+            self._delay = 0.1
         if failure:
             # Also when other topics go on: the numbers of an idempotent producer have a gap where it was refused.
             raise failure

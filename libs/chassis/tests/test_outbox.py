@@ -227,24 +227,30 @@ async def test_a_topic_that_takes_nothing_holds_up_its_own_events_alone(
     prefix = f"test-{uuid4().hex[:8]}"
     await create_topic(kafka_bootstrap, f"{prefix}.case-updated")
     await create_topic(kafka_bootstrap, f"{prefix}.case-expired", **{"max.message.bytes": "10"})
-    case_id = uuid4()
-    async with relaying(db, kafka_bootstrap, prefix):
-        with structlog.testing.capture_logs() as logs:
-            for number in range(5):
-                await emit(db, case_expired(case_id, number), case_updated(case_id, number))
+    case_id, count = uuid4(), outbox.BATCH + 10
+    await emit(db, *(case_expired(case_id, number) for number in range(count)))
+    with structlog.testing.capture_logs() as logs:
+        async with relaying(db, kafka_bootstrap, prefix):
+            # Long enough without another event that a pause which doubles each time would outlast the closing.
+            async with asyncio.timeout(60):
+                while sum(entry["event"] == "relay.topic_closed" for entry in logs) < 6:
+                    await asyncio.sleep(0.1)
+            for number in range(3):
+                await emit(db, case_updated(case_id, number))
                 await published(kafka_bootstrap, prefix, number + 1)
-        assert await left(db) == 5
-        closed = next(entry for entry in logs if entry["event"] == "relay.topic_closed")
-        assert (closed["topic"], closed["error"]) == ("case-expired", "MessageSizeTooLargeError")
+        assert await left(db) == count
+        pauses = [entry["retry_in"] for entry in logs if entry["event"] == "relay.interrupted"]
+        assert max(pauses) < outbox.CLOSED_SECONDS
+    closed = next(entry for entry in logs if entry["event"] == "relay.topic_closed")
+    assert (closed["topic"], closed["error"]) == ("case-expired", "MessageSizeTooLargeError")
 
-        async with administering(kafka_bootstrap) as admin:
-            larger = ConfigResource(
-                ConfigResourceType.TOPIC, f"{prefix}.case-expired", {"max.message.bytes": "1000000"}
-            )
-            await admin.alter_configs([larger])
+    async with administering(kafka_bootstrap) as admin:
+        larger = ConfigResource(ConfigResourceType.TOPIC, f"{prefix}.case-expired", {"max.message.bytes": "1000000"})
+        await admin.alter_configs([larger])
+    async with relaying(db, kafka_bootstrap, prefix):
         await until_empty(db)
-    records = await published(kafka_bootstrap, prefix, 5, topic="case-expired")
-    assert [CaseExpired.model_validate_json(record.value).report_count for record in records] == list(range(5))
+    records = await published(kafka_bootstrap, prefix, count, topic="case-expired")
+    assert [CaseExpired.model_validate_json(record.value).report_count for record in records] == list(range(count))
 
 
 async def test_while_kafka_is_away_events_wait_in_the_outbox(db: Database, kafka_bootstrap: str, prefix: str) -> None:
