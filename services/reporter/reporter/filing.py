@@ -107,7 +107,7 @@ class Filing:
             again = patience is not None or isinstance(error, asyncpg.DeadlockDetectedError)
             for one in [one for one in batch if not one[1].done()]:
                 if again:
-                    self._start(self._file([one]))
+                    self._file_alone(one)
                 else:
                     one[1].set_exception(error)
         else:
@@ -115,10 +115,16 @@ class Filing:
                 if not filed.done():
                     filed.set_result(outcome)
 
-    def _start(self, job: Coroutine[Any, Any, None]) -> None:
+    def _file_alone(self, one: Waiting) -> None:
+        """File a report for as long as somebody waits for it: its mail may be large."""
+        task = self._start(self._file([one]))
+        one[1].add_done_callback(lambda filed: task.cancel() if filed.cancelled() else None)
+
+    def _start(self, job: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(job)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
 
 async def file(tx: Tx, wishes: Sequence[Wish], mails: MailStore) -> list[Filed]:

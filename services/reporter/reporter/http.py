@@ -79,7 +79,7 @@ def make_router(db: Database, mails: MailStore, uploads: Uploads) -> APIRouter:
         Report a mail that the filter let through, and block its sender for the reporter's own mailbox if wanted.
 
         202: mail and report are durable. The same reporter saying the same of the same mail is one report, however
-        often it is sent. Anything else: nothing was kept.
+        often it is sent. 503: send it again, it may be kept or not. Anything else: nothing was kept.
         """
         by = Actor(kind="app" if caller.is_app else "user", id=caller.oid, name=caller.name)
         async with uploads.receive(request) as upload:
