@@ -38,8 +38,13 @@ class Limits:
     """Time for the header of a request to arrive, and for the rest of a body that was answered before its end."""
     stall_seconds: float = 30
     """Time in which a client must take something of its answer."""
-    idle_seconds: int = 5
-    """Time between two requests on one connection. No setting: whoever calls us relies on it."""
+    idle_seconds: int = 120
+    """
+    Time between two requests on one connection. No setting: whoever calls us relies on it.
+
+    It must be longer than a client or a load balancer keeps an unused connection (httpx 5 s, aiohttp 15 s, nginx and
+    AWS's load balancers 60 s, Go 90 s): a request that comes just when the service closes is lost for its sender.
+    """
 
 
 class Body:
@@ -163,6 +168,12 @@ class Connection(H11Protocol):
         super().data_received(data)
         if self.in_hand:
             self._disarm()
+        elif self.conn.their_state is h11.IDLE and not self.conn.trailing_data[0]:
+            # That was the end of a body that was answered before.
+            self._disarm()
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
         elif self._expiry is None and self.conn.their_state in {h11.IDLE, h11.SEND_BODY}:
             self._arm()
 
@@ -197,6 +208,7 @@ class Connection(H11Protocol):
         if self._stall:
             self._stall.cancel()
         super().connection_lost(exc)
+        self._unset_keepalive_if_required()
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is not HTTP."""

@@ -12,6 +12,7 @@ import pytest
 from fastapi import FastAPI, Request
 from fastapi.responses import StreamingResponse
 
+from chassis.app import server
 from chassis.http import make_api
 from chassis.limits import Body, Limits
 from conftest import running
@@ -283,6 +284,35 @@ async def test_an_idle_connection_is_closed() -> None:
         line.send(*post("/take", "Content-Length: 0"))
         assert (await line.answer())[0] == 200
         assert await line.ended()
+
+
+async def test_an_idle_connection_stays_open_for_longer_than_clients_keep_it() -> None:
+    """A client that takes up a connection while it is closed cannot know what became of its request."""
+    assert Limits().idle_seconds > 90, "Go's clients keep a connection for 90 seconds"
+    assert server(Service(Limits()).api).config.timeout_keep_alive == Limits().idle_seconds
+
+
+async def test_a_connection_goes_on_after_the_rest_of_a_body_that_was_answered_already() -> None:
+    """The time for that rest ends with it."""
+    async with serving(header_seconds=BRIEF, idle_seconds=60) as (_, url), connected(url) as line:
+        await answered_early(line)
+        await asyncio.sleep(2 * BRIEF)
+        line.send(*post("/take", "Content-Length: 0"))
+        assert (await line.answer())[0] == 200
+
+
+async def test_a_connection_is_idle_after_the_rest_of_a_body_that_was_answered_already() -> None:
+    """It is closed as any other."""
+    async with serving(header_seconds=60, idle_seconds=BRIEF) as (_, url), connected(url) as line:
+        await answered_early(line)
+        assert await line.ended()
+
+
+async def answered_early(line: Line) -> None:
+    """Send half a body, take the answer, and send the other half."""
+    line.send(*post("/refuse", "Content-Length: 4"), body=b"xx")
+    assert (await line.answer())[0] == 200
+    line.send(body=b"xx")
 
 
 async def test_the_rest_of_a_body_that_was_answered_already_is_not_waited_for() -> None:

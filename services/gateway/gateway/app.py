@@ -47,7 +47,7 @@ def build(settings: Settings) -> FastAPI:
         if settings.ca_file:
             tls.load_verify_locations(settings.ca_file)
         async with aiohttp.ClientSession(
-            # A service closes an idle connection after 5 s: it must not be chosen for a request at that moment.
+            # Far below the time after which a service closes an idle connection: none is chosen at that moment.
             connector=aiohttp.TCPConnector(limit=0, ssl=tls, keepalive_timeout=2),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=3, sock_read=settings.answer_seconds),
             auto_decompress=False,
