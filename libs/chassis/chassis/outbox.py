@@ -52,6 +52,9 @@ TOPIC_SECONDS = 2
 """Longest time that the other topics' events wait for a topic of which Kafka says nothing."""
 CLOSED_SECONDS = 5
 """Time for which a topic is left alone that is missing, or that takes nothing from this service."""
+FIRST_PAUSE_SECONDS = 0.1
+LONGEST_PAUSE_SECONDS = 5.0
+"""Pauses of a relay that was interrupted: twice as long each time, until events are published again."""
 
 _FAULTS_OF_A_TOPIC = (
     InvalidTopicError,
@@ -117,7 +120,7 @@ class Relay:
         self._wake = asyncio.Event()
         self._stopping = asyncio.Event()
         self._closed: dict[str, float] = {}
-        self._delay = 0.1
+        self._delay = FIRST_PAUSE_SECONDS
         self.leading = False
         database.on_commit(self._wake.set)
 
@@ -133,7 +136,7 @@ class Relay:
                 # Not the pause that a commit ends: intake goes on, and each report would mean another try.
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._stopping.wait(), self._delay)
-                self._delay = min(self._delay * 2, 5.0)
+                self._delay = min(self._delay * 2, LONGEST_PAUSE_SECONDS)
             finally:
                 self.leading = False
                 telemetry.outbox_leader.set(0)
@@ -242,11 +245,11 @@ class Relay:
         await connection.execute("DELETE FROM outbox WHERE id = ANY($1)", acknowledged)
         for topic, count in published.items():
             telemetry.published.labels(topic).inc(count)
-            self._delay = 0.1
         for topic, error in refused.items():
             self._close(topic, error)
-            # That bounds the rate: a longer pause would only last until the topic is tried again, before all others.
-            self._delay = 0.1
+        if published or refused:
+            # A refused topic is closed for a while, which bounds the rate: a longer pause would hold up the others too.
+            self._delay = FIRST_PAUSE_SECONDS
         if failure:
             # Also when other topics go on: the numbers of an idempotent producer have a gap where it was refused.
             raise failure
