@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 from uuid import UUID
 
@@ -53,20 +53,29 @@ def microsoft(simulator: Simulator) -> Simulator:
 
 
 Client = Callable[..., Awaitable[tuple[int, Any]]]
+Serving = Callable[[FastAPI], AbstractAsyncContextManager[str]]
 
 
 @asynccontextmanager
 async def running(api: FastAPI) -> AsyncIterator[str]:
-    """Serve *api* on a free port; yields its address."""
+    """Serve *api* as `chassis.app.serve` does, on a free port; yields its address."""
     serving = server(api)
     task = asyncio.create_task(serving.serve())
     try:
         while not serving.started:
             await asyncio.wait([task], timeout=0.01)
+            if task.done():
+                raise RuntimeError("the server ended before it had started: see its log")
         yield f"http://127.0.0.1:{serving.servers[0].sockets[0].getsockname()[1]}"
     finally:
         serving.should_exit = True
         await task
+
+
+@pytest.fixture(scope="session")
+def serving() -> Serving:
+    """Give `running` to fixtures: to import it, a service's conftest would load this file a second time."""
+    return running
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """The gateway as a real server, between a client and a service that is scripted by the test."""
 
-import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
@@ -11,9 +10,7 @@ from uuid import UUID, uuid4
 import aiohttp
 import pytest
 from aiohttp import web
-from fastapi import FastAPI
 
-from chassis.app import server as http_server
 from gateway.app import Settings, build
 from simulator import Simulator, serve
 
@@ -45,11 +42,6 @@ def token(entra: Simulator) -> Token:
             return str((await answer.json())["access_token"])
 
     return order
-
-
-def connected(url: str) -> aiohttp.ClientSession:
-    """Make a client that does not take up a connection again that the server may be closing (after 5 s)."""
-    return aiohttp.ClientSession(url, connector=aiohttp.TCPConnector(keepalive_timeout=1))
 
 
 @dataclass
@@ -84,22 +76,6 @@ async def listening(handle: Answer) -> AsyncIterator[str]:
         await runner.cleanup()
 
 
-@asynccontextmanager
-async def serving(api: FastAPI) -> AsyncIterator[str]:
-    """Serve *api* as `chassis.app.serve` does, on a free port."""
-    server = http_server(api)
-    running = asyncio.create_task(server.serve())
-    while not server.started and not running.done():
-        await asyncio.sleep(0.01)
-    if running.done():
-        running.result()
-    try:
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        await running
-
-
 def settings(entra: Simulator, **urls: Any) -> Settings:
     """Make the gateway's settings."""
     return Settings(
@@ -127,14 +103,14 @@ def service(_service: Service) -> Service:
 
 
 @pytest.fixture(scope="session")
-def run_gateway(entra: Simulator) -> RunGateway:
+def run_gateway(entra: Simulator, serving: Any) -> RunGateway:
     """Run gateways before a service at some URL; give a client of each."""
 
     @asynccontextmanager
     async def run(service_url: str, **more: Any) -> AsyncIterator[aiohttp.ClientSession]:
         urls = {"reporter_url": service_url, "triage_url": service_url, "quarantine_url": service_url}
         api = build(settings(entra, **{**urls, "answer_seconds": 2, **more}))
-        async with serving(api) as url, connected(url) as client:
+        async with serving(api) as url, aiohttp.ClientSession(url) as client:
             yield client
 
     return run

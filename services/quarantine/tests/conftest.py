@@ -10,7 +10,6 @@ from uuid import UUID
 
 import aiohttp
 import pytest
-import uvicorn
 from fastapi import APIRouter
 from pydantic import SecretStr
 
@@ -202,23 +201,13 @@ async def world(database: str, microsoft: Simulator, tenant_id: UUID) -> AsyncIt
     await db.close()
 
 
-@asynccontextmanager
-async def served(router: APIRouter) -> AsyncIterator[str]:
-    """Serve *router* on a free port; yields its address."""
-    api = make_api(title="test", description="test", ready={}, alive={})
-    api.include_router(router)
-    server = uvicorn.Server(uvicorn.Config(api, host="127.0.0.1", port=0, log_config=None, access_log=False))
-    task = asyncio.create_task(server.serve())
-    try:
-        while not server.started:
-            await asyncio.wait([task], timeout=0.01)
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        await task
-
-
 @pytest.fixture
-def serve_router() -> Any:
-    """Give what serves a router."""
-    return served
+def serve_router(serving: Any) -> Any:
+    """Serve a router as its service does: gives its address."""
+
+    def serve(router: APIRouter) -> Any:
+        api = make_api(title="test", description="test", ready={}, alive={})
+        api.include_router(router)
+        return serving(api)
+
+    return serve

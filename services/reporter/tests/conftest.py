@@ -1,6 +1,5 @@
 """Reporter as a real server over a real database and a real mail store; tokens come from Entra ID on localhost."""
 
-import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
@@ -14,7 +13,6 @@ import pytest
 from fastapi import FastAPI
 
 import reporter
-from chassis.app import server as http_server
 from chassis.auth import Authenticator
 from chassis.db import Database
 from chassis.http import make_api
@@ -28,7 +26,6 @@ AUDIENCE = str(uuid4())
 MIGRATIONS = Path(reporter.__file__).parent / "migrations"
 
 Token = Callable[..., Awaitable[dict[str, str]]]
-Serving = Callable[[FastAPI], AbstractAsyncContextManager[str]]
 
 
 @pytest.fixture(scope="session")
@@ -90,32 +87,6 @@ async def db(_database: Database) -> Database:
     return _database
 
 
-@pytest.fixture(scope="session")
-def serving() -> Serving:
-    """Serve an API as `chassis.app.serve` does, on a free port."""
-
-    @asynccontextmanager
-    async def run(api: FastAPI) -> AsyncIterator[str]:
-        server = http_server(api)
-        running = asyncio.create_task(server.serve())
-        while not server.started and not running.done():
-            await asyncio.sleep(0.01)
-        if running.done():
-            running.result()
-        try:
-            yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-        finally:
-            server.should_exit = True
-            await running
-
-    return run
-
-
-def connected(url: str) -> aiohttp.ClientSession:
-    """Make a client that does not take up a connection again that the server may be closing (after 5 s)."""
-    return aiohttp.ClientSession(url, connector=aiohttp.TCPConnector(keepalive_timeout=1))
-
-
 @dataclass
 class Reporter:
     """A running reporter: a client of it, and what lies behind it."""
@@ -142,7 +113,7 @@ RunReporter = Callable[..., AbstractAsyncContextManager[Reporter]]
 
 @pytest.fixture(scope="session")
 def run_reporter(
-    _database: Database, entra: Simulator, serving: Serving, tmp_path_factory: pytest.TempPathFactory
+    _database: Database, entra: Simulator, serving: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> RunReporter:
     """Run reporters with bounds, and a kind of mail store, of the test's choice."""
 
@@ -159,7 +130,7 @@ def run_reporter(
         )
         uploads = Uploads(**{"max_mail_bytes": 35 << 20, "large_at_once": 4, "seconds": 60, **bounds})
         api.include_router(make_router(_database, mails, uploads))
-        async with serving(api) as url, connected(url) as client:
+        async with serving(api) as url, aiohttp.ClientSession(url) as client:
             yield Reporter(client, api, _database, store, mails)
 
     return run
