@@ -27,7 +27,6 @@ from backstop_contracts import (
     read_headers,
 )
 from chassis.kafka import create_topics
-from conftest import running
 from reporter.app import Settings, build
 
 ANN = {"oid": "5d7a2c39-6a54-4e8a-9a0e-0d3c3d1f2b11", "preferred_username": "ann@contoso.example"}
@@ -116,7 +115,7 @@ async def prefix(kafka_bootstrap: str) -> str:
 
 @pytest.fixture
 async def client(
-    line: Line, kafka_bootstrap: str, prefix: str, entra: Any, tenant: UUID, audience: str, tmp_path: Path
+    line: Line, kafka_bootstrap: str, prefix: str, entra: Any, tenant: UUID, audience: str, serving: Any, tmp_path: Path
 ) -> AsyncIterator[aiohttp.ClientSession]:
     """Run the service as its settings compose it, ready; give a client of it."""
     service = build(
@@ -131,7 +130,7 @@ async def client(
             mail_store=(tmp_path / "mails").as_uri(),
         )
     )
-    async with running(service.api) as url, aiohttp.ClientSession(url) as client:
+    async with serving(service.api) as url, aiohttp.ClientSession(url) as client:
 
         async def ready() -> bool:
             async with client.get("/readyz") as answer:
