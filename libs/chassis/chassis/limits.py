@@ -208,6 +208,7 @@ class Connection(H11Protocol):
         if self._stall:
             self._stall.cancel()
         super().connection_lost(exc)
+        # uvicorn lets the timer of a connection that was reset run on, and the timer keeps the connection.
         self._unset_keepalive_if_required()
 
     def send_400_response(self, msg: str) -> None:
