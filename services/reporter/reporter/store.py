@@ -293,9 +293,11 @@ async def lock_mails(tx: Tx, mails: Sequence[Mail]) -> list[Mail]:
     It waits for nobody. Which of them reports refer to must be asked in a later statement: only that one sees all.
     """
     rows = await tx.fetch(
-        "SELECT mail.tenant_id, mail.sha256 FROM expired_mails AS mail"
-        " JOIN unnest($1::uuid[], $2::text[]) AS due (tenant_id, sha256) USING (tenant_id, sha256)"
-        " WHERE pg_try_advisory_xact_lock(mail_lock(tenant_id, sha256)) FOR UPDATE OF mail SKIP LOCKED",
+        # Locked before the join: within it, PostgreSQL may try the lock of every row of the table.
+        "WITH due AS MATERIALIZED (SELECT * FROM unnest($1::uuid[], $2::text[]) AS due (tenant_id, sha256)"
+        " WHERE pg_try_advisory_xact_lock(mail_lock(tenant_id, sha256)))"
+        " SELECT mail.tenant_id, mail.sha256 FROM expired_mails AS mail JOIN due USING (tenant_id, sha256)"
+        " FOR UPDATE OF mail SKIP LOCKED",
         [tenant_id for tenant_id, _ in mails],
         [sha256 for _, sha256 in mails],
     )

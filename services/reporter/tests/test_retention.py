@@ -29,7 +29,7 @@ from backstop_contracts import (
 from chassis.db import Database
 from chassis.kafka import Received
 from mail import MailStore
-from reporter import handlers
+from reporter import handlers, store
 from reporter.worker import BATCH, Worker
 
 ANN = {"oid": "5d7a2c39-6a54-4e8a-9a0e-0d3c3d1f2b11", "preferred_username": "ann@contoso.example"}
@@ -604,3 +604,16 @@ async def test_an_own_report_that_is_heard_of_again_changes_nothing(running: Any
     await hear(running.db, quarantined(tenant, sha256, origin="api"))
 
     assert await running.db.pool.fetchval("SELECT count(*) FROM reports") == 0
+
+
+async def test_no_other_mails_are_locked_than_those_that_are_deleted(db: Database, tenant: UUID) -> None:
+    """Also where PostgreSQL knows that reading the whole table is cheapest: the others' reporters need not wait."""
+    shas = [f"{number:064x}" for number in range(BATCH)]
+    await db.pool.execute("INSERT INTO expired_mails SELECT $1, unnest($2::text[])", tenant, shas)
+    await db.pool.execute("ANALYZE expired_mails")
+    mails = [(tenant, sha) for sha in shas]
+    async with db.transaction() as one, db.transaction() as other:
+        assert set(await store.lock_mails(one, mails[::2])) == set(mails[::2])
+        held = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()"
+        assert await one.fetchval(held) == BATCH // 2
+        assert set(await store.lock_mails(other, mails[1::2])) == set(mails[1::2])
