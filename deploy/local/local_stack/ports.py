@@ -9,14 +9,14 @@ from local_stack.supervisor import StackError
 # Below the ports that Linux, macOS and Windows hand out for outgoing connections: a client that reconnects to a server
 # which is down could otherwise be given the server's own port and keep it.
 _CHOICE = range(15_000, 32_000)
-_chosen: set[int] = set()
+_reserved: list[int] = []
 
 
 def choose_port(name: str) -> int:
     """
     Return the port for *name* on 127.0.0.1: the one in `BACKSTOP_<NAME>_PORT` if set, else a free one.
 
-    No port is handed out twice by one program.
+    No port that was chosen is chosen again, by whatever program, as long as this one runs.
     Raises `StackError` when the port from the environment is not a port or is taken.
     """
     variable = f"BACKSTOP_{name.upper()}_PORT"
@@ -42,8 +42,18 @@ def is_free(port: int) -> bool:
 
 
 def _free_port() -> int:
-    for port in random.sample(_CHOICE, k=200):
-        if port not in _chosen and is_free(port):
-            _chosen.add(port)
+    for port in random.sample(_CHOICE, k=min(200, len(_CHOICE))):
+        if is_free(port) and _reserve(port):
             return port
     raise StackError("No free port was found between 15000 and 32000 on 127.0.0.1: stop some programs and try again.")
+
+
+def _reserve(port: int) -> bool:
+    """Keep other programs from choosing *port* until this one ends: the UDP port of that number stands for it."""
+    with socket.socket(type=socket.SOCK_DGRAM) as reservation:
+        try:
+            reservation.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        _reserved.append(reservation.detach())
+    return True

@@ -1,6 +1,8 @@
 """Ports are free ones, or the ones that were asked for."""
 
 import socket
+import subprocess
+import sys
 
 import pytest
 
@@ -14,6 +16,15 @@ def test_ports_are_free_and_given_once() -> None:
 
     assert len(set(ports)) == 50
     assert max(ports) < 32_768
+
+
+def test_no_other_program_is_given_the_port() -> None:
+    """Between the choice and the moment in which a server listens, and while that server is down."""
+    port = choose_port("thing")
+    program = f"from local_stack import ports; ports._CHOICE = [{port}]; ports.choose_port('thing')"
+    other = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)  # noqa: S603 - this interpreter
+
+    assert "No free port was found" in other.stderr
 
 
 def test_a_port_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
