@@ -70,9 +70,10 @@ async def record(tx: Tx, created: Sequence[tuple[SubmissionCreated, str | None]]
 async def claim(tx: Tx, state: str, lease: timedelta, limit: int) -> list[Watch]:
     """Take watches of *state* that are due, for *lease*: then they come due again unless they are settled."""
     rows = await tx.fetch(
-        "UPDATE watches SET due_at = now() + $2::interval, attempts = attempts + 1 WHERE submission_id IN"
-        " (SELECT submission_id FROM watches WHERE state = $1 AND due_at <= now() ORDER BY due_at LIMIT $3"
-        " FOR UPDATE SKIP LOCKED) RETURNING *",
+        "WITH due AS (SELECT submission_id FROM watches WHERE state = $1 AND due_at <= now() ORDER BY due_at LIMIT $3"
+        " FOR UPDATE SKIP LOCKED)"
+        " UPDATE watches SET due_at = now() + $2::interval, attempts = attempts + 1 FROM due"
+        " WHERE watches.submission_id = due.submission_id RETURNING watches.*",
         state,
         lease,
         limit,
