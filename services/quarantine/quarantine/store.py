@@ -603,11 +603,17 @@ async def begin_period(tx: Tx, tenant_id: UUID, every: Every, ended_at: datetime
 
 
 async def untold(tx: Tx, tenant_id: UUID, before: datetime) -> list[tuple[UUID, str, str]]:
-    """Return the held mails that no digest has told of: id, recipient, quarantine policy."""
+    """
+    Return the held mails that no digest has told of: id, recipient, quarantine policy.
+
+    One whose policy is not known yet waits: what its recipient may do, and so whether it is told, is not known either.
+    """
     rows = await tx.fetch(
-        "SELECT message_id, recipient, quarantine_policy FROM messages WHERE tenant_id = $1 AND digest_id IS NULL"
+        "SELECT message_id, recipient, quarantine_policy FROM messages JOIN policies"
+        " ON policies.tenant_id = messages.tenant_id AND policies.name = quarantine_policy"
+        " WHERE messages.tenant_id = $1 AND digest_id IS NULL"
         " AND status = 'not-released' AND first_seen_at < $2 AND expires_at > now() AND direction <> 'Outbound'"
-        " FOR UPDATE",
+        " FOR UPDATE OF messages",
         tenant_id,
         before,
     )
