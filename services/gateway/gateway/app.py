@@ -49,7 +49,7 @@ def build(settings: Settings) -> FastAPI:
         async with aiohttp.ClientSession(
             # Far below the time after which a service closes an idle connection: none is chosen at that moment.
             connector=aiohttp.TCPConnector(limit=0, ssl=tls, keepalive_timeout=2),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=3, sock_read=settings.answer_seconds),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=settings.answer_seconds),
             auto_decompress=False,
             skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type", "User-Agent"),
             cookie_jar=aiohttp.DummyCookieJar(),
