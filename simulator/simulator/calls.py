@@ -1,6 +1,5 @@
 """The way of every call from arrival to answer: counted, met by an ordered fault, performed, noted."""
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -86,7 +85,7 @@ async def answer(call: Call, route: str, render: Render, perform: Perform) -> we
     call.answered(response.status, "held" if kind == "timeout" else "sent")
     ledger.count_answer(route, response.status)
     if fault and kind == "timeout":
-        await asyncio.sleep(fault.seconds)
+        await call.state.faults.hold(fault.seconds)
     return response
 
 

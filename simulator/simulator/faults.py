@@ -5,6 +5,8 @@ A fault is taken when a call arrives, before anything else is looked at. The fir
 the route and whose chance comes up is the one that happens; a call meets at most one fault.
 """
 
+import asyncio
+from contextlib import suppress
 from fnmatch import fnmatchcase
 from random import Random
 from typing import Literal
@@ -78,6 +80,7 @@ class Faults:
 
     def __init__(self) -> None:
         self._ordered: list[Fault] = []
+        self._released = asyncio.Event()
 
     def order(self, faults: list[Fault]) -> None:
         """Add *faults* behind those already ordered."""
@@ -94,6 +97,15 @@ class Faults:
                 fault.taken += 1
                 return fault
         return None
+
+    async def hold(self, seconds: float) -> None:
+        """Keep an answer back for *seconds*, or until it is released."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._released.wait(), seconds)
+
+    def release(self) -> None:
+        """Let all answers go that are held; those of later calls are not held any more either."""
+        self._released.set()
 
     def listed(self) -> list[dict[str, object]]:
         """All orders, spent ones included, with how often each was taken."""

@@ -222,8 +222,11 @@ async def until(condition: Callable[[], object]) -> None:
 
 
 @pytest.fixture
-async def world(database: str, microsoft: Simulator, tenant_id: UUID) -> AsyncIterator[World]:
-    """Blocklist with nothing done yet, and a tenant with an empty list."""
+async def world(
+    database: str, microsoft: Simulator, tenant_id: UUID, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[World]:
+    """Blocklist with nothing done yet, and a tenant with an empty list. Pauses end by `pass_time` only."""
+    monkeypatch.setattr("blocklist.worker.backoff", lambda _attempts, **_limits: HOUR)
     db = Database(database, schema="blocklist")
     await db.open(Path(blocklist.__file__).parent / "migrations")
     async with open_session(microsoft.ca_file) as session:
@@ -601,7 +604,7 @@ async def test_throttled_without_retry_after_backs_off(world: World) -> None:
     world.fault(NEW, "throttle")
     await world.ask(world.wish())
     assert await world.work() == []
-    assert timedelta(0) < await world.pause() <= timedelta(seconds=2)
+    assert timedelta(minutes=50) < await world.pause() <= HOUR
 
     await world.pass_time()
     (applied,) = await world.work()
@@ -610,7 +613,7 @@ async def test_throttled_without_retry_after_backs_off(world: World) -> None:
 
 async def test_being_throttled_is_no_reason_to_give_up(world: World) -> None:
     """Even after more than a day."""
-    world.fault(NEW, "throttle", retry_after=5)
+    world.fault(NEW, "throttle", retry_after=600)
     await world.ask(world.wish())
     await world.pass_time(2 * DAY)
     assert await world.work() == []
@@ -621,11 +624,17 @@ async def test_being_throttled_is_no_reason_to_give_up(world: World) -> None:
 
 
 @pytest.mark.parametrize("kind", ["drop_after_effect", "timeout"])
-async def test_an_entry_whose_answer_was_lost_is_adopted(world: World, kind: str) -> None:
+async def test_an_entry_whose_answer_was_lost_is_adopted(
+    world: World, let_pass: Callable[[float], None], kind: str
+) -> None:
     """It is looked for before the call is repeated, and known by its notes."""
-    world.fault(NEW, kind, seconds=1)
+    world.fault(NEW, kind, seconds=600)
     await world.ask(world.wish())
-    assert await world.work(world.worker(timeout=0.5)) == []
+    working = asyncio.create_task(world.work(world.worker(timeout=60)))
+    await until(lambda: world.ledger("tenant_blocks"))
+    if kind == "timeout":
+        let_pass(61)
+    assert await working == []
 
     await world.pass_time()
     (applied,) = await world.work()
@@ -647,7 +656,7 @@ async def test_a_call_that_never_arrived_is_made_again(world: World) -> None:
 
 async def test_a_crash_between_the_effect_and_its_record_is_adopted(world: World) -> None:
     """Nobody has heard the answer; the lease runs out, and the next worker looks first."""
-    world.fault(NEW, "timeout", seconds=10)
+    world.fault(NEW, "timeout", seconds=600)
     await world.ask(world.wish())
     crash = asyncio.create_task(world.worker().settle_due())
     await until(lambda: world.ledger("tenant_blocks"))
@@ -660,11 +669,14 @@ async def test_a_crash_between_the_effect_and_its_record_is_adopted(world: World
     assert (applied.already_present, world.calls(NEW)) == (False, 1)
 
 
-async def test_a_call_ends_before_its_claim_does(world: World) -> None:
+async def test_a_call_ends_before_its_claim_does(world: World, let_pass: Callable[[float], None]) -> None:
     """Whatever it waits for: when the entry comes due again nobody calls about it any more."""
-    world.fault(NEW, "timeout", seconds=30)
+    world.fault(NEW, "timeout", seconds=3600)
     await world.ask(world.wish())
-    await world.worker(lease=timedelta(seconds=2)).settle_due()
+    calling = asyncio.create_task(world.worker(timeout=3600).settle_due())
+    await until(lambda: world.ledger("tenant_blocks"))
+    let_pass(0.8 * LEASE.total_seconds())
+    await calling
     assert len(world.ledger("tenant_blocks")) == 1
 
     await world.pass_time()
@@ -804,12 +816,13 @@ async def test_a_verdict_before_the_wish_is_worked_on_keeps_it_from_being_made(w
 
 async def test_a_verdict_that_comes_while_the_entry_is_being_made_lifts_it(world: World) -> None:
     """Nobody is told that the sender is blocked."""
-    world.fault(NEW, "timeout", seconds=0.5)
+    world.fault(NEW, "timeout", seconds=600)
     wish = world.wish()
     await world.ask(wish)
     making = asyncio.create_task(world.worker().settle_due())
     await until(lambda: world.ledger("tenant_blocks"))
     await world.judge(world.verdict(wish))
+    world.state.faults.release()
     await making
     (removed,) = await world.work()
 
@@ -892,11 +905,12 @@ async def test_lifting_what_goes_between_the_look_and_the_removal_succeeds(world
     wish = world.wish()
     await world.ask(wish)
     await world.work()
-    world.fault(GET, "timeout", seconds=0.5)
+    world.fault(GET, "timeout", seconds=600)
     await world.judge(world.verdict(wish))
     lifting = asyncio.create_task(world.worker().settle_due())
     await until(lambda: world.state.ledger.contents()["answers"].get(GET))
     world.tenant.allow_block_list.remove(world.listed()[SENDER])
+    world.state.faults.release()
     await lifting
     (removed,) = await world.emitted()
 
@@ -1088,7 +1102,7 @@ async def test_two_workers_at_the_same_time_make_each_entry_once(world: World) -
 
 async def test_a_wish_for_an_entry_in_somebodys_hands_waits_its_turn(world: World) -> None:
     """Two cases, two workers, one entry."""
-    world.fault(NEW, "timeout", seconds=0.5)
+    world.fault(NEW, "timeout", seconds=600)
     first, second = world.wish(), world.wish()
     await world.ask(first)
     making = asyncio.create_task(world.worker().settle_due())
@@ -1096,6 +1110,7 @@ async def test_a_wish_for_an_entry_in_somebodys_hands_waits_its_turn(world: Worl
     await world.ask(second)
     assert await world.worker().settle_due() == 0
 
+    world.state.faults.release()
     await making
     events = await world.work()
     assert {event.block.block_id: event.already_present for event in events} == {
@@ -1107,13 +1122,14 @@ async def test_a_wish_for_an_entry_in_somebodys_hands_waits_its_turn(world: Worl
 
 async def test_a_wish_that_is_stored_while_its_entry_is_being_recorded_is_not_forgotten(world: World) -> None:
     """The two transactions take turns: whichever is second sees the other."""
-    world.fault(NEW, "timeout", seconds=0.3)
+    world.fault(NEW, "timeout", seconds=600)
     first, second = world.wish(), world.wish()
     await world.ask(first)
     making = asyncio.create_task(world.worker().settle_due())
     await until(lambda: world.ledger("tenant_blocks"))
     async with world.db.transaction() as tx:
         await handlers.on_block_requested(tx, [received(second)])
+        world.state.faults.release()
         async with asyncio.timeout(20):
             while not await world.db.pool.fetchval(
                 "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"

@@ -13,7 +13,6 @@ from backstop_contracts import (
     Category,
     Message,
     SubmissionCreated,
-    SubmissionDelayed,
     SubmissionRequested,
     headers_for,
 )
@@ -47,7 +46,6 @@ def environment(
         "CLIENT_ID": DEFAULT_APP,
         "CLIENT_SECRET": DEFAULT_SECRET,
         "MAIL_STORE": tmp_path.as_uri(),
-        "CLAIM_SECONDS": "12",
     }
     for name, value in settings.items():
         monkeypatch.setenv(f"BACKSTOP_{name}", value)
@@ -59,35 +57,37 @@ async def test_one_slow_answer_holds_the_other_mails_back_no_longer(
 ) -> None:
     """All others are made while it is waited for, also those that were not claimed together with it."""
     await create_topics(kafka_bootstrap, prefix=environment, partitions=1, replication=1, services=["submitter"])
-    microsoft.state.faults.order([Fault(route="graph.emailThreats.create", kind="timeout", seconds=60)])
+    microsoft.state.faults.order([Fault(route="graph.emailThreats.create", kind="timeout", seconds=600)])
     settings = Settings()
-    wanted = 3 * settings.submit_batch
+    requested = [await _request(settings.mail_store, tenant_id) for _ in range(3 * settings.submit_batch)]
+    async with AIOKafkaProducer(bootstrap_servers=kafka_bootstrap) as producer:
+        for event in requested:
+            await _publish(producer, environment, event)
     service = build(settings)
-    created: list[SubmissionCreated] = []
-    delayed: list[SubmissionDelayed] = []
+    created: dict[UUID, SubmissionCreated] = {}
     async with (
         asyncio.timeout(90),
-        AIOKafkaProducer(bootstrap_servers=kafka_bootstrap) as producer,
         AIOKafkaConsumer(
             f"{environment}.{SubmissionCreated.topic()}",
-            f"{environment}.{SubmissionDelayed.topic()}",
             bootstrap_servers=kafka_bootstrap,
             auto_offset_reset="earliest",
         ) as outcomes,
         service.api.router.lifespan_context(service.api),
     ):
-        for _ in range(wanted):
-            await _publish(producer, environment, await _request(settings.mail_store, tenant_id))
-        while len(created) < wanted - 1 or not delayed:
-            record = await anext(outcomes)
-            if record.topic.endswith(SubmissionCreated.topic()):
-                created.append(SubmissionCreated.model_validate_json(record.value))
-            else:
-                delayed.append(SubmissionDelayed.model_validate_json(record.value))
 
-    assert [event.reason for event in delayed] == ["unavailable"]
-    assert len({event.submission_id for event in created}) == wanted - 1
-    assert max(event.created_at for event in created) < delayed[0].delayed_at
+        async def until_created(count: int) -> None:
+            while len(created) < count:
+                event = SubmissionCreated.model_validate_json((await anext(outcomes)).value)
+                created[event.submission_id] = event
+
+        await until_created(len(requested) - 1)
+        others = set(created)
+        microsoft.state.faults.release()
+        await until_created(len(requested))
+
+    (slow,) = created.keys() - others
+    assert created[slow].adopted is False
+    assert created.keys() == {event.submission_id for event in requested}
 
 
 async def _request(mail_store: str, tenant_id: UUID) -> SubmissionRequested:
