@@ -3,7 +3,7 @@
 import asyncio
 import ssl
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,7 +43,8 @@ async def running(
     policy = folder / "policy.toml"
     await asyncio.to_thread(policy.write_text, POLICY)
     own: dict[str, dict[str, object]] = {
-        "*": {"topic_prefix": prefix},
+        # A service that is killed in the middle of a call leaves its claim behind.
+        "*": {"topic_prefix": prefix, "claim_seconds": 30},
         "triage": {"policy_file": policy},
         "quarantine": dict(SETTINGS),
         "verdict_poller": {"verdict_pauses": "1,1,1,2,5", "verdict_grid_seconds": 0.5, "settings_live_seconds": 0},
@@ -68,6 +69,8 @@ async def running(
                 yield stack, Demo(stack, gateway, microsoft, journal, {})
             finally:
                 following.cancel()
+                with suppress(asyncio.CancelledError):
+                    await following
 
 
 @pytest.fixture(scope="session")

@@ -92,9 +92,11 @@ async def test_while_kafka_is_away_intake_goes_on_and_everything_catches_up(
         return await gauge(stack, "reporter", "backstop_outbox_oldest_seconds") > age + 5
 
     await until(older)
-    for name in INTAKE:
-        status, checks = await ready(stack, name)
-        assert status == 200, checks
+
+    async def intake_is_ready() -> bool:
+        return all([(await ready(stack, name))[0] == 200 for name in INTAKE])
+
+    await until(intake_is_ready)
     for name in SERVICES:
         async with aiohttp.ClientSession() as session, session.get(f"{stack.urls[name]}/livez") as response:
             assert response.status == 200

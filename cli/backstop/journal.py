@@ -97,7 +97,7 @@ class Journal:
         while True:
             try:
                 await self._follow()
-            except KafkaError:
+            except (KafkaError, OSError):
                 await asyncio.sleep(1)
 
     async def _follow(self) -> None:

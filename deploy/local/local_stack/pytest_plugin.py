@@ -20,6 +20,7 @@ async def backing_services() -> "AsyncIterator[Backing]":
     from local_stack.supervisor import STATE  # noqa: PLC0415
 
     folder = STATE / f"test-{os.getpid()}"
+    shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
     # Nothing here needs to survive the machine, only its processes.
     async with backing(folder, postgres_settings={"fsync": "off", "full_page_writes": "off"}) as services:
         yield services
