@@ -244,9 +244,14 @@ async def test_up_that_fails_is_down(state: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGTERM])
 async def test_up_that_is_interrupted_is_down(state: Path, sig: signal.Signals) -> None:
     """Ctrl-C while `up` waits ends what it has started."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-P", "-m", "local_stack", "up"), stderr=asyncio.subprocess.DEVNULL
-    )
+    # A shell that starts the tests in the background has SIGINT ignored by all below it.
+    was = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-P", "-m", "local_stack", "up"), stderr=asyncio.subprocess.DEVNULL
+        )
+    finally:
+        signal.signal(signal.SIGINT, was)
     while holder(state / "up") is None:
         await asyncio.sleep(0.02)
 

@@ -18,10 +18,13 @@ from local_stack.supervisor import StackError, Supervisor, holder
 FOREVER = ["sleep", "1000"]
 STUBBORN = ["sh", "-c", "trap '' TERM; echo deaf; while :; do sleep 0.1; done"]
 # Starts a supervisor with a child whose own child has left the process group, as PostgreSQL's processes do.
+# A shell that starts the tests in the background has SIGINT ignored by all below it, so it is taken up again.
 PROGRAM = """
-    import asyncio, sys
+    import asyncio, signal, sys
     from pathlib import Path
     from local_stack.supervisor import Supervisor, run
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
     async def main():
         async with Supervisor(Path(sys.argv[1])) as supervisor:
