@@ -5,7 +5,7 @@ import hashlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import asyncpg
 import orjson
@@ -67,28 +67,36 @@ class Database:
         self._listeners: list[Callable[[], None]] = []
 
     async def open(self, migrations: Path) -> None:
-        """Connect and bring the schema up to date; waits as long as PostgreSQL is away."""
+        """
+        Connect and bring the schema up to date; waits as long as PostgreSQL is away.
+
+        Raises what PostgreSQL says to the first connection when that is no reason to wait: no such database, a wrong
+        password.
+        """
         delay = 0.1
-        while True:
+        while self._pool is None:
             try:
-                connection = await self.connect()
-                break
+                self._pool = await self._open(migrations)
             except Exception as error:
                 if not is_away(error):
                     raise
                 log.warning("postgres.away", error=type(error).__name__, retry_in=delay)
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, 5.0)
+
+    async def _open(self, migrations: Path) -> "asyncpg.Pool[asyncpg.Record]":
+        connection = await asyncpg.connect(self._dsn, timeout=10, command_timeout=60, server_settings=self._session())
         try:
             await migrate(connection, self._schema, migrations)
         finally:
-            await connection.close()
-        self._pool = await asyncpg.create_pool(
+            await connection.close(timeout=2)
+        return await asyncpg.create_pool(
             self._dsn,
             min_size=1,
             max_size=self._pool_size,
             command_timeout=60,
             timeout=10,
+            connect=_connect,
             init=_use_orjson,
             reset=_keep,
             server_settings=self._session(),
@@ -108,7 +116,7 @@ class Database:
 
         PostgreSQL ends it, and gives its locks to others, when nothing was asked on it for *idle_seconds*; 0: never.
         """
-        return await asyncpg.connect(
+        return await _connect(
             self._dsn,
             timeout=10,
             command_timeout=60,
@@ -148,6 +156,20 @@ class Database:
             "idle_in_transaction_session_timeout": f"{STALL_SECONDS}s",
             "tcp_user_timeout": f"{STALL_SECONDS}s",
         }
+
+
+async def _connect(*address: Any, **options: Any) -> "asyncpg.Connection[asyncpg.Record]":
+    """
+    Connect as asyncpg does. Being refused is being away: it says nothing about the data that it was wanted for.
+
+    A service that runs has been let in before: somebody is at work on the database, the password, or the limits.
+    """
+    try:
+        return await asyncpg.connect(*address, **options)
+    except asyncpg.PostgresError as error:
+        if is_away(error):
+            raise
+        raise ConnectionRefusedError(str(error)) from error
 
 
 async def _keep(_connection: "asyncpg.Connection[asyncpg.Record]") -> None:

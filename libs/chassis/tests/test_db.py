@@ -2,10 +2,12 @@
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import pytest
 
+import chassis.db
 from chassis.db import AWAY, Database, MigrationError, is_away
 
 
@@ -50,6 +52,56 @@ async def test_a_changed_or_unknown_file_is_refused(database: str, tmp_path: Pat
         await opened(database, tmp_path)
 
 
+async def test_a_postgresql_that_goes_while_a_service_starts_is_waited_for(
+    database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also in the middle of a migration, which then is done again from its begin."""
+    (tmp_path / "0001_first.sql").write_text("CREATE TABLE things (id int)")
+    broken = []
+
+    def break_once(step: str) -> None:
+        doing = getattr(chassis.db, step)
+
+        async def do(connection: Any, *rest: Any) -> None:
+            if step not in broken:
+                broken.append(step)
+                await connection.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+            await doing(connection, *rest)
+
+        monkeypatch.setattr(chassis.db, step, do)
+
+    break_once("migrate")
+    break_once("_use_orjson")
+    db = await opened(database, tmp_path)
+
+    assert broken == ["migrate", "_use_orjson"]
+    assert await db.pool.fetchval("SELECT count(*) FROM things") == 0
+    await db.close()
+
+
+async def test_who_is_refused_a_connection_is_told_that_postgresql_is_away(database: str, tmp_path: Path) -> None:
+    """A database that takes nobody in for a while, or a changed password, is not the fault of any event."""
+    db, name = await opened(database, tmp_path), database.rpartition("/")[2]
+    admin = await asyncpg.connect(database.rpartition("/")[0] + "/postgres")
+    await admin.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+    await admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1", name)
+
+    async def use() -> None:
+        while True:
+            async with db.transaction() as tx:
+                await tx.execute("SELECT 1")
+
+    with pytest.raises(AWAY):
+        await use()
+    for using in (use, db.connect):
+        with pytest.raises(ConnectionRefusedError, match="not currently accepting connections"):
+            await using()
+    with pytest.raises(asyncpg.ObjectNotInPrerequisiteStateError):
+        await opened(database, tmp_path)
+    await db.close()
+    await admin.close()
+
+
 async def test_listeners_hear_of_commits_only(database: str, tmp_path: Path) -> None:
     """Nobody is woken for a transaction that was rolled back."""
     db, heard = await opened(database, tmp_path), []
@@ -68,6 +120,7 @@ async def test_who_stops_in_the_middle_of_a_transaction_keeps_no_lock(
     database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """PostgreSQL ends it; the one who was frozen meets an error that says nothing about the data."""
+    await (await opened(database, tmp_path)).close()
     monkeypatch.setattr("chassis.db.STALL_SECONDS", 1)
     frozen, other = await opened(database, tmp_path), await opened(database, tmp_path)
     lock = "SELECT pg_advisory_xact_lock(1)"
