@@ -65,6 +65,7 @@ class Service:
         )
         self._consumer: Consumer | None = None
         self._consuming = False
+        self._joining: asyncio.Task[None] | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._draining = False
         self._is_asked = False
@@ -144,7 +145,7 @@ class Service:
             for work in self._works:
                 self._start(work.run())
             if self._consumer:
-                self._start(self._join_group(self._consumer))
+                self._joining = self._start(self._join_group(self._consumer))
             sampler = Sampler(self.db, self._due, self._consumer)
             self._start(sampler.run())
             log.info("service.started")
@@ -154,11 +155,13 @@ class Service:
                 await sampler.stop()
                 await self._drain()
 
-    def _start(self, job: Coroutine[Any, Any, None]) -> None:
-        self._tasks.append(asyncio.create_task(job))
+    def _start(self, job: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(job)
+        self._tasks.append(task)
+        return task
 
     async def _join_group(self, consumer: Consumer) -> None:
-        while not self._draining:
+        while True:
             try:
                 await consumer.start()
             except (KafkaError, OSError) as error:
@@ -173,6 +176,10 @@ class Service:
         """Stop taking in, finish what was taken, publish what that caused."""
         self._draining = True
         log.info("service.draining")
+        if self._joining:
+            # Who joined the group now would keep its partitions from the others after it is gone.
+            self._joining.cancel()
+            await asyncio.wait([self._joining], timeout=10)
         if self._consumer and self._consuming:
             await _bounded(self._consumer.stop(), 30, "consumer")
         for work in self._works:
