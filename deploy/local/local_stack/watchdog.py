@@ -32,6 +32,8 @@ def main() -> None:
     _, alive = psutil.wait_procs(members, timeout=_GRACE_SECONDS)
     signal_groups(listed, signal.SIGKILL)
     signal_each(alive, signal.SIGKILL)
+    # The folder is free for the next supervisor when this process ends.
+    psutil.wait_procs(alive, timeout=_GRACE_SECONDS)
 
 
 def family(pids: Iterable[int]) -> list[psutil.Process]:
