@@ -1,6 +1,7 @@
 """Set-up succeeds on a bare Python, or says in one line what is missing."""
 
 import asyncio
+import fcntl
 import hashlib
 import importlib.util
 import os
@@ -164,13 +165,18 @@ async def test_a_library_that_the_index_lacks_is_named(checkout: Path) -> None:
 async def test_two_set_ups_at_once_are_one_after_the_other(checkout: Path) -> None:
     """A second set-up of the same checkout waits, and finds the work done."""
     lock(checkout)
+    (checkout / ".local").mkdir(exist_ok=True)
 
-    both = await asyncio.gather(set_up(checkout), set_up(checkout))
+    with (checkout / ".local/setup.lock").open("w") as running:
+        fcntl.flock(running, fcntl.LOCK_EX)
+        both = [await start(checkout, {}) for _ in range(2)]
+        for process in both:
+            assert process.stderr is not None
+            assert "waiting for it" in (await process.stderr.readline()).decode()
+    said = [(await process.communicate())[1].decode() for process in both]
 
-    assert [code for code, _ in both] == [0, 0]
-    waited = [said for _, said in both if "waiting for it" in said]
-    assert len(waited) == 1
-    assert "Set up in" not in waited[0]
+    assert [process.returncode for process in both] == [0, 0]
+    assert sum("Set up in" in one for one in said) == 1
 
 
 async def test_a_missing_lock_is_one_line(checkout: Path) -> None:

@@ -234,6 +234,7 @@ async def test_an_address_that_refuses_is_named(pair: Pair, tmp_path: Path, monk
 
 async def test_a_question_to_kafka_that_is_given_up_leaves_no_connection_open(pair: Pair) -> None:
     """At whatever moment a start is given up, because another part failed, the look at Kafka closes what it opened."""
+    gc.collect()
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always", ResourceWarning)
         for steps in range(40):
@@ -293,6 +294,7 @@ async def test_a_broken_docker_is_no_obstacle(
 ) -> None:
     """Where Docker answers and fails, a line says so and a local process takes its place."""
     monkeypatch.setenv("BACKSTOP_KAFKA_BOOTSTRAP", pair.bootstrap)
+    monkeypatch.setattr("local_stack.containers._ANSWER_SECONDS", 60)
 
     async with backing(tmp_path / "stack") as found:
         server = await asyncpg.connect(found.postgres_dsn)

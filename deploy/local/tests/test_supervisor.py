@@ -1,6 +1,7 @@
 """What is started can be disturbed and stopped, and outlives nobody."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
@@ -42,6 +43,13 @@ async def supervisor(tmp_path: Path) -> AsyncIterator[Supervisor]:
     """Return a supervisor in a folder of its own."""
     async with Supervisor(tmp_path / "stack") as entered:
         yield entered
+
+
+def lives(process: psutil.Process) -> bool:
+    """Tell whether a process still does something; who has ended may wait for its parent."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    return False
 
 
 async def until(condition: Callable[[], bool], seconds: float = 10) -> None:
@@ -105,6 +113,8 @@ async def test_a_process_that_is_never_ready_is_ended(supervisor: Supervisor) ->
     """At the deadline the process is killed and the error shows its log."""
 
     async def never() -> bool:
+        while "still thinking" not in supervisor.log("a").read_text():
+            time.sleep(0.02)  # noqa: ASYNC251 - the deadline shall come after it, however slow the process is
         return False
 
     with pytest.raises(StackError, match=r"a was not ready within 0 s(?s:.*)still thinking"):
@@ -161,7 +171,7 @@ async def test_what_does_not_listen_is_killed(supervisor: Supervisor) -> None:
     begin = time.monotonic()
     await supervisor.stop("a", grace=0.3)
 
-    assert 0.3 <= time.monotonic() - begin < 5
+    assert 0.3 <= time.monotonic() - begin < 10
     assert supervisor.states() == {"a": "stopped"}
 
 
@@ -182,7 +192,7 @@ async def test_a_process_can_be_killed_frozen_resumed_and_restarted(supervisor: 
     assert supervisor.states() == {"a": "running"}
 
     await supervisor.kill("a")
-    assert not any(member.is_running() and member.status() != psutil.STATUS_ZOMBIE for member in members)
+    assert not any(lives(member) for member in members)
     assert supervisor.states() == {"a": "stopped"}
 
     await supervisor.restart("a")
@@ -246,7 +256,7 @@ async def test_nothing_outlives_the_program(tmp_path: Path, sig: signal.Signals)
 
     assert code == (-sig if sig == signal.SIGKILL else 128 + sig)
     await until(lambda: not started_in(tmp_path), 20)
-    assert holder(tmp_path / "stack") is None
+    await until(lambda: holder(tmp_path / "stack") is None, 20)
 
 
 async def test_the_next_supervisor_waits_for_the_end_of_the_last(tmp_path: Path) -> None:

@@ -66,18 +66,20 @@ async def test_a_token_that_is_not_right_in_every_way_is_refused(
 
 async def test_a_token_that_was_let_in_ends_when_it_ends(authenticator: Authenticator, token: Any) -> None:
     """It is remembered, and not for longer than it says."""
-    ending = token("Reporter", expires_in=-58)
-    await authenticator.caller(ending)
 
-    async def refused() -> Problem:
-        while True:
-            try:
-                await authenticator.caller(ending)
-            except Problem as problem:
-                return problem
+    async def let_in(ending: str) -> bool:
+        try:
+            await authenticator.caller(ending)
+        except Problem as problem:
+            return problem.status != 401
+        return True
+
+    async with asyncio.timeout(60):
+        # One that ends in a second; on a busy machine it may have ended before it is shown.
+        while not await let_in(ending := token("Reporter", expires_in=-58)):
+            pass
+        while await let_in(ending):
             await asyncio.sleep(0.1)
-
-    assert (await asyncio.wait_for(refused(), 30)).status == 401
 
 
 async def test_a_token_that_was_let_in_is_looked_at_again_with_new_keys(

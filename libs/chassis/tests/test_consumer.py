@@ -368,7 +368,8 @@ async def test_while_kafka_refuses_a_dead_letter_the_event_waits(
 
         async def in_force() -> bool:
             (answer,) = await admin.describe_configs([ConfigResource(*topic, {name: None})])
-            return value in str(answer.resources)
+            ((*_, settings),) = answer.resources
+            return (name, value) in [setting[:2] for setting in settings]
 
         # The controller acknowledges what brokers take over a little later.
         await until(in_force)

@@ -110,11 +110,16 @@ async def left(db: Database) -> int:
     return int(await db.pool.fetchval("SELECT count(*) FROM outbox"))
 
 
+async def until_left(db: Database, count: int) -> None:
+    """Wait until so many events are not published yet: Kafka shows an event before the relay has heard of it."""
+    async with asyncio.timeout(30):
+        while await left(db) != count:
+            await asyncio.sleep(0.02)
+
+
 async def until_empty(db: Database) -> None:
     """Wait until the outbox is empty."""
-    async with asyncio.timeout(30):
-        while await left(db):
-            await asyncio.sleep(0.02)
+    await until_left(db, 0)
 
 
 async def test_an_event_is_published_with_its_envelope_and_trace(
@@ -167,16 +172,21 @@ async def test_a_slow_transaction_with_an_older_event_is_not_skipped(
     db: Database, kafka_bootstrap: str, prefix: str
 ) -> None:
     """An event whose row has a lower id but commits later is published all the same."""
-    slow, quick = case_updated(uuid4(), 1), case_updated(uuid4(), 2)
+    before, slow, quick = (case_updated(uuid4(), count) for count in range(3))
     async with relaying(db, kafka_bootstrap, prefix):
+        await emit(db, before)
+        await until_empty(db)
         async with db.transaction() as tx:
             await outbox.emit(tx, [(slow, None)])
             await emit(db, quick)
-            (first,) = await published(kafka_bootstrap, prefix, 1)
-        records = await published(kafka_bootstrap, prefix, 2)
+            first = await published(kafka_bootstrap, prefix, 2)
+        records = await published(kafka_bootstrap, prefix, 3)
 
-    assert CaseUpdated.model_validate_json(first.value) == quick
-    assert {CaseUpdated.model_validate_json(record.value).report_count for record in records} == {1, 2}
+    def counts(records: list[Any]) -> set[int]:
+        return {CaseUpdated.model_validate_json(record.value).report_count for record in records}
+
+    assert counts(first) == {0, 2}
+    assert counts(records) == {0, 1, 2}
 
 
 async def test_one_relay_leads_and_another_takes_over(
@@ -211,7 +221,7 @@ async def test_a_topic_that_is_missing_holds_up_its_own_events_alone(
         for number in range(3):
             await emit(db, case_updated(case_id, number))
             await published(kafka_bootstrap, prefix, number + 1)
-        assert await left(db) == len(expired)
+        await until_left(db, len(expired))
 
         await create_topics(kafka_bootstrap, prefix=prefix, partitions=3, replication=1, services=["triage"])
         await until_empty(db)
@@ -233,7 +243,7 @@ async def test_a_topic_that_takes_nothing_holds_up_its_own_events_alone(
         async with relaying(db, kafka_bootstrap, prefix):
             # Long enough without another event that a pause which doubles each time would outlast the closing.
             async with asyncio.timeout(60):
-                while sum(entry["event"] == "relay.topic_closed" for entry in logs) < 6:
+                while len([entry for entry in logs if entry.get("error") == "MessageSizeTooLargeError"]) < 6:
                     await asyncio.sleep(0.1)
             for number in range(3):
                 await emit(db, case_updated(case_id, number))
@@ -241,8 +251,8 @@ async def test_a_topic_that_takes_nothing_holds_up_its_own_events_alone(
         assert await left(db) == count
         pauses = [entry["retry_in"] for entry in logs if entry["event"] == "relay.interrupted"]
         assert max(pauses) < outbox.CLOSED_SECONDS
-    closed = next(entry for entry in logs if entry["event"] == "relay.topic_closed")
-    assert (closed["topic"], closed["error"]) == ("case-expired", "MessageSizeTooLargeError")
+    closed = {entry["topic"] for entry in logs if entry["event"] == "relay.topic_closed"}
+    assert closed == {"case-expired"}
 
     async with administering(kafka_bootstrap) as admin:
         larger = ConfigResource(ConfigResourceType.TOPIC, f"{prefix}.case-expired", {"max.message.bytes": "1000000"})

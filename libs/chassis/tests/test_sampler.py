@@ -52,6 +52,8 @@ async def test_what_waits_is_measured_and_grows_older_while_postgresql_is_away(
 
         await admin.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
         await admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1", name)
+        while await admin.fetchval("SELECT count(*) FROM pg_stat_activity WHERE datname = $1", name):
+            await asyncio.sleep(0.02)
         last = None
         while last != (last := gauge("backstop_sampled_timestamp_seconds")):
             await asyncio.sleep(0.5)

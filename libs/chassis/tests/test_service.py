@@ -1,5 +1,6 @@
 """A service says truthfully whether it is ready and alive, and stops in an orderly way."""
 
+import asyncio
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -60,10 +61,12 @@ async def until(
     session: aiohttp.ClientSession, url: str, status: int, told: Callable[[Any], bool] = lambda _body: True
 ) -> Any:
     """Wait for a health route to answer with *status*, and with a body that fits."""
-    while True:
-        found, body = await ask(session, url)
-        if found == status and told(body):
-            return body
+    async with asyncio.timeout(60):
+        while True:
+            found, body = await ask(session, url)
+            if found == status and told(body):
+                return body
+            await asyncio.sleep(0.02)
 
 
 async def test_a_service_is_ready_once_it_has_its_partitions(
@@ -80,8 +83,7 @@ async def test_a_service_without_kafka_is_alive_but_not_ready(database: str, tmp
     """It waits for its group instead of being restarted for it."""
     made = service(database, "127.0.0.1:1", "test", tmp_path)
     async with running(made.api) as url, aiohttp.ClientSession() as session:
-        status, body = await ask(session, f"{url}/readyz")
-        assert (status, body["postgres"]) == (503, "ok")
+        body = await until(session, f"{url}/readyz", 503, lambda body: body["postgres"] == "ok")
         assert "assignment" in body["consumer"]
         assert (await ask(session, f"{url}/livez"))[0] == 200
 
@@ -91,8 +93,8 @@ async def test_a_service_that_is_asked_is_ready_without_kafka(database: str, tmp
     made = service(database, "127.0.0.1:1", "test", tmp_path)
     made.answers(APIRouter())
     async with running(made.api) as url, aiohttp.ClientSession() as session:
-        status, body = await ask(session, f"{url}/readyz")
-        assert (status, body["postgres"], body["tasks"]) == (200, "ok", "ok")
+        body = await until(session, f"{url}/readyz", 200)
+        assert (body["postgres"], body["tasks"]) == ("ok", "ok")
         assert "assignment" in body["consumer"]
 
 
@@ -147,9 +149,13 @@ async def test_a_halted_consumer_makes_a_worker_not_ready_but_is_no_reason_to_re
     await producer.stop()
 
     async with running(made.api) as url, aiohttp.ClientSession() as session:
-        body = await until(session, f"{url}/readyz", status, lambda body: body["consumer"].startswith("halted"))
+        body = await until(
+            session,
+            f"{url}/readyz",
+            status,
+            lambda body: body["consumer"].startswith("halted") and body["postgres"] == body["tasks"] == "ok",
+        )
         assert "backstop dead list --service triage" in body["consumer"]
-        assert (body["postgres"], body["tasks"]) == ("ok", "ok")
         async with session.get(f"{url}/metrics") as response:
             text = await response.text()
         assert "backstop_consumer_halted 1.0" in text
