@@ -79,19 +79,6 @@ def serving() -> Serving:
 
 
 @pytest.fixture
-def let_pass() -> Callable[[float], None]:
-    """Let seconds pass on the event loop's clock: whatever waits for no longer than them is woken at once."""
-
-    def let_pass(seconds: float) -> None:
-        loop = asyncio.get_running_loop()
-        clock = loop.time
-        # For good: a clock that went back would make whoever began to wait meanwhile wait the longer.
-        loop.time = lambda: clock() + seconds  # type: ignore[method-assign]
-
-    return let_pass
-
-
-@pytest.fixture
 def authenticator(microsoft: Simulator) -> Authenticator:
     """Make the token check of a service that trusts the test's tenant."""
     return Authenticator(
