@@ -146,7 +146,7 @@ def read_row(row: Row) -> list[Quarantined]:
     Empty for what is no mail (Teams, files), and for a row without the facts that name it. Who has the mail already
     is known of a row that was asked for by its Identity; a row of a list says it for all its recipients together.
     """
-    identity = str(row.get("Identity") or "")
+    identity = _text(row.get("Identity")) or ""
     received, expires = _moment(row.get("ReceivedTime")), _moment(row.get("Expires"))
     if "\\" not in identity or received is None or str(row.get("EntityType") or "Email").lower() != "email":
         return []
