@@ -1,8 +1,7 @@
 """Microsoft's limits on submissions, and what the client is told."""
 
+from time import monotonic
 from typing import Any
-
-import pytest
 
 
 async def submit_many(graph: Any, mail: Any, count: int, start: int = 0) -> list[int]:
@@ -13,6 +12,7 @@ async def submit_many(graph: Any, mail: Any, count: int, start: int = 0) -> list
 
 async def test_a_tenant_makes_150_submissions_in_15_minutes(graph: Any, control: Any, mail: Any) -> None:
     """The 151st waits until the first is 15 minutes old."""
+    begun = monotonic()
     assert set(await submit_many(graph, mail, 150)) == {201}
 
     refused = await graph.submit(mail(message_id="<over@fabrikam.example>"))
@@ -20,7 +20,7 @@ async def test_a_tenant_makes_150_submissions_in_15_minutes(graph: Any, control:
     assert (refused.status, refused.code) == (429, "TooManyRequests")
     assert refused.body["error"]["innerError"]["status"] == "429"
     wait = int(refused.headers["Retry-After"])
-    assert 870 < wait <= 900
+    assert 899 - (monotonic() - begun) <= wait <= 900
     await control.advance(wait)
     assert (await graph.submit(mail(message_id="<over@fabrikam.example>"))).status == 201
     ledger = await control.ledger()
@@ -41,6 +41,7 @@ async def test_the_same_item_is_submitted_once_in_15_minutes(graph: Any, control
 
 async def test_the_same_item_is_submitted_three_times_a_day(graph: Any, control: Any, mail: Any) -> None:
     """The fourth waits for the first to be a day old."""
+    begun = monotonic()
     for _ in range(3):
         assert (await graph.submit(mail())).status == 201
         await control.advance(901)
@@ -49,7 +50,8 @@ async def test_the_same_item_is_submitted_three_times_a_day(graph: Any, control:
 
     assert refused.status == 429
     wait = int(refused.headers["Retry-After"])
-    assert wait == pytest.approx(24 * 3600 - 3 * 901, abs=5)
+    left = 24 * 3600 - 3 * 901
+    assert left - (monotonic() - begun) - 1 <= wait <= left
     await control.advance(wait)
     assert (await graph.submit(mail())).status == 201
 

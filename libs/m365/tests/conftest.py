@@ -3,8 +3,9 @@
 # ruff: noqa: S105 - the secrets are made up
 
 import asyncio
+import socket
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from ssl import PROTOCOL_TLS_SERVER, SSLContext
@@ -132,6 +133,14 @@ def _saying(status: int, json: Any = None, **response: Any) -> Handler:
 def ca() -> trustme.CA:
     """Make a certificate authority that nobody but the tests trusts."""
     return trustme.CA(key_type=trustme.KeyType.ECDSA)
+
+
+@pytest.fixture
+def closed_port() -> Iterator[int]:
+    """Give a port on which nobody listens, nor will."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield taken.getsockname()[1]
 
 
 @pytest.fixture

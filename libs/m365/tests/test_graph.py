@@ -283,7 +283,7 @@ async def test_when_no_answer_comes_a_change_may_have_happened(
     microsoft: Any, session: aiohttp.ClientSession, tokens: Tokens, fault: str
 ) -> None:
     """The connection broke, or time ran out, after the request had been sent."""
-    graph = Graph(tokens, session, base_url=microsoft.url, timeout=0.5)
+    graph = Graph(tokens, session, base_url=microsoft.url, timeout={"cut": 60.0, "hang": 2.0}[fault])
     await tokens.get(TENANT, "https://graph.microsoft.com/.default")
     microsoft.does(getattr(microsoft, fault))
 
@@ -315,10 +315,10 @@ async def test_a_body_that_breaks_off_is_no_answer(microsoft: Any, graph: Graph)
 
 
 async def test_when_no_connection_comes_about_nothing_happened(
-    session: aiohttp.ClientSession, tokens: Tokens, unused_tcp_port: int
+    session: aiohttp.ClientSession, tokens: Tokens, closed_port: int
 ) -> None:
     """A refused connection carried no request."""
-    graph = Graph(tokens, session, base_url=f"https://localhost:{unused_tcp_port}")
+    graph = Graph(tokens, session, base_url=f"https://localhost:{closed_port}")
 
     with pytest.raises(Unavailable) as caught:
         await graph.post(TENANT, THINGS, {})

@@ -243,9 +243,9 @@ async def test_an_answer_that_is_not_entras_is_unavailable(microsoft: Any, token
     assert caught.value.code == "NotJson"
 
 
-async def test_nobody_listening_is_unavailable(application: Application, unused_tcp_port: int) -> None:
+async def test_nobody_listening_is_unavailable(application: Application, closed_port: int) -> None:
     """Nothing can have happened."""
-    tokens = application(authority=f"https://localhost:{unused_tcp_port}")
+    tokens = application(authority=f"https://localhost:{closed_port}")
 
     with pytest.raises(Unavailable) as caught:
         await tokens.get(TENANT, SCOPE)
@@ -290,7 +290,7 @@ async def test_the_event_loop_runs_on_while_a_token_is_fetched(
     """The token file is a pipe that stays empty until the loop has turned fifty times."""
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    tokens = application(Credential(client_id="app", federated_token_file=pipe), timeout=1.0)
+    tokens = application(Credential(client_id="app", federated_token_file=pipe))
     turned = threading.Event()
 
     async def turn_fifty_times() -> None:
@@ -299,7 +299,7 @@ async def test_the_event_loop_runs_on_while_a_token_is_fetched(
         turned.set()
 
     def fill_pipe() -> None:
-        pipe.write_text("loop ran" if turned.wait(5) else "loop stood still")
+        pipe.write_text("loop ran" if turned.wait(30) else "loop stood still")
 
     threading.Thread(target=fill_pipe, daemon=True).start()
     await asyncio.gather(turn_fifty_times(), tokens.get(TENANT, SCOPE))

@@ -290,9 +290,9 @@ def test_a_reference_of_thousands_of_digits_is_left_as_it_is() -> None:
 def test_all_html_of_a_mail_shares_one_tree() -> None:
     """A thousand hostile parts are no worse than one."""
     part = b"--cut\nContent-Type: text/html\n\n<p " + b" ".join(b"a%d" % number for number in range(12_000)) + b">\n"
-    started = time.process_time()
+    started = time.thread_time()
     facts = parse(MULTIPART + part * 25 + b"--cut\nContent-Type: text/html\n\n<a href=http://end.example>\n--cut--\n")
-    assert time.process_time() - started < SECONDS
+    assert time.thread_time() - started < SECONDS
     assert facts.urls == ("http://end.example",)
     assert "html-cut" in facts.defects
 
@@ -345,9 +345,9 @@ HOSTILE = {
 @pytest.mark.parametrize("name", HOSTILE)
 def test_nothing_takes_quadratic_time(name: str) -> None:
     """Each of these took a naive reader (ours, the standard library's, an HTML parser) from 5 to 75 seconds."""
-    started = time.process_time()
+    started = time.thread_time()
     check(parse(HEAD + HOSTILE[name]))
-    assert time.process_time() - started < SECONDS
+    assert time.thread_time() - started < SECONDS
 
 
 MEGABYTES = 200

@@ -434,19 +434,19 @@ def test_anything_like_html_has_a_preview(pieces: list[bytes]) -> None:
 @pytest.mark.parametrize("kind", ["html", "plain"])
 def test_hostile_sizes_take_bounded_time(markup: bytes, kind: str) -> None:
     """Each was, or could be, more than linear somewhere."""
-    begin = time.process_time()
+    begin = time.thread_time()
     shown = preview(b"Subject: x\nContent-Type: text/" + kind.encode() + b"\n\n" + markup)
     page = document(shown)
-    assert time.process_time() - begin < SECONDS
+    assert time.thread_time() - begin < SECONDS
     assert len(page) < 3_000_000
     assert shown.is_cut or len(markup) < 200_000 or kind == "plain"
 
 
 def test_many_texts_share_the_bounds_of_one() -> None:
     """A mail cannot have more by having more parts."""
-    begin = time.process_time()
+    begin = time.thread_time()
     shown = mail(multipart("mixed", *[HTML + "&" * 200_000] * 50))
-    assert time.process_time() - begin < SECONDS
+    assert time.thread_time() - begin < SECONDS
     assert shown.is_cut
     assert len(shown.html or "") < 1_500_000
 

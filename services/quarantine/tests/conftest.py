@@ -33,7 +33,8 @@ from simulator import DEFAULT_APP, DEFAULT_SECRET, Simulator
 from simulator.faults import Fault
 
 KEY = "a-key-of-the-tests-that-is-long-enough-0001"
-PAGE_SECONDS = 2
+LONG, SHORT = timedelta(minutes=1), timedelta(seconds=0.1)
+"""Patience for an outcome that comes, and for one that does not."""
 MODELS = {model.topic(): model for model in EVENTS}
 
 
@@ -107,13 +108,12 @@ class World:
         """Make a worker that plans and sends digests."""
         return Digester(self.db, self.graph(timeout=timeout), [self.tenant_id], self.links(), make_templates())
 
-    def pages(self, *, sign_in: Any = None) -> Pages:
-        """Make the users' pages."""
+    def pages(self, *, sign_in: Any = None, patient: bool = True) -> Pages:
+        """Make the users' pages; those that are not patient say soon that something runs."""
         reading = Reading()
         reading.use(self.exchange())
-        return Pages(
-            self.db, reading, self.links(), make_templates(), sign_in, patience=timedelta(seconds=PAGE_SECONDS)
-        )
+        patience = LONG if patient else SHORT
+        return Pages(self.db, reading, self.links(), make_templates(), sign_in, patience=patience)
 
     async def settle(self, **settings: Any) -> None:
         """Store settings of the tenant."""
@@ -141,9 +141,11 @@ class World:
                 await asyncio.sleep(0.02)
 
         task = asyncio.create_task(work())
-        yield
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
 
     async def pause_over(self) -> None:
         """Let every pause before a next attempt be over."""
