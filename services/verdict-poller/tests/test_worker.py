@@ -250,6 +250,37 @@ async def test_a_list_that_fails_is_asked_for_again(bench: Bench, microsoft: Sim
     assert len(await bench.told()) == 1
 
 
+async def test_a_question_that_failed_waits_no_longer_than_one_that_was_answered(
+    bench: Bench, microsoft: Simulator
+) -> None:
+    """However often it was asked before; and one moment serves all, so that one list answers them."""
+    for attempts in (40, 50):
+        watched = await bench.watch()
+        await bench.db.pool.execute("UPDATE watches SET attempts = $2 WHERE submission_id = $1", watched, attempts)
+    await bench.due_now()
+    microsoft.state.faults.order([Fault(route=LIST, kind="error")])
+    before = datetime.now(UTC)
+    await bench.poller.poll_due()
+
+    (due_at,) = {row["due_at"] for row in await bench.db.pool.fetch("SELECT due_at FROM watches")}
+    assert before + timedelta(seconds=100) < due_at <= SCHEDULE.next_due(datetime.now(UTC), 50)
+
+
+async def test_who_has_lost_its_claim_postpones_nothing(bench: Bench) -> None:
+    """A process that was frozen goes on when somebody else has asked about the submission, and it waits."""
+    await bench.watch()
+    await bench.due_now()
+    async with bench.db.transaction() as tx:
+        (stale,) = await store.claim(tx, "watching", timedelta(0), 1)
+    async with bench.db.transaction() as tx:
+        (held,) = await store.claim(tx, "watching", timedelta(minutes=5), 1)
+        await store.postpone(tx, [(stale, datetime.now(UTC) + timedelta(days=1))])
+    assert await bench.db.pool.fetchval("SELECT due_at < now() + interval '6 minutes' FROM watches")
+    async with bench.db.transaction() as tx:
+        await store.postpone(tx, [(held, datetime.now(UTC) + timedelta(days=1))])
+    assert await bench.db.pool.fetchval("SELECT due_at > now() + interval '6 minutes' FROM watches")
+
+
 async def test_after_26_hours_the_wait_ends_with_no_result(bench: Bench) -> None:
     """Giving up is a verdict too."""
     await bench.watch()

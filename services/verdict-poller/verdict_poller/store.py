@@ -81,13 +81,15 @@ async def claim(tx: Tx, state: str, lease: timedelta, limit: int) -> list[Watch]
     return [_watch(row) for row in rows]
 
 
-async def postpone(tx: Tx, dues: Mapping[UUID, datetime]) -> None:
-    """Ask again later."""
+async def postpone(tx: Tx, dues: Sequence[tuple[Watch, datetime]]) -> None:
+    """Ask again later about watches that are still claimed as they were."""
     await tx.execute(
-        "UPDATE watches SET due_at = new.due_at FROM unnest($1::uuid[], $2::timestamptz[])"
-        " AS new (submission_id, due_at) WHERE watches.submission_id = new.submission_id",
-        list(dues),
-        list(dues.values()),
+        "UPDATE watches SET due_at = new.due_at FROM unnest($1::uuid[], $2::integer[], $3::timestamptz[])"
+        " AS new (submission_id, attempts, due_at)"
+        " WHERE watches.submission_id = new.submission_id AND watches.attempts = new.attempts",
+        [watch.submission_id for watch, _ in dues],
+        [watch.attempts for watch, _ in dues],
+        [due for _, due in dues],
     )
 
 

@@ -62,17 +62,14 @@ class Poller:
 
     async def _poll(self, tenant_id: UUID, watches: list[Watch], deadline: float) -> None:
         now = datetime.now(UTC)
-        retry_at = None
+        failure: M365Error | TimeoutError | None = None
         answers: dict[str, Mapping[str, Any]] = {}
         try:
             async with until(deadline):
                 await self._ask(tenant_id, watches, answers)
-        except Throttled as error:
-            pause = timedelta(seconds=error.retry_after) if error.retry_after else backoff(watches[0].attempts)
-            retry_at = now + pause
         except (M365Error, TimeoutError) as error:
             log.warning("verdicts.unreadable", tenant_id=tenant_id, error=str(error) or type(error).__name__)
-            retry_at = now + backoff(watches[0].attempts, first=10)
+            failure = error
         judged = {
             watch.submission_id: answer
             for watch in watches
@@ -82,8 +79,20 @@ class Poller:
         judged |= {w.submission_id: _no_result(w) for w in waiting if _is_given_up(w, answers, now)}
         async with self._db.transaction() as tx:
             await store.judge(tx, judged)
-            dues = {w.submission_id: retry_at or self._schedule.next_due(now, w.attempts) for w in waiting}
-            await store.postpone(tx, {key: due for key, due in dues.items() if key not in judged})
+            await store.postpone(tx, self._dues([w for w in waiting if w.submission_id not in judged], now, failure))
+
+    def _dues(
+        self, waiting: Sequence[Watch], now: datetime, failure: M365Error | TimeoutError | None
+    ) -> list[tuple[Watch, datetime]]:
+        """Say when to ask again: as planned, or sooner after a question that failed, but not before Microsoft says."""
+        if isinstance(failure, Throttled) and failure.retry_after:
+            return [(watch, now + timedelta(seconds=failure.retry_after)) for watch in waiting]
+        dues = [(watch, self._schedule.next_due(now, watch.attempts)) for watch in waiting]
+        if failure is None or not waiting:
+            return dues
+        # One moment for all, which one list answers.
+        soon = now + backoff(min(watch.attempts for watch in waiting), first=10)
+        return [(watch, min(due, soon)) for watch, due in dues]
 
     async def _ask(self, tenant_id: UUID, watches: list[Watch], answers: dict[str, Mapping[str, Any]]) -> None:
         """
@@ -181,13 +190,13 @@ class Explainer:
         wanted = {query for one in judged for query in one.needed}
         settings, away = await self._read_settings(tenant_id, wanted, deadline)
         told: list[tuple[Watch, VerdictReady]] = []
-        again: dict[UUID, datetime] = {}
+        again: list[tuple[Watch, datetime]] = []
         for one in judged:
             watch = one.watch
             read = {query: settings[query] for query in one.needed if query in settings}
             tries = AWAY_TRIES if one.needed & away else REFUSED_TRIES
             if len(read) < len(one.needed) and watch.attempts < tries:
-                again[watch.submission_id] = datetime.now(UTC) + backoff(watch.attempts)
+                again.append((watch, datetime.now(UTC) + backoff(watch.attempts)))
             else:
                 told.append((watch, _verdict(one, read)))
         async with self._db.transaction() as tx:
