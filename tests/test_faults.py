@@ -10,7 +10,7 @@ from aiokafka import AIOKafkaConsumer
 from faults.load import GOOD_HEADERS
 from faults.mutants import GUARDS
 from faults.run import PROCESSES, Ground, Report, Run, ground, judge, running
-from faults.schedule import Disturbance, plan
+from faults.schedule import plan
 
 SEED = 4
 SECONDS = 30.0
@@ -18,7 +18,7 @@ SESSION_SECONDS = 6.0
 """The shortest that Kafka allows, so that who was killed is replaced soon."""
 CLAIM_SECONDS = 8.0
 PATIENCE = 20.0
-"""Time in which nothing happens and that means that nothing will: all is whole by then, and no pause is that long."""
+"""Time in which nothing happens, and nobody pauses, and that means that nothing will: all is whole by then."""
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +54,8 @@ async def within(seconds: float, condition: Callable[[], Awaitable[bool]]) -> No
 async def publisher_crashes_while_kafka_is_away(run: Run) -> None:
     """Kill reporter when its events have left for a Kafka that never answers."""
     await meet(run, 2)
+    # The relay leads, knows its topics, and has nothing in flight.
+    assert await run.quiet(PATIENCE) is None
     run.ground.proxies["kafka"].hang()
     await meet(run, 10)
 
@@ -98,17 +100,37 @@ async def a_header_is_not_utf8(run: Run) -> None:
     for _ in range(3):
         await run.load.plant_poison(b"{", [*GOOD_HEADERS, ("x", b"\xff\xfe")], topic="message-reported")
     await meet(run, 6)
+    async with asyncio.timeout(60):
+        while await run.unpublished():
+            await asyncio.sleep(0.05)
     await run.stack.supervisor.restart("triage")
 
 
 async def consumer_crashes_in_a_batch(run: Run) -> None:
     """Kill triage while its batch waits for a table that somebody else holds."""
     await meet(run, 2)
-    async with asyncio.TaskGroup() as group:
-        group.create_task(run.disturb([Disturbance(0, "lock", "triage.cases", 9)]))
-        await asyncio.sleep(0)
+    assert await run.quiet(PATIENCE) is None
+    somebody = await run.ground.connect(run.name)
+    waits = "SELECT EXISTS (SELECT FROM pg_locks WHERE relation = 'triage.cases'::regclass AND NOT granted)"
+
+    before = run.read["triage"]
+
+    async def committed() -> bool:
+        await run.unread()
+        return run.read["triage"] > before
+
+    async with somebody.transaction():
+        # The admin may still read it.
+        await somebody.execute("LOCK TABLE triage.cases IN EXCLUSIVE MODE")
         await meet(run, 10)
-        group.create_task(run.disturb([Disturbance(8, "kill", "triage", 1.5)]))
+        async with asyncio.timeout(60):
+            while not await somebody.fetchval(waits):
+                await asyncio.sleep(0.05)
+        # A mutant commits in intervals of five seconds.
+        await within(10, committed)
+        await run.stack.supervisor.kill("triage")
+    await somebody.close()
+    await run.stack.supervisor.restart("triage")
 
 
 MOMENTS = {
@@ -140,7 +162,8 @@ async def test_a_short_fault_run_keeps_every_promise(place: Ground, tmp_path: Pa
         judging = asyncio.create_task(run.load.judge_held())
         await asyncio.gather(run.load.work(SECONDS), run.load.plant(3), run.load.hold_mails(1), run.disturb(schedule))
         assert await run.quiet(PATIENCE) is None
-        judging.cancel()
+        run.load.enough_judged = True
+        await judging
 
     async with running(
         place, tmp_path, "short", seed=SEED, rate=3, session_seconds=SESSION_SECONDS, claim_seconds=CLAIM_SECONDS

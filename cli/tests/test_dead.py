@@ -227,13 +227,16 @@ async def test_a_replayed_record_is_the_same_byte_for_byte(
 
 async def test_all_of_a_service_and_an_error_are_replayed_in_order_and_no_others(operator: Operator) -> None:
     """More than are held in memory at once."""
-    for number in range(1100):
+    letters = [
         await operator.producer.send(
             f"{operator.prefix}.triage.dead",
             str(number).encode(),
             key=b"one key",
             headers=[("backstop-dead-topic", operator.source.encode()), ("backstop-dead-error", b"KeyError")],
         )
+        for number in range(1100)
+    ]
+    await asyncio.gather(*letters)
     others = [await operator.park(), await operator.park("verdict-poller", marks={"error": "KeyError"})]
 
     text = await operator.ok("replay", "--service", "triage", "--error", "KeyError", "--all")
@@ -480,7 +483,7 @@ async def test_events_that_met_a_bug_are_handled_after_it_is_fixed(operator: Ope
         await until(lambda: seen("triage"))
 
         async def came_three_times() -> bool:
-            return calls == 3
+            return calls >= 3
 
         await until(came_three_times)
     assert await seen("triage") == await seen("verdict-poller") == [CASE]

@@ -156,6 +156,8 @@ async def watched_page(
     try:
         yield page
     finally:
+        # A request that is being answered when the page goes would fail the next test.
+        await context.unroute_all(behavior="ignoreErrors")
         await context.close()
 
 

@@ -88,6 +88,9 @@ async def _faults(seed: int, seconds: float, schedule: list[Disturbance], folder
                 it.disturb(schedule),
             )
             typer.echo("Everything is whole again; waiting until it is quiet")
+            await it.quiet(PATIENCE)
+            it.load.enough_judged = True
+            await judging
             return await judge(it, PATIENCE)
         finally:
             for task in (telling, deciding, echoing, judging):

@@ -87,6 +87,7 @@ class Load:
         self.accepted: set[UUID] = set()
         self.held = 0
         self.released: set[UUID] = set()
+        self.enough_judged = False
 
     def sign_in(self, users: Mapping[str, str], admin: str) -> None:
         """Take the access tokens of *users* by address, and that of the admin."""
@@ -174,7 +175,7 @@ class Load:
 
     async def hold_mails(self, every: float) -> None:
         """Have Defender hold a mail for some user every *every* seconds, as long as users report."""
-        await set_up(self._control, self._doors[0], self._tenant_id, self._admin)
+        await self._insist(lambda door: set_up(self._control, door, self._tenant_id, self._admin))
         while not self._over:
             await self.hold_mail()
             await asyncio.sleep(self._dice.uniform(0.5, 1.5) * every)
@@ -192,9 +193,9 @@ class Load:
         self._diary.write("held", subject=subject, recipient=user)
 
     async def judge_held(self) -> None:
-        """Let an admin release some held mails and deny some, again and again, until cancelled."""
+        """Let an admin release some held mails and deny some, again and again, until it is enough."""
         seen: set[str] = set()
-        while True:
+        while not self.enough_judged:
             page = await self._insist(
                 lambda door: door.list_quarantine(self._admin, status="not-released", limit="200")
             )

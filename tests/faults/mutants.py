@@ -44,7 +44,7 @@ def repeat_without_looking() -> None:
     from submitter import store
     from submitter.worker import Worker
 
-    async def repeat(self: Any, _tenant_id: UUID, submissions: Any) -> None:
+    async def repeat(self: Any, _tenant_id: UUID, submissions: Any, _deadline: float) -> None:
         for submission in submissions:
             async with self._db.transaction() as tx:
                 await store.retry_now(tx, submission.submission_id)
