@@ -17,7 +17,7 @@ from backstop_contracts import CaseStatus, CaseUpdated, headers_for
 from chassis import telemetry
 from chassis.app import Service
 from chassis.db import Tx
-from chassis.kafka import STUCK_LOOKS, Received, create_topics
+from chassis.kafka import STUCK_LOOKS, Consumer, Received, create_topics
 from chassis.settings import ServiceSettings
 from conftest import running
 
@@ -114,6 +114,28 @@ async def test_a_service_without_its_database_is_not_ready(
         await admin.execute(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
         assert await until(session, f"{url}/readyz", 200) == GOOD
     await admin.close()
+
+
+async def test_a_service_that_ends_while_it_joins_its_group_is_no_member(
+    database: str, kafka_bootstrap: str, prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its partitions would belong to nobody, until Kafka misses it."""
+    join, joining, go_on = Consumer.start, asyncio.Event(), asyncio.Event()
+
+    async def join_late(consumer: Consumer) -> None:
+        joining.set()
+        await go_on.wait()
+        await join(consumer)
+
+    monkeypatch.setattr(Consumer, "start", join_late)
+    made = service(database, kafka_bootstrap, prefix, tmp_path)
+    async with running(made.api):
+        await asyncio.wait_for(joining.wait(), 60)
+        # It would join while the service waits for its work to end.
+        asyncio.get_running_loop().call_later(0.5, go_on.set)
+
+    assert made._consumer is not None
+    assert not made._consumer.assigned()
 
 
 @pytest.mark.parametrize(("asked", "status"), [(False, 503), (True, 200)])

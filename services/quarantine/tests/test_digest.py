@@ -84,6 +84,19 @@ async def test_each_recipient_gets_one_digest_for_a_period(world: Any) -> None:
 
 
 @pytest.mark.usefixtures("held")
+async def test_a_mail_whose_policy_is_not_known_yet_is_told_of_by_a_later_digest(world: Any) -> None:
+    """Before, nobody knows what its recipient may do, or whether to tell of it at all."""
+    await world.db.pool.execute("DELETE FROM policies")
+    await work(world, rounds=1)
+    assert await states(world) == {}
+
+    await world.sync()
+    await period_over(world)
+    await work(world, rounds=1)
+    assert recipients(world) == [ANNA, BEN]
+
+
+@pytest.mark.usefixtures("held")
 async def test_a_digest_says_what_is_held_and_what_can_be_done(world: Any) -> None:
     """As text and as HTML; links are bound to the mail and work as long as the settings say."""
     await world.db.pool.execute("DELETE FROM messages WHERE recipient = $1", BEN)
