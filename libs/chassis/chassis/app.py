@@ -161,7 +161,7 @@ class Service:
         return task
 
     async def _join_group(self, consumer: Consumer) -> None:
-        while True:
+        while not self._draining:
             try:
                 await consumer.start()
             except (KafkaError, OSError) as error:

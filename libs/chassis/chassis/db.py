@@ -2,7 +2,7 @@
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -17,6 +17,9 @@ log = structlog.get_logger()
 STALL_SECONDS = 15
 """Longest time that a process which does not move keeps a transaction, with its locks."""
 
+MIGRATION_SECONDS = 600
+"""Longest time that one statement of a migration may take, and that replicas wait for each other's."""
+
 Tx: TypeAlias = "asyncpg.Connection[asyncpg.Record] | PoolConnectionProxy[asyncpg.Record]"
 """A connection on which a transaction is open."""
 
@@ -26,7 +29,7 @@ Reads: TypeAlias = "Tx | asyncpg.Pool[asyncpg.Record]"
 
 def is_away(error: BaseException) -> bool:
     """
-    Tell whether *error* says nothing about the data: PostgreSQL is away, restarting, full, or settled a deadlock.
+    Tell whether *error* says nothing about the data: PostgreSQL is away, full, lets nobody in, or settled a deadlock.
 
     Whoever meets such an error waits and tries again.
     """
@@ -45,6 +48,10 @@ AWAY: tuple[type[Exception], ...] = (
     asyncpg.TransactionRollbackError,
     asyncpg.ReadOnlySQLTransactionError,
 )
+
+
+class RefusedConnectionError(ConnectionError):
+    """PostgreSQL is there and lets this service not in; the log says why."""
 
 
 class MigrationError(RuntimeError):
@@ -70,13 +77,14 @@ class Database:
         """
         Connect and bring the schema up to date; waits as long as PostgreSQL is away.
 
-        Raises what PostgreSQL says to the first connection when that is no reason to wait: no such database, a wrong
-        password.
+        Raises what is no reason to wait: what PostgreSQL says to who is not let in (no such database, a wrong
+        password), MigrationError, and what a migration meets.
         """
+        files = {**_sql("chassis", Path(__file__).parent / "migrations"), **_sql(self._schema, migrations)}
         delay = 0.1
         while self._pool is None:
             try:
-                self._pool = await self._open(migrations)
+                self._pool = await self._open(files)
             except Exception as error:
                 if not is_away(error):
                     raise
@@ -84,10 +92,12 @@ class Database:
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, 5.0)
 
-    async def _open(self, migrations: Path) -> "asyncpg.Pool[asyncpg.Record]":
-        connection = await asyncpg.connect(self._dsn, timeout=10, command_timeout=60, server_settings=self._session())
+    async def _open(self, files: Mapping[str, bytes]) -> "asyncpg.Pool[asyncpg.Record]":
+        connection = await asyncpg.connect(
+            self._dsn, timeout=10, command_timeout=MIGRATION_SECONDS, server_settings=self._session()
+        )
         try:
-            await migrate(connection, self._schema, migrations)
+            await migrate(connection, self._schema, files)
         finally:
             await connection.close(timeout=2)
         return await asyncpg.create_pool(
@@ -169,7 +179,8 @@ async def _connect(*address: Any, **options: Any) -> "asyncpg.Connection[asyncpg
     except asyncpg.PostgresError as error:
         if is_away(error):
             raise
-        raise ConnectionRefusedError(str(error)) from error
+        log.warning("postgres.refused", error=type(error).__name__, reason=str(error))
+        raise RefusedConnectionError(str(error)) from error
 
 
 async def _keep(_connection: "asyncpg.Connection[asyncpg.Record]") -> None:
@@ -191,17 +202,13 @@ async def _use_orjson(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
     )
 
 
-async def migrate(connection: "asyncpg.Connection[asyncpg.Record]", schema: str, folder: Path) -> None:
+async def migrate(connection: "asyncpg.Connection[asyncpg.Record]", schema: str, files: Mapping[str, bytes]) -> None:
     """
-    Apply the SQL files of the chassis and of *folder* that *schema* does not have yet, in the order of their names.
+    Apply those of *files*, which are SQL by name, that *schema* does not have yet, in their order.
 
     Each file runs in one transaction. Replicas that start together take turns. Raises MigrationError when a file
     that was applied before has changed since, or is not there any more.
     """
-    own = Path(__file__).parent / "migrations"
-    files = {
-        f"{source}/{file.name}": file for source, root in (("chassis", own), (schema, folder)) for file in _sql(root)
-    }
     await connection.execute("SELECT pg_advisory_lock(hashtext('migrate'), hashtext($1))", schema)
     try:
         await connection.execute(f'CREATE SCHEMA IF NOT EXISTS "{schema}"')
@@ -211,17 +218,17 @@ async def migrate(connection: "asyncpg.Connection[asyncpg.Record]", schema: str,
         )
         applied = {row["name"]: row["sha256"] for row in await connection.fetch("SELECT name, sha256 FROM migrations")}
         _check_history(applied, files)
-        for name, file in files.items():
+        for name, sql in files.items():
             if name not in applied:
                 async with connection.transaction():
-                    await connection.execute(file.read_text())
-                    await connection.execute("INSERT INTO migrations VALUES ($1, $2)", name, _sha256(file))
+                    await connection.execute(sql.decode())
+                    await connection.execute("INSERT INTO migrations VALUES ($1, $2)", name, _sha256(sql))
                 log.info("migration.applied", name=name)
     finally:
         await connection.execute("SELECT pg_advisory_unlock(hashtext('migrate'), hashtext($1))", schema)
 
 
-def _check_history(applied: dict[str, str], files: dict[str, Path]) -> None:
+def _check_history(applied: Mapping[str, str], files: Mapping[str, bytes]) -> None:
     for name, sha256 in applied.items():
         if name not in files:
             raise MigrationError(f"{name} was applied to this database but is unknown here: run the newer version")
@@ -229,9 +236,9 @@ def _check_history(applied: dict[str, str], files: dict[str, Path]) -> None:
             raise MigrationError(f"{name} was changed after it had been applied: put the change into a new file")
 
 
-def _sql(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*.sql"))
+def _sql(source: str, folder: Path) -> dict[str, bytes]:
+    return {f"{source}/{file.name}": file.read_bytes() for file in sorted(folder.glob("*.sql"))}
 
 
-def _sha256(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
+def _sha256(sql: bytes) -> str:
+    return hashlib.sha256(sql).hexdigest()

@@ -8,7 +8,7 @@ import asyncpg
 import pytest
 
 import chassis.db
-from chassis.db import AWAY, Database, MigrationError, is_away
+from chassis.db import AWAY, Database, MigrationError, RefusedConnectionError, is_away
 
 
 async def opened(dsn: str, folder: Path) -> Database:
@@ -94,7 +94,7 @@ async def test_who_is_refused_a_connection_is_told_that_postgresql_is_away(datab
     with pytest.raises(AWAY):
         await use()
     for using in (use, db.connect):
-        with pytest.raises(ConnectionRefusedError, match="not currently accepting connections"):
+        with pytest.raises(RefusedConnectionError, match="not currently accepting connections"):
             await using()
     with pytest.raises(asyncpg.ObjectNotInPrerequisiteStateError):
         await opened(database, tmp_path)
@@ -138,6 +138,7 @@ async def test_who_stops_in_the_middle_of_a_transaction_keeps_no_lock(
     ("error", "away"),
     [
         (ConnectionRefusedError(), True),
+        (RefusedConnectionError(), True),
         (TimeoutError(), True),
         (asyncpg.InterfaceError("connection is closed"), True),
         (asyncpg.InternalClientError("cannot switch to state 15"), True),
