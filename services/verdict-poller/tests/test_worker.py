@@ -266,19 +266,41 @@ async def test_a_question_that_failed_waits_no_longer_than_one_that_was_answered
     assert before + timedelta(seconds=100) < due_at <= SCHEDULE.next_due(datetime.now(UTC), 50)
 
 
+@pytest.mark.parametrize("fault", [{"kind": "throttle"}, {"kind": "error", "status": 503}])
+async def test_microsoft_is_not_asked_again_before_it_says(
+    bench: Bench, microsoft: Simulator, fault: dict[str, Any]
+) -> None:
+    """However soon the next question was planned."""
+    await bench.watch()
+    await bench.due_now()
+    microsoft.state.faults.order([Fault(route=LIST, retry_after=3000, **fault)])
+    before = datetime.now(UTC)
+    await bench.poller.poll_due()
+
+    due_at = await bench.db.pool.fetchval("SELECT due_at FROM watches")
+    assert before <= due_at - timedelta(seconds=3000) <= datetime.now(UTC)
+
+
 async def test_who_has_lost_its_claim_postpones_nothing(bench: Bench) -> None:
     """A process that was frozen goes on when somebody else has asked about the submission, and it waits."""
     await bench.watch()
     await bench.due_now()
     async with bench.db.transaction() as tx:
         (stale,) = await store.claim(tx, "watching", timedelta(0), 1)
+    tomorrow = datetime.now(UTC) + timedelta(days=1)
+    due = "SELECT due_at FROM watches"
     async with bench.db.transaction() as tx:
         (held,) = await store.claim(tx, "watching", timedelta(minutes=5), 1)
-        await store.postpone(tx, [(stale, datetime.now(UTC) + timedelta(days=1))])
-    assert await bench.db.pool.fetchval("SELECT due_at < now() + interval '6 minutes' FROM watches")
+        await store.postpone(tx, "watching", [(stale, tomorrow)])
+        assert await tx.fetchval(due) < tomorrow
+        await store.judge(tx, {held.submission_id: {"status": "succeeded"}})
     async with bench.db.transaction() as tx:
-        await store.postpone(tx, [(held, datetime.now(UTC) + timedelta(days=1))])
-    assert await bench.db.pool.fetchval("SELECT due_at > now() + interval '6 minutes' FROM watches")
+        (explained,) = await store.claim(tx, "judged", timedelta(minutes=5), 1)
+        assert explained.attempts == stale.attempts
+        await store.postpone(tx, "watching", [(stale, tomorrow)])
+        assert await tx.fetchval(due) < tomorrow
+        await store.postpone(tx, "judged", [(explained, tomorrow)])
+        assert await tx.fetchval(due) == tomorrow
 
 
 async def test_after_26_hours_the_wait_ends_with_no_result(bench: Bench) -> None:

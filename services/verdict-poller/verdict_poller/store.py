@@ -81,15 +81,16 @@ async def claim(tx: Tx, state: str, lease: timedelta, limit: int) -> list[Watch]
     return [_watch(row) for row in rows]
 
 
-async def postpone(tx: Tx, dues: Sequence[tuple[Watch, datetime]]) -> None:
-    """Ask again later about watches that are still claimed as they were."""
+async def postpone(tx: Tx, state: str, dues: Sequence[tuple[Watch, datetime]]) -> None:
+    """Have watches due again later, if they are still of *state* and claimed as they were."""
     await tx.execute(
         "UPDATE watches SET due_at = new.due_at FROM unnest($1::uuid[], $2::integer[], $3::timestamptz[])"
         " AS new (submission_id, attempts, due_at)"
-        " WHERE watches.submission_id = new.submission_id AND watches.attempts = new.attempts",
+        " WHERE watches.submission_id = new.submission_id AND watches.attempts = new.attempts AND state = $4",
         [watch.submission_id for watch, _ in dues],
         [watch.attempts for watch, _ in dues],
         [due for _, due in dues],
+        state,
     )
 
 

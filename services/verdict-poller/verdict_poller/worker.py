@@ -79,13 +79,13 @@ class Poller:
         judged |= {w.submission_id: _no_result(w) for w in waiting if _is_given_up(w, answers, now)}
         async with self._db.transaction() as tx:
             await store.judge(tx, judged)
-            await store.postpone(tx, self._dues([w for w in waiting if w.submission_id not in judged], now, failure))
+            still = [watch for watch in waiting if watch.submission_id not in judged]
+            await store.postpone(tx, "watching", self._dues(still, failure))
 
-    def _dues(
-        self, waiting: Sequence[Watch], now: datetime, failure: M365Error | TimeoutError | None
-    ) -> list[tuple[Watch, datetime]]:
+    def _dues(self, waiting: Sequence[Watch], failure: M365Error | TimeoutError | None) -> list[tuple[Watch, datetime]]:
         """Say when to ask again: as planned, or sooner after a question that failed, but not before Microsoft says."""
-        if isinstance(failure, Throttled) and failure.retry_after:
+        now = datetime.now(UTC)
+        if isinstance(failure, Throttled | Unavailable) and failure.retry_after:
             return [(watch, now + timedelta(seconds=failure.retry_after)) for watch in waiting]
         dues = [(watch, self._schedule.next_due(now, watch.attempts)) for watch in waiting]
         if failure is None or not waiting:
@@ -202,7 +202,7 @@ class Explainer:
         async with self._db.transaction() as tx:
             new = await store.settle(tx, [watch.submission_id for watch, _ in told])
             await outbox.emit(tx, [(event, watch.traceparent) for watch, event in told if watch.submission_id in new])
-            await store.postpone(tx, again)
+            await store.postpone(tx, "judged", again)
 
     async def _read_settings(
         self, tenant_id: UUID, wanted: set[Query], deadline: float
