@@ -114,7 +114,7 @@ class Upstream:
         unknown = UNKNOWN if method == "POST" else "ask again"
         try:
             yield
-        except aiohttp.ClientConnectorError as error:
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             detail = "it was not reached, so nothing was kept; send the same request again"
             raise self._failed(error, 503, "is away", detail, retry_after=5) from None
         except TimeoutError as error:

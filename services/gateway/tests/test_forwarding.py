@@ -236,6 +236,26 @@ async def test_a_service_that_breaks_off_is_502(
     assert calls == 1
 
 
+async def test_a_service_that_takes_no_connection_was_not_reached(
+    run_gateway: Any, security: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """503: where nobody lets us in in time, nothing can have been kept."""
+
+    async def nobody_comes(*_: Any, **__: Any) -> Any:
+        raise aiohttp.ConnectionTimeoutError("nobody comes")
+
+    async with run_gateway("http://127.0.0.1:1") as gateway:
+        connect = aiohttp.TCPConnector.connect
+
+        async def reach(connector: Any, request: Any, *rest: Any, **more: Any) -> Any:
+            return await (nobody_comes if request.url.port == 1 else connect)(connector, request, *rest, **more)
+
+        monkeypatch.setattr(aiohttp.TCPConnector, "connect", reach)
+        async with gateway.get("/v1/cases", headers=security) as answer:
+            assert (answer.status, answer.headers["Retry-After"]) == (503, "5")
+            assert "was not reached" in (await answer.json())["detail"]
+
+
 async def test_ready_means_that_the_services_live(gateway: aiohttp.ClientSession) -> None:
     """The gateway is ready when every service behind it answers."""
     async with asyncio.timeout(60):
