@@ -19,6 +19,7 @@ import aiohttp
 import asyncpg
 from aiokafka import AIOKafkaConsumer
 from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import KafkaError
 
 from backstop.gateway import Gateway
 from backstop.journal import Journal
@@ -58,7 +59,11 @@ UNFINISHED: Mapping[str, Sequence[str]] = {
     "submitter": ("submitter.submissions WHERE state = 'due'",),
     "verdict_poller": ("verdict_poller.watches WHERE state <> 'told'",),
     "blocklist": ("blocklist.entries WHERE true",),
-    "quarantine": ("quarantine.actions WHERE state = 'pending'", "quarantine.digests WHERE state = 'pending'"),
+    "quarantine": (
+        "quarantine.actions WHERE state = 'pending'",
+        "quarantine.digests WHERE state = 'pending'",
+        "quarantine.syncs WHERE trouble IS NOT NULL",
+    ),
 }
 """Rows that somebody will take up again when they are due."""
 CLAIMING = ("submitter", "blocklist", "verdict_poller", "quarantine")
@@ -288,7 +293,8 @@ class Run:
         """
         Wait until each report has a case, each case and block an outcome, and each outbox is empty.
 
-        Returns None then, or what is missing when nothing has happened for *patience* seconds in which nobody paused.
+        Returns None then, or what is missing when nothing has happened for *patience* seconds in which nobody paused,
+        or for LONGEST_PAUSE_SECONDS.
         """
         begun = heard = time.monotonic()
         state: str | None = ""
@@ -361,9 +367,9 @@ class Run:
             AIOKafkaAdminClient(bootstrap_servers=self.ground.kafka_bootstrap),
             AIOKafkaConsumer(bootstrap_servers=self.ground.kafka_bootstrap, enable_auto_commit=False),
         )
-        await admin.start()
-        await consumer.start()
         try:
+            await admin.start()
+            await consumer.start()
             behind = {}
             for group in self.groups:
                 committed = await admin.list_consumer_group_offsets(f"{self.name}.{group}")
@@ -515,6 +521,10 @@ async def _follow(journal: Journal) -> None:
             following.cancel()
             # Not awaited: the end of what is followed would be mistaken for the end of this, or hide it.
             await asyncio.wait([following])
+            if not following.cancelled() and not isinstance(
+                error := following.exception(), KafkaError | OSError | None
+            ):
+                raise error
 
 
 async def _sign_in(run: Run) -> None:

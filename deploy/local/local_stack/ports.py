@@ -16,7 +16,7 @@ def choose_port(name: str) -> int:
     """
     Return the port for *name* on 127.0.0.1: the one in `BACKSTOP_<NAME>_PORT` if set, else a free one.
 
-    No port that was chosen is chosen again, by whatever program, as long as this one runs.
+    A free port that was chosen is not chosen again, by whatever program, as long as this one runs.
     Raises `StackError` when the port from the environment is not a port or is taken.
     """
     variable = f"BACKSTOP_{name.upper()}_PORT"

@@ -628,9 +628,10 @@ async def test_an_entry_whose_answer_was_lost_is_adopted(world: World, kind: str
     """It is looked for before the call is repeated, and known by its notes."""
     world.fault(NEW, kind, seconds=600)
     await world.ask(world.wish())
-    while not world.ledger("tenant_blocks"):
-        await world.pass_time()
-        assert await world.work(world.worker(timeout=0.5)) == []
+    async with asyncio.timeout(60):
+        while not world.ledger("tenant_blocks"):
+            await world.pass_time()
+            assert await world.work(world.worker(timeout=0.5)) == []
 
     await world.pass_time()
     (applied,) = await world.work()
@@ -669,9 +670,10 @@ async def test_a_call_ends_before_its_claim_does(world: World) -> None:
     """Whatever it waits for: when the entry comes due again nobody calls about it any more."""
     world.fault(NEW, "timeout", seconds=600)
     await world.ask(world.wish())
-    while not world.ledger("tenant_blocks"):
-        await world.pass_time()
-        await world.worker(timeout=600, lease=timedelta(seconds=2)).settle_due()
+    async with asyncio.timeout(60):
+        while not world.ledger("tenant_blocks"):
+            await world.pass_time()
+            await world.worker(timeout=600, lease=timedelta(seconds=2)).settle_due()
 
     await world.pass_time()
     (applied,) = await world.work()

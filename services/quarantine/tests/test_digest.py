@@ -196,8 +196,9 @@ async def test_what_was_decided_meanwhile_is_not_told(world: Any) -> None:
 @pytest.mark.usefixtures("held")
 async def test_mail_that_only_admins_may_handle_is_never_told(world: Any) -> None:
     """Its policy lets users do nothing."""
-    await world.db.pool.execute("UPDATE messages SET quarantine_policy = 'AdminOnlyAccessPolicy'")
+    await world.db.pool.execute("UPDATE policies SET permissions = 0")
     await work(world, rounds=1)
+    assert await states(world) == {ANNA: "nothing", BEN: "nothing"}
     assert recipients(world) == []
 
 

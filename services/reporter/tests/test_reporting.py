@@ -300,7 +300,7 @@ async def test_whoever_reports_is_answered_in_time_while_postgresql_is_stuck(
     status, _ = await send(running, headers, raw)
     async with asyncio.timeout(60):
         # Who has given up may be filed all the same: nothing of it shall be left for the next test.
-        while any(str(task.get_coro()).startswith("<coroutine object Filing.") for task in asyncio.all_tasks()):
+        while any(f" {filing.Filing.__name__}." in str(task.get_coro()) for task in asyncio.all_tasks()):
             await asyncio.sleep(0.02)
 
     assert {status for status, _ in refused} == {503}

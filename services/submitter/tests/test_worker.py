@@ -363,7 +363,7 @@ async def test_a_call_ends_before_its_claim_does(
     """Whatever it waits for: when the submission comes due again nobody calls about it any more."""
     await request(db, mails, tenant_id)
     order(microsoft, kind="timeout", seconds=600)
-    async with start(lease=timedelta(seconds=2)) as worker:
+    async with asyncio.timeout(60), start(lease=timedelta(seconds=2)) as worker:
         while not made(microsoft):
             await due_now(db)
             await worker.submit_due()
