@@ -106,6 +106,9 @@ class Digester:
 
     async def _send(self, digest: Digest, deadline: float) -> None:
         settings = await settings_of(self._db.pool, digest.tenant_id)
+        if digest.draft_id is None:
+            async with self._db.transaction() as tx:
+                await store.tell_later(tx, digest.digest_id)
         messages = [
             message
             for message in await store.messages_of_digest(self._db.pool, digest.digest_id)

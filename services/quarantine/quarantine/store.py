@@ -630,6 +630,15 @@ async def tell(tx: Tx, digests: Mapping[UUID, UUID]) -> None:
     )
 
 
+async def tell_later(tx: Tx, digest_id: UUID) -> None:
+    """Leave those mails to a later digest whose policy has become one that is not known yet."""
+    await tx.execute(
+        "UPDATE messages SET digest_id = NULL WHERE digest_id = $1 AND NOT EXISTS (SELECT FROM policies"
+        " WHERE policies.tenant_id = messages.tenant_id AND policies.name = quarantine_policy)",
+        digest_id,
+    )
+
+
 async def record_digests(
     tx: Tx, tenant_id: UUID, every: Every, ended_at: datetime, recipients: Mapping[UUID, str]
 ) -> None:
