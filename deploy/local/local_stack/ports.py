@@ -9,7 +9,6 @@ from local_stack.supervisor import StackError
 # Below the ports that Linux, macOS and Windows hand out for outgoing connections: a client that reconnects to a server
 # which is down could otherwise be given the server's own port and keep it.
 _CHOICE = range(15_000, 32_000)
-_reserved: list[int] = []
 
 
 def choose_port(name: str) -> int:
@@ -55,5 +54,6 @@ def _reserve(port: int) -> bool:
             reservation.bind(("127.0.0.1", port))
         except OSError:
             return False
-        _reserved.append(reservation.detach())
+        # Never closed: the system does that when this program ends.
+        reservation.detach()
     return True
