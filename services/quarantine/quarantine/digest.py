@@ -101,14 +101,12 @@ class Digester:
         deadline = self._lease.deadline()
         async with self._db.transaction() as tx:
             digests = await store.claim_digests(tx, self._tenants, self._lease.length, self._batch)
+            await store.tell_later(tx, [digest.digest_id for digest in digests if digest.draft_id is None])
         await finish(*(self._send(digest, deadline) for digest in digests))
         return len(digests)
 
     async def _send(self, digest: Digest, deadline: float) -> None:
         settings = await settings_of(self._db.pool, digest.tenant_id)
-        if digest.draft_id is None:
-            async with self._db.transaction() as tx:
-                await store.tell_later(tx, digest.digest_id)
         messages = [
             message
             for message in await store.messages_of_digest(self._db.pool, digest.digest_id)

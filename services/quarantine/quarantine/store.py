@@ -630,12 +630,12 @@ async def tell(tx: Tx, digests: Mapping[UUID, UUID]) -> None:
     )
 
 
-async def tell_later(tx: Tx, digest_id: UUID) -> None:
-    """Leave those mails to a later digest whose policy has become one that is not known yet."""
+async def tell_later(tx: Tx, digest_ids: Collection[UUID]) -> None:
+    """Leave those mails of digests to later ones whose policy has become one that is not known yet."""
     await tx.execute(
-        "UPDATE messages SET digest_id = NULL WHERE digest_id = $1 AND NOT EXISTS (SELECT FROM policies"
+        "UPDATE messages SET digest_id = NULL WHERE digest_id = ANY($1::uuid[]) AND NOT EXISTS (SELECT FROM policies"
         " WHERE policies.tenant_id = messages.tenant_id AND policies.name = quarantine_policy)",
-        digest_id,
+        list(digest_ids),
     )
 
 
