@@ -36,7 +36,7 @@ from blocklist import handlers, store
 from blocklist.worker import Worker
 from chassis.db import Database
 from chassis.kafka import Received
-from chassis.work import Lease
+from chassis.work import Lease, backoff
 from m365 import Credential, Exchange, Tokens, open_session
 from simulator import DEFAULT_APP, DEFAULT_SECRET, Simulator
 from simulator.allow_block_list import ListEntry
@@ -599,12 +599,17 @@ async def test_throttled_with_retry_after_waits_as_long_as_it_says(world: World)
     assert [(type(event), event.already_present) for event in events] == [(BlockApplied, False)] * 2
 
 
-async def test_throttled_without_retry_after_backs_off(world: World) -> None:
+async def test_throttled_without_retry_after_backs_off(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Some of Microsoft's services name no time."""
+    monkeypatch.setattr("blocklist.worker.backoff", backoff)
     world.fault(NEW, "throttle")
     await world.ask(world.wish())
-    assert await world.work() == []
-    assert timedelta(minutes=50) < await world.pause() <= HOUR
+    before = datetime.now(UTC)
+    assert await world.worker().settle_due() == 1
+    due_at = await world.db.pool.fetchval("SELECT due_at FROM entries")
+    assert await world.emitted() == []
+    assert timedelta(0) < due_at - before
+    assert due_at - datetime.now(UTC) <= timedelta(seconds=2)
 
     await world.pass_time()
     (applied,) = await world.work()
