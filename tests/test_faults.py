@@ -3,6 +3,7 @@
 import asyncio
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from faults.load import GOOD_HEADERS
 from faults.mutants import GUARDS
 from faults.run import PROCESSES, Ground, Report, Run, ground, judge, running
 from faults.schedule import plan
+
+from .test_story import until
 
 SEED = 4
 SECONDS = 30.0
@@ -43,12 +46,8 @@ async def meet(run: Run, mails: int) -> None:
 
 async def within(seconds: float, condition: Callable[[], Awaitable[bool]]) -> None:
     """Give a mutant the time to go wrong: return when *condition* holds, or after *seconds* in which it need not."""
-    try:
-        async with asyncio.timeout(seconds):
-            while not await condition():
-                await asyncio.sleep(0.05)
-    except TimeoutError:
-        return
+    with suppress(TimeoutError):
+        await until(condition, seconds)
 
 
 async def publisher_crashes_while_kafka_is_away(run: Run) -> None:
@@ -100,9 +99,11 @@ async def a_header_is_not_utf8(run: Run) -> None:
     for _ in range(3):
         await run.load.plant_poison(b"{", [*GOOD_HEADERS, ("x", b"\xff\xfe")], topic="message-reported")
     await meet(run, 6)
-    async with asyncio.timeout(60):
-        while "reporter" in await run.unpublished():
-            await asyncio.sleep(0.05)
+
+    async def published() -> bool:
+        return "reporter" not in await run.unpublished()
+
+    await until(published)
     await run.stack.supervisor.restart("triage")
 
 
@@ -123,9 +124,7 @@ async def consumer_crashes_in_a_batch(run: Run) -> None:
         # The admin may still read it.
         await somebody.execute("LOCK TABLE triage.cases IN EXCLUSIVE MODE")
         await meet(run, 10)
-        async with asyncio.timeout(60):
-            while not await somebody.fetchval(waits):
-                await asyncio.sleep(0.05)
+        await until(lambda: somebody.fetchval(waits))
         # A mutant commits in intervals of five seconds.
         await within(10, committed)
         await run.stack.supervisor.kill("triage")

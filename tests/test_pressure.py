@@ -92,11 +92,7 @@ async def test_while_kafka_is_away_intake_goes_on_and_everything_catches_up(
         return await gauge(stack, "reporter", "backstop_outbox_oldest_seconds") > age + 5
 
     await until(older)
-
-    async def intake_is_ready() -> bool:
-        return all([(await ready(stack, name))[0] == 200 for name in INTAKE])
-
-    await until(intake_is_ready)
+    await until(lambda: _are_ready(stack, *INTAKE))
     for name in SERVICES:
         async with aiohttp.ClientSession() as session, session.get(f"{stack.urls[name]}/livez") as response:
             assert response.status == 200
@@ -159,17 +155,17 @@ async def test_while_postgresql_is_away_intake_says_so_and_nothing_accepted_is_l
         await load
         await extra
     assert {(status, kind, after) for _, status, kind, after in refused} == {(503, "application/problem+json", "5")}
-
-    async def is_ready() -> bool:
-        return all([(await ready(stack, name))[0] == 200 for name in (*SERVICES, "gateway")])
-
-    await until(is_ready)
+    await until(lambda: _are_ready(stack, *SERVICES, "gateway"))
 
     async def known() -> bool:
         return set(accepted) <= demo.journal.case_of.keys()
 
     await until(known)
     assert len(set(accepted)) == len(accepted) == 2 * len(mails) + 2
+
+
+async def _are_ready(stack: Stack, *names: str) -> bool:
+    return all([(await ready(stack, name))[0] == 200 for name in names])
 
 
 async def _truth(value: Any) -> bool:

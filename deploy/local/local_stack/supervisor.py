@@ -357,7 +357,7 @@ async def _end(ended: "asyncio.Task[int]", members: Sequence[psutil.Process]) ->
     signal_each(members, signal.SIGKILL)
     await asyncio.wait([ended])
     patience = time.monotonic() + _GONE_SECONDS
-    while any(_lives(member) for member in members) and time.monotonic() < patience:  # noqa: ASYNC110
+    while any(lives(member) for member in members) and time.monotonic() < patience:  # noqa: ASYNC110
         await asyncio.sleep(_POLL_SECONDS)
 
 
@@ -365,7 +365,8 @@ def _inherited() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith(("BACKSTOP_", "AZURE_"))}
 
 
-def _lives(process: psutil.Process) -> bool:
+def lives(process: psutil.Process) -> bool:
+    """Tell whether *process* still does something; who has ended may wait for its parent."""
     with contextlib.suppress(psutil.NoSuchProcess):
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     return False

@@ -216,9 +216,9 @@ async def test_up_stays_up_until_down(state: Path) -> None:
         assert "up already" in complained
 
         async with asyncio.timeout(60):
-            while (await command("status"))[0]:
+            while (answer := await command("status"))[0]:
                 pass
-        assert (await command("status"))[1].count(" ready") == len(SERVICES)
+        assert answer[1].count(" ready") == len(SERVICES)
 
         assert (await command("logs"))[1].count("topics: made at") == 1
     finally:

@@ -1,7 +1,6 @@
 """What is started can be disturbed and stopped, and outlives nobody."""
 
 import asyncio
-import contextlib
 import os
 import signal
 import sys
@@ -14,7 +13,7 @@ import psutil
 import pytest
 import pytest_asyncio
 
-from local_stack.supervisor import StackError, Supervisor, holder
+from local_stack.supervisor import StackError, Supervisor, holder, lives
 
 FOREVER = ["sleep", "1000"]
 STUBBORN = ["sh", "-c", "trap '' TERM; echo deaf; while :; do sleep 0.1; done"]
@@ -43,13 +42,6 @@ async def supervisor(tmp_path: Path) -> AsyncIterator[Supervisor]:
     """Return a supervisor in a folder of its own."""
     async with Supervisor(tmp_path / "stack") as entered:
         yield entered
-
-
-def lives(process: psutil.Process) -> bool:
-    """Tell whether a process still does something; who has ended may wait for its parent."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
-    return False
 
 
 async def until(condition: Callable[[], bool], seconds: float = 10) -> None:

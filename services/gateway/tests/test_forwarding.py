@@ -240,15 +240,13 @@ async def test_a_service_that_takes_no_connection_was_not_reached(
     run_gateway: Any, security: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """503: where nobody lets us in in time, nothing can have been kept."""
-
-    async def nobody_comes(*_: Any, **__: Any) -> Any:
-        raise aiohttp.ConnectionTimeoutError("nobody comes")
-
     async with run_gateway("http://127.0.0.1:1") as gateway:
         connect = aiohttp.TCPConnector.connect
 
         async def reach(connector: Any, request: Any, *rest: Any, **more: Any) -> Any:
-            return await (nobody_comes if request.url.port == 1 else connect)(connector, request, *rest, **more)
+            if request.url.port == 1:
+                raise aiohttp.ConnectionTimeoutError("nobody comes")
+            return await connect(connector, request, *rest, **more)
 
         monkeypatch.setattr(aiohttp.TCPConnector, "connect", reach)
         async with gateway.get("/v1/cases", headers=security) as answer:

@@ -33,8 +33,6 @@ from simulator import DEFAULT_APP, DEFAULT_SECRET, Simulator
 from simulator.faults import Fault
 
 KEY = "a-key-of-the-tests-that-is-long-enough-0001"
-LONG, SHORT = timedelta(minutes=1), timedelta(seconds=0.1)
-"""Patience for an outcome that comes, and for one that does not."""
 MODELS = {model.topic(): model for model in EVENTS}
 
 
@@ -57,6 +55,8 @@ class World:
     """The service's parts as after a restart: nothing is remembered but what the database holds."""
 
     mail = staticmethod(write)
+    # Patience for an outcome that comes, and for one that does not.
+    long, short = timedelta(minutes=1), timedelta(seconds=0.1)
 
     def __init__(
         self, db: Database, microsoft: Simulator, tenant_id: UUID, session: aiohttp.ClientSession, control: Any
@@ -112,7 +112,7 @@ class World:
         """Make the users' pages; those that are not patient say soon that something runs."""
         reading = Reading()
         reading.use(self.exchange())
-        patience = LONG if patient else SHORT
+        patience = self.long if patient else self.short
         return Pages(self.db, reading, self.links(), make_templates(), sign_in, patience=patience)
 
     async def settle(self, **settings: Any) -> None:

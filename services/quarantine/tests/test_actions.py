@@ -183,13 +183,13 @@ async def client(world: Any, call: Any) -> Client:
     """Serve the admins' routes."""
     reading = Reading()
     reading.use(world.exchange())
-    return await call(make_router(world.db, reading, patience=timedelta(minutes=1)))
+    return await call(make_router(world.db, reading, patience=world.long))
 
 
 @pytest.fixture
 async def impatient(world: Any, call: Any) -> Client:
     """Serve routes that soon say that something runs."""
-    return await call(make_router(world.db, Reading(), patience=timedelta(seconds=0.1)))
+    return await call(make_router(world.db, Reading(), patience=world.short))
 
 
 async def ids(world: Any) -> dict[tuple[str, str], str]:
