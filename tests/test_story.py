@@ -157,11 +157,78 @@ async def test_a_malicious_mail_in_junk(demo: Demo, tmp_path: Path) -> None:
     assert decided["actor"]["name"] == "admin@contoso.example"
     assert [block["value"] for block in ledger["tenant_blocks"]].count("alpine.example") == 1
 
-    # The same campaign, met in an Inbox under another Message-ID and sender, is the same case.
+    # The same campaign again: the closed case was answered for other mails.
     copy = write(tmp_path, "order", "orders@bellows.example", text)
-    joined = await demo.report(Reported(copy, (mia,)))
-    assert (await case_with(demo, joined.report_ids[0], "resolved"))["case_id"] == case["case_id"]
-    await told(demo, mia, joined.report_ids[0], "threat")
+    another = await demo.report(Reported(copy, (mia,)))
+    assert (await case_with(demo, another.report_ids[0], "open"))["case_id"] != case["case_id"]
+    await told(demo, mia, another.report_ids[0], "Your security team is looking at the mail.")
+    await demo._gateway.decide(demo._admin, str(demo.journal.case_of[another.report_ids[0]]), {"action": "dismiss"})
+
+
+LUNCH = "Lunch is at noon on Thursday in the canteen on the ground floor. Please tell us whether you can come."
+WIRE = "Please pay the open invoice for the new furniture of the office to this account before Friday: IBAN {}."
+
+
+@pytest.mark.parametrize(
+    ("harmless", "phish", "ending"),
+    [
+        (
+            {"text": LUNCH},
+            {"text": "Your mailbox is full. Sign in at https://mailbox.phish.example/in to keep your messages."},
+            "submit",
+        ),
+        ({"text": "Lunch at noon?"}, {"text": "See https://l.phish.example"}, "submit"),
+        ({"text": WIRE.format("DE02 1203")}, {"text": WIRE.format("DE02 6666"), "message_id": None}, "dismiss"),
+        ({"text": WIRE.format("DE02 1204")}, {"text": WIRE.format("DE02 7777")}, "dismiss"),
+    ],
+    ids=["another text", "another short text", "another account number", "all the same but the account number"],
+)
+async def test_a_phish_inherits_nothing_from_the_harmless_mail_that_it_imitates(
+    demo: Demo, tmp_path: Path, harmless: dict[str, Any], phish: dict[str, Any], ending: str
+) -> None:
+    """Its Message-ID or its text is that of a mail which was found clean, or dismissed: somebody looks at it anew."""
+    lea, ines, ida = (f"{name}@contoso.example" for name in ("lea", "ines", "ida"))
+    await demo.sign_in([lea, ines, ida])
+    message_id = f"<{uuid4()}@partner.example>"
+    mail = write(tmp_path, "note", "office@partner.example", message_id=message_id, **harmless)
+    good = (await demo.report(Reported(mail, (lea,), folder="junk"))).report_ids[0]
+    closed = await case_with(demo, good, "open")
+    decision = {"action": ending} | ({"category": "phishing"} if ending == "submit" else {})
+    await demo._gateway.decide(demo._admin, closed["case_id"], decision)
+    await case_with(demo, good, "resolved" if ending == "submit" else "dismissed")
+    await told(demo, lea, good, "no threat in it" if ending == "submit" else "nothing malicious")
+
+    copy = write(tmp_path, "note", "office@lookalike.example", **{"message_id": message_id} | phish)
+    bad = (await demo.report(Reported(copy, (ines, ida, lea)))).report_ids
+    for report_id in bad:
+        case = await case_that(demo, report_id, lambda case: case["report_count"] == len(bad))
+        assert case["case_id"] != closed["case_id"]
+    await case_that(demo, bad[0], lambda case: "verdict.ready" in kinds_of(case))
+    ledger = await settled(demo)
+
+    assert (await demo._gateway.read_case(demo._admin, closed["case_id"]))["report_count"] == 1
+    items = [one["internet_message_id"] for one in ledger["submissions"]]
+    assert items.count(case["internet_message_id"]) == (2 if ending == "submit" else 1)
+
+
+async def test_two_mails_with_one_message_id_are_judged_apart_at_the_same_time(demo: Demo, tmp_path: Path) -> None:
+    """The second comes while Microsoft still looks at the first."""
+    ole, oda, message_id = "ole@contoso.example", "oda@contoso.example", f"<{uuid4()}@partner.example>"
+    await demo.sign_in([ole, oda])
+    texts = LUNCH, "Your parcel waits for you. Pay the customs fee at https://parcel.phish.example/fee until tonight."
+    mails = [
+        write(tmp_path, f"m{n}", "office@partner.example", text, message_id=message_id) for n, text in enumerate(texts)
+    ]
+    # Microsoft takes the same Message-ID and recipient once in 15 minutes.
+    reporters = (ole, oda), (oda, ole)
+    acts = [Reported(mail, people) for mail, people in zip(mails, reporters, strict=True)]
+    lunch, parcel = [(await demo.report(act)).report_ids for act in acts]
+    first, second = [await case_with(demo, reports[1], "resolved") for reports in (lunch, parcel)]
+    await settled(demo)
+
+    assert [case["verdict"]["conclusion"] for case in (first, second)] == ["clean", "threat"]
+    assert [case["report_count"] for case in (first, second)] == [2, 2]
+    await told(demo, oda, parcel[0], "confirms that this mail is a threat")
 
 
 async def test_a_block_is_lifted_when_the_verdict_says_clean(demo: Demo, tmp_path: Path) -> None:

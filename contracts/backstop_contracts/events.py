@@ -113,6 +113,24 @@ class Message(Part):
     received_at: AwareDatetime | None = None
     delivery: Delivery = Delivery()
 
+    @property
+    def content(self) -> str:
+        """
+        What makes two copies the same mail: what they say; of a mail that says too little, its id, sender and subject.
+
+        A sender chooses the Message-ID, so it alone makes nothing the same.
+        """
+        return self.fingerprint or f"{self._named} {self.subject or ''}"
+
+    @property
+    def identity(self) -> str:
+        """What makes two reports of one person be about the same mail, whatever the channel: delivery and content."""
+        return f"{self.network_message_id or ''} {self._named} {self.content}"
+
+    @property
+    def _named(self) -> str:
+        return f"{self.internet_message_id or self.sha256} {(self.sender or '').lower()}"
+
 
 class MailboxMessage(Part):
     """Where a mail lies in Exchange Online, when that is known: the `messageUrl` of Graph is made of it."""

@@ -126,8 +126,7 @@ class Carrier:
         await self._mails.put(message.tenant_id, raw)
         about = _message_of(facts, message)
         said = ReportedAs(action.reported_as or ReportedAs.PHISHING)
-        mail = f"{about.internet_message_id or about.sha256}:{about.fingerprint or ''}"
-        by_user = rules.report_id(message.tenant_id, message.recipient, mail, said)
+        by_user = rules.report_id(message.tenant_id, message.recipient, about.identity, said)
         report = MessageReported(
             tenant_id=message.tenant_id,
             # An admin's decision must not be taken for the user's report, which may have been made before.

@@ -93,9 +93,7 @@ def blockable(message: Message) -> str | None:
 
 def report_id(tenant_id: UUID, reporter: str, message: Message, reported_as: ReportedAs) -> UUID:
     """Name a report: the same reporter saying the same of the same mail, whatever the channel and however often."""
-    # A sender may give two mails one Message-ID; they are one mail only if they say the same.
-    mail = f"{message.internet_message_id or message.sha256}:{message.fingerprint or ''}"
-    return uuid5(tenant_id, f"report:{reporter.lower()}:{mail}:{reported_as}")
+    return uuid5(tenant_id, f"report:{reporter.lower()}:{message.identity}:{reported_as}")
 
 
 def block_id(tenant_id: UUID, mailbox: str, sender: str, round_: int) -> UUID:

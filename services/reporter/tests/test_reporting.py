@@ -69,8 +69,8 @@ async def test_an_accepted_report_is_durable_and_published_as_it_is(
         mailbox_message={"user_id": ANN["oid"], "message_id": "AAMk="},
     )
 
-    content = parse(raw).fingerprint or ""
-    report_id = uuid5(tenant, f"report:ann@contoso.example:<parcel-1@fabrikam.example>:{content}:phishing")
+    identity = f" <parcel-1@fabrikam.example> mallory@fabrikam.example {parse(raw).fingerprint}"
+    report_id = uuid5(tenant, f"report:ann@contoso.example:{identity}:phishing")
     block_id = uuid5(tenant, f"block:{ANN['oid']}:mallory@fabrikam.example:1")
     assert status == 202
     assert accepted == {
@@ -190,12 +190,31 @@ async def test_the_case_of_an_address_makes_no_other_report(running: Any, token:
     assert second == first | {"repeated": True}
 
 
-async def test_a_mail_without_message_id_is_known_by_its_bytes(running: Any, token: Any, tenant: UUID) -> None:
-    """Without a Message-ID the SHA-256 of the mail stands for it."""
-    raw = b"From: mallory@fabrikam.example\r\nSubject: Parcel\r\n\r\nhello\r\n"
-    _, accepted = await send(running, await token("Reporter", **ANN), raw)
-    digest = hashlib.sha256(raw).hexdigest()
-    assert UUID(accepted["report_id"]) == uuid5(tenant, f"report:ann@contoso.example:{digest}::phishing")
+DELIVERY = "X-MS-Exchange-Organization-Network-Message-Id: 4c8e3f3a-8d0b-4b6a-1f5d-08dc6b1f2a3"
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("Subject: Parcel\n\nhello", "Subject: Parcel\n\nhallo"),
+        ("Message-ID: <a@x.example>\nSubject: Parcel\n\nhello", "Message-ID: <a@x.example>\nSubject: Card\n\nhello"),
+        ("Message-ID: <a@x.example>\n\nhello", f"Message-ID: <a@x.example>\n\n{'Confirm your account. ' * 9}"),
+        (f"Message-ID: <a@x.example>\n{DELIVERY}1\n\nhello", f"Message-ID: <a@x.example>\n{DELIVERY}2\n\nhello"),
+        ("Message-ID: <a@x.example>\n\nhello", "Message-ID: <a@x.example>\nFrom: bank@fabrikam.example\n\nhello"),
+    ],
+    ids=["bytes without a Message-ID", "subject", "text", "delivery", "sender"],
+)
+async def test_another_mail_is_another_report_whatever_its_message_id(
+    running: Any, token: Any, first: str, second: str
+) -> None:
+    """The answer to a harmless mail would else be given for a phish that its sender gives the same Message-ID."""
+    headers = await token("Reporter", **ANN)
+    mails = [f"{mail}\n".encode() for mail in (first, second, first)]
+    mails = [mail if b"\nFrom:" in mail else b"From: mallory@fabrikam.example\n" + mail for mail in mails]
+    one, other, again = [(await send(running, headers, mail))[1] for mail in mails]
+
+    assert (one["repeated"], other["repeated"]) == (False, False)
+    assert again == one | {"repeated": True}
 
 
 async def test_a_repeat_can_still_ask_for_the_block(running: Any, token: Any, make_mail: Any) -> None:

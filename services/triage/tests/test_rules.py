@@ -13,8 +13,8 @@ TENANT = uuid4()
 EXAMPLE = Path(__file__).parents[1] / "policy.example.toml"
 
 
-def report(message_id: str | None = None, fingerprint: str | None = None, sha256: str = "0" * 64) -> MessageReported:
-    """Make a report of a mail with these identities."""
+def report(message_id: str | None = None, fingerprint: str | None = None, **facts: str) -> MessageReported:
+    """Make a report of a mail with these facts."""
     return MessageReported(
         tenant_id=TENANT,
         report_id=uuid4(),
@@ -23,83 +23,68 @@ def report(message_id: str | None = None, fingerprint: str | None = None, sha256
         folder=Folder.INBOX,
         origin="api",
         reported_at=datetime.now(UTC),
-        message=Message(sha256=sha256, size=1, internet_message_id=message_id, fingerprint=fingerprint),
+        message=Message.model_validate(
+            {"sha256": "0" * 64, "size": 1, "internet_message_id": message_id, "fingerprint": fingerprint} | facts
+        ),
     )
 
 
-def cases(*reports: MessageReported, known: dict[bytes, UUID] | None = None) -> list[UUID]:
+def cases(*reports: MessageReported, standing: dict[bytes, UUID] | None = None) -> list[UUID]:
     """Return the case of each report."""
-    return [case_id for _, case_id in assign(TENANT, reports, known or {})[0]]
+    return [case_id for _, case_id in assign(TENANT, reports, standing or {})[0]]
 
 
-def test_reports_with_the_same_message_id_are_one_case() -> None:
-    """Each mailbox has its own copy, with other bytes."""
-    first, second = cases(report("<a@x.example>", sha256="1" * 64), report("<a@x.example>", sha256="2" * 64))
-    assert first == second
+PHISH = {"sender": "bank@phish.example", "subject": "Confirm"}
 
 
-def test_reports_with_the_same_content_are_one_case_whatever_their_message_ids() -> None:
-    """A campaign gives each copy an id of its own."""
-    first, second = cases(report("<a@x.example>", "v1:same"), report("<b@x.example>", "v1:same"))
-    assert first == second
+@pytest.mark.parametrize(
+    ("first", "second", "same"),
+    [
+        # A campaign gives each copy an id of its own.
+        (report("<a@x.example>", "v1:same"), report("<b@x.example>", "v1:same"), True),
+        (report("<a@x.example>", "v1:one"), report("<b@x.example>", "v1:two"), False),
+        # The sender chooses the Message-ID: for a known one it sends something else.
+        (report("<a@x.example>", "v1:lunch", **PHISH), report("<a@x.example>", "v1:phish", **PHISH), False),
+        (report("<a@x.example>", "v1:lunch", **PHISH), report("<a@x.example>", **PHISH), False),
+        # Too short for a fingerprint: each mailbox has its own copy, with other bytes.
+        (report("<a@x.example>", sha256="1" * 64, **PHISH), report("<a@x.example>", sha256="2" * 64, **PHISH), True),
+        (report("<a@x.example>", **PHISH), report("<a@x.example>", **PHISH | {"subject": "Lunch"}), False),
+        (report("<a@x.example>", **PHISH), report("<a@x.example>", **PHISH | {"sender": "x@other.example"}), False),
+        # Absence is no identity.
+        (report(sha256="1" * 64), report(sha256="1" * 64), True),
+        (report(sha256="1" * 64), report(sha256="2" * 64), False),
+    ],
+)
+def test_reports_are_one_case_if_their_mails_say_the_same(
+    first: MessageReported, second: MessageReported, same: bool
+) -> None:
+    """In one batch, and in a later one."""
+    one, other = cases(first, second)
+    assert (one == other) is same
+    _, keys = assign(TENANT, [first], {})
+    assert (cases(second, standing=keys) == [one]) is same
 
 
-def test_reports_of_different_mails_are_different_cases() -> None:
-    """Nothing in common, nothing joined."""
-    first, second = cases(report("<a@x.example>", "v1:one"), report("<b@x.example>", "v1:two"))
+def test_a_mail_of_a_closed_case_opens_another_one_and_takes_its_keys_along() -> None:
+    """What was answered for one mail is not the answer for the next."""
+    mail = report("<a@x.example>", "v1:lunch")
+    ((_, first),), old = assign(TENANT, [mail], {})
+    later = report("<a@x.example>", "v1:lunch")
+    ((_, second),), new = assign(TENANT, [later], {})
+
     assert first != second
+    assert new == dict.fromkeys(old, second)
 
 
-def test_a_mail_without_message_id_is_known_by_its_bytes() -> None:
-    """Same bytes, same case; other bytes, another case."""
-    first, second, third = cases(report(sha256="1" * 64), report(sha256="1" * 64), report(sha256="2" * 64))
-    assert first == second != third
+def test_a_mail_of_a_standing_case_leaves_it_its_message_id() -> None:
+    """A release is told in the case that was opened with it."""
+    standing = uuid4()
+    lunch, phish = report("<a@x.example>", "v1:lunch"), report("<a@x.example>", "v1:phish")
+    assigned, keys = assign(TENANT, [lunch, phish], dict.fromkeys(keys_of(lunch.message), standing))
 
-
-def test_mails_with_neither_message_id_nor_content_never_join_by_lacking_them() -> None:
-    """Absence is no identity."""
-    first, second = cases(report(None, None, "1" * 64), report(None, None, "2" * 64))
-    assert first != second
-
-
-def test_a_report_joins_the_case_that_stands_and_teaches_it_its_other_identities() -> None:
-    """A copy known by its content makes the case known by the copy's Message-ID too."""
-    standing, old = uuid4(), report("<a@x.example>", "v1:same")
-    known = dict.fromkeys(keys_of(old.message), standing)
-    new, third = report("<b@x.example>", "v1:same"), report("<b@x.example>")
-    assigned, keys = assign(TENANT, [new, third], known)
-
-    assert [case_id for _, case_id in assigned] == [standing, standing]
-    assert list(keys.values()) == [standing]
-
-
-def test_the_message_id_decides_when_message_id_and_content_point_to_different_cases() -> None:
-    """The stronger identity wins, and the keys of the other case stay with it."""
-    by_id, by_content, mail = uuid4(), uuid4(), report("<a@x.example>", "v1:same")
-    strong, weak = keys_of(mail.message)
-    assigned, new = assign(TENANT, [mail], {strong: by_id, weak: by_content})
-
-    assert [case_id for _, case_id in assigned] == [by_id]
-    assert new == {}
-
-
-def test_a_dismissed_case_takes_in_no_other_mail_of_its_message_id() -> None:
-    """Who sends a harmless mail first would else have all reports of the next one land where nobody looks."""
-    harmless = report("<a@x.example>", "v1:lunch")
-    dismissed = uuid4()
-    known = dict.fromkeys(keys_of(harmless.message), dismissed)
-    phish, copy, short = (
-        report("<a@x.example>", "v1:phish"),
-        report("<a@x.example>", "v1:phish"),
-        report("<a@x.example>"),
-    )
-    assigned, keys = assign(TENANT, [harmless, phish, copy, short], known, {dismissed})
-
-    (_, first), *others = assigned
-    assert first == dismissed
-    (opened,) = {case_id for _, case_id in others}
-    assert opened != dismissed
-    assert keys == dict.fromkeys(keys_of(phish.message), opened)
+    (_, joined), (_, opened) = assigned
+    assert joined == standing != opened
+    assert keys == {keys_of(phish.message)[0]: opened}
 
 
 def test_the_id_of_a_new_case_follows_from_its_mail() -> None:
@@ -110,8 +95,8 @@ def test_the_id_of_a_new_case_follows_from_its_mail() -> None:
 
 def test_an_endless_message_id_makes_a_key_like_any_other() -> None:
     """A hostile header cannot outgrow the index."""
-    (key,) = keys_of(report("<" + "a" * 100_000 + "@x.example>").message)
-    assert len(key) == 32
+    keys = keys_of(report("<" + "a" * 100_000 + "@x.example>").message)
+    assert [len(key) for key in keys] == [32, 32]
 
 
 def test_the_gravest_word_of_the_reporters_counts() -> None:

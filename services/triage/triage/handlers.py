@@ -35,6 +35,8 @@ from triage import decisions, store
 from triage.rules import Key, Policy, Rule, assign, block_lifetime, category_of, keys_of, message_key
 from triage.store import Case, Entry
 
+CLOSED = frozenset({CaseStatus.RESOLVED, CaseStatus.DISMISSED})
+
 
 async def on_message_reported(tx: Tx, reports: Sequence[Received[MessageReported]], *, policy: Policy) -> None:
     """Put each new report into its case, open the cases that are missing, and let the policy decide on them."""
@@ -53,15 +55,15 @@ async def _match(tx: Tx, tenant_id: UUID, reports: dict[UUID, Received[MessageRe
         return
     known = await store.find_keys(tx, tenant_id, {key for report in new for key in keys_of(report.message)})
     locked = await store.lock_cases(tx, set(known.values()))
-    dismissed = {case_id for case_id, case in locked.items() if case.status is CaseStatus.DISMISSED}
-    assigned, new_keys = assign(tenant_id, new, known, dismissed)
+    standing = {case_id: case for case_id, case in locked.items() if case.status not in CLOSED}
+    assigned, new_keys = assign(tenant_id, new, {key: case_id for key, case_id in known.items() if case_id in standing})
     await store.record_reports(tx, assigned)
     await store.record_keys(tx, tenant_id, new_keys)
 
     joined: defaultdict[UUID, list[MessageReported]] = defaultdict(list)
     for report, case_id in assigned:
         joined[case_id].append(report)
-    standing = {case_id: case for case_id, case in locked.items() if case_id in joined}
+    standing = {case_id: case for case_id, case in standing.items() if case_id in joined}
     opened = {
         case_id: _open(case_id, first[0], reports[first[0].report_id].traceparent)
         for case_id, first in joined.items()

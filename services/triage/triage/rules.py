@@ -2,7 +2,7 @@
 
 import hashlib
 import tomllib
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import accumulate
@@ -37,16 +37,13 @@ _GRAVITY = (ReportedAs.MALWARE, ReportedAs.PHISHING, ReportedAs.JUNK, ReportedAs
 
 def keys_of(message: Message) -> list[Key]:
     """
-    List the identities of a mail, strongest first: its Message-ID (or, without one, its bytes), then its content.
+    List the identities of a mail: its content, by which reports join a case, then its Message-ID if it has one.
 
-    The same mail in two mailboxes shares the Message-ID; the same campaign with a Message-ID each shares the content.
+    Copies of a campaign share the content, with a Message-ID each. Two mails that share a Message-ID alone may say
+    different things, since the sender chooses it: it only tells which case a release is about.
     """
-    identities = [
-        f"message-id {message.internet_message_id}" if message.internet_message_id else f"sha256 {message.sha256}"
-    ]
-    if message.fingerprint:
-        identities.append(f"fingerprint {message.fingerprint}")
-    return [hashlib.sha256(identity.encode()).digest() for identity in identities]
+    keys = [hashlib.sha256(f"content {message.content}".encode()).digest()]
+    return [*keys, message_key(message.internet_message_id)] if message.internet_message_id else keys
 
 
 def message_key(internet_message_id: str) -> Key:
@@ -55,30 +52,30 @@ def message_key(internet_message_id: str) -> Key:
 
 
 def assign(
-    tenant_id: UUID,
-    reports: Iterable[MessageReported],
-    known: Mapping[Key, UUID],
-    dismissed: Collection[UUID] = frozenset(),
+    tenant_id: UUID, reports: Iterable[MessageReported], standing: Mapping[Key, UUID]
 ) -> tuple[list[tuple[MessageReported, UUID]], dict[Key, UUID]]:
     """
-    Give each report its case: the one that already has one of its keys, else a new one.
+    Give each report its case: the one that already has its content, else a new one.
 
-    The id of a new case follows from the mail and the time of the report that opens it: the case that a mail opens
-    after an earlier one has expired is another case, with submissions and blocks of its own. *known* are the keys of
-    all reports that stand already. A *dismissed* case takes in only mails of its own content: who sends the harmless
-    one chooses the Message-ID of the next, which opens a case and takes that key along. Returns the reports with their
-    cases, in order, and the keys that are new or lead elsewhere now.
+    *standing* are the keys of cases that are neither resolved nor dismissed. A closed case takes in nothing, because
+    its answer was given for other mails: a report of its content opens a new case, which takes the key along.
+
+    The id of a new case follows from the mail and the time of the report that opens it, so that it is another case,
+    with submissions and blocks of its own. Returns the reports with their cases, in order, and the keys that are new
+    or lead elsewhere now.
     """
     new: dict[Key, UUID] = {}
     assigned = []
     for report in reports:
         keys = keys_of(report.message)
-        content = keys[-1] if report.message.fingerprint else None
-        found = ((key, new.get(key) or known.get(key)) for key in keys)
-        case_id = next((case for key, case in found if case and (case not in dismissed or key == content)), None)
-        case_id = case_id or uuid5(tenant_id, f"case:{keys[0].hex()}:{report.reported_at.isoformat()}")
+        content = keys[0]
+        case_id = (
+            standing.get(content)
+            or new.get(content)
+            or uuid5(tenant_id, f"case:{content.hex()}:{report.reported_at.isoformat()}")
+        )
         for key in keys:
-            if key not in known or (known[key] in dismissed and case_id not in dismissed):
+            if key not in standing:
                 new.setdefault(key, case_id)
         assigned.append((report, case_id))
     return assigned, new
