@@ -101,8 +101,10 @@ def mailboxes(field: str) -> Iterator[Mailbox]:
 def _mailbox(phrase: str, comment: str, angle: str) -> Mailbox | None:
     if "@" in angle:
         # A source route (<@relay:user@example.com>) is obsolete, and no part of the address.
-        address = angle.rpartition(":")[2]
+        address = angle.rpartition(":")[2].strip()
         name = phrase
+        if address.startswith('"') and address.endswith('"'):
+            address = address[1:-1]
     else:
         text = phrase if "@" in phrase else decode_words(phrase)
         found = _ADDRESS.search(text) or _ADDRESS.search(text.replace('"', " "))

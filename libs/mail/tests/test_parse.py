@@ -173,6 +173,7 @@ def test_a_subject_of_raw_bytes_is_read_as_utf8_or_else_as_windows_1252(raw_subj
         ("ann@BÜCHER。example", "ann@xn--bcher-kva.example", None),
         ("ann@XN--BCHER-KVA.example.", "ann@xn--bcher-kva.example", None),
         ("<@relay.example.net:ann@example.com>", "ann@example.com", None),
+        ('"Ann" <"ann@example.com">', "ann@example.com", "Ann"),
         ("ann@here@example.com", "ann@here@example.com", None),
         ("ann@example.com, bob@example.com", "ann@example.com", None),
         ("(((<<<ann@example.com", "ann@example.com", None),
