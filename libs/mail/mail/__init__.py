@@ -6,7 +6,9 @@ from mail.link import Link
 from mail.parse import Attachment, MailFacts, parse
 from mail.preview import Preview, PreviewAttachment, preview
 from mail.store import MailCorrupt, MailMissing, MailStore, StoreUnavailable
+from mail.text import normal_url
 from mail.words import ENGLISH
+from mail.wrappers import is_wrapper
 
 __all__ = [
     "DOCUMENT_HEADERS",
@@ -23,6 +25,8 @@ __all__ = [
     "PreviewAttachment",
     "StoreUnavailable",
     "document",
+    "is_wrapper",
+    "normal_url",
     "parse",
     "preview",
 ]

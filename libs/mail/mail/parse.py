@@ -111,7 +111,7 @@ def parse(raw: bytes) -> MailFacts:
     Return the facts of a raw mail. No input raises; what is broken, or crosses a bound, is named in `defects`.
 
     `is_mail` is False, and nothing but hash and size is known, when no field of a mail's header is there. `urls` are
-    distinct, at most URLS, each cut at URL_CHARS, Safe Links unwrapped. An attached mail is an attachment: its links
+    distinct, at most URLS, each cut at URL_CHARS, wrappers undone. An attached mail is an attachment: its links
     and its sender are not those of this mail.
     """
     sha256, size = hashlib.sha256(raw).hexdigest(), len(raw)

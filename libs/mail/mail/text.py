@@ -12,12 +12,12 @@ from collections.abc import Iterator
 from html import unescape
 from itertools import islice
 from typing import NamedTuple
-from urllib.parse import unquote
 
 import idna
 from selectolax.lexbor import LexborDocumentOptions, LexborHTMLParser
 
 from mail.mime import decode_words, printable
+from mail.wrappers import LAYERS, unwrapped
 
 HTML_CHARS = 100_000
 HTML_TAGS = 10_000
@@ -44,7 +44,6 @@ _ADDRESS = re.compile(r'(?:"[^"]{0,100}"|[^\s"@<>,;()]{1,200}+)@[^\s"<>,;()]+')
 _URL = re.compile(r"(?:https?|ftp)://[^\s<>\"\x00-\x1f]+|(?<![\w@/.-])www\.[^\s<>\"\x00-\x1f]+", re.IGNORECASE)
 _ABSOLUTE = re.compile(r"(https?|ftp):[\\/]*([^\\/?#]+)(.*)|[\\/]{2}([^\\/?#]+)(.*)", re.IGNORECASE | re.DOTALL)
 _PATH = re.compile(r"[^?#]*")
-_SAFE_LINK = re.compile(r"https?://[a-z0-9]+\.safelinks\.protection\.outlook\.com/.*?[?&]url=([^&#]+)", re.IGNORECASE)
 _CONDITIONAL = re.compile(r"<!--\[if[^\]>]{0,200}\]>(?:<!-->|<!-- -->)?|(?:<!--)?<!\[endif\]-->", re.IGNORECASE)
 _DATA_URL = re.compile(r"data:[\w.+/-]{1,80};base64,[A-Za-z0-9+/=%]{200,}+", re.IGNORECASE)
 _FORMATTING = re.compile(
@@ -197,18 +196,16 @@ def _without_tail(url: str) -> str:
     return url
 
 
-def normal_url(link: str) -> str | None:
+def normal_url(link: str, *, layers: int = LAYERS) -> str | None:
     """
     Return *link* as a browser reads it, or None when it leads to no web or FTP server.
 
-    White space inside, backslashes and missing slashes are the tricks that browsers forgive. Microsoft's Safe Links
-    are unwrapped: what was rewritten on delivery is no indicator.
+    White space inside, backslashes and missing slashes are the tricks that browsers forgive. Safe Links and other
+    wrappers are undone, at most *layers* of them: what was rewritten on delivery is no indicator.
     """
     link = "".join(link[: 4 * URL_CHARS].split())
     if link[:4].lower() == "www.":
         link = f"http://{link}"
-    if (safe := _SAFE_LINK.match(link)) and "://" in (target := unquote(safe[1])):
-        link = target
     found = _ABSOLUTE.match(link)
     if not found:
         return None
@@ -220,6 +217,8 @@ def normal_url(link: str) -> str | None:
     name = ascii_domain(printable(name))
     if not name:
         return None
+    if layers and (target := unwrapped(name, path)) and (url := normal_url(target, layers=layers - 1)):
+        return url
     return printable(f"{scheme}://{user}{at}{name}{colon}{port}{path}").replace(" ", "")
 
 

@@ -3,10 +3,11 @@
 import base64
 import hashlib
 from datetime import UTC, datetime
+from urllib.parse import quote
 
 import pytest
 
-from mail import MailFacts, parse
+from mail import MailFacts, normal_url, parse
 
 HEAD = b"From: Ann <ann@example.com>\nDate: Mon, 2 Nov 2026 10:00:00 +0100\n"
 
@@ -302,10 +303,58 @@ def test_links_that_only_outlook_shows_are_found() -> None:
     assert facts.urls == ("http://outlook.example", "http://others.example", "http://all.example")
 
 
-def test_safe_links_are_unwrapped() -> None:
-    """What was rewritten on delivery is the recipient's; the indicator is where it leads."""
-    wrapped = "https://eur01.safelinks.protection.outlook.com/?url=https%3A%2F%2Fevil.example%2Fa%3Fb%3D1&data=05%7Cbob"
-    assert parse(mail(body=f"Look: {wrapped}\n")).urls == ("https://evil.example/a?b=1",)
+@pytest.mark.parametrize(
+    ("wrapped", "target"),
+    [
+        (
+            "https://eur01.safelinks.protection.outlook.com/?url=https%3A%2F%2Fevil.example%2Fa%3Fb%3D1&data=05%7Cbob",
+            "https://evil.example/a?b=1",
+        ),
+        ("https://usg01.safelinks.protection.office365.us/?url=https%3A%2F%2Fevil.example%2F", "https://evil.example/"),
+        (
+            "https://nam02.safelinks.protection.outlook.com/?url="
+            + quote("https://eur01.safelinks.protection.outlook.com/?url=https%3A%2F%2Fevil.example%2Fa&data=1"),
+            "https://evil.example/a",
+        ),
+        ("https://urldefense.proofpoint.com/v1/url?u=http%3A%2F%2Fevil.example%2Fa&k=x", "http://evil.example/a"),
+        (
+            "https://urldefense.proofpoint.com/v2/url?u=https-3A__evil.example_a-3Fb-3D1&d=x",
+            "https://evil.example/a?b=1",
+        ),
+        ("https://urldefense.com/v3/__https://evil.example/a__;!!x", "https://evil.example/a"),
+        ("https://urldefense.com/v3/__https:/evil.example/a*b**A__;P8Ok!!x!y$", "https://evil.example/a?b\u00e4"),
+        ("https://linkprotect.cudasvc.com/url?a=https%3a%2f%2fevil.example%2fa&c=E,1", "https://evil.example/a"),
+        ("https://secure-web.cisco.com/1a-b/https%3A%2F%2Fevil.example%2Fa", "https://evil.example/a"),
+        ("https://clicktime.symantec.com/a/1/x?d=y&u=https%3A%2F%2Fevil.example%2Fa", "https://evil.example/a"),
+        (
+            "https://eu.protection.sophos.com/?d=evil.example&u=aHR0cHM6Ly9ldmlsLmV4YW1wbGUvYQ==",
+            "https://evil.example/a",
+        ),
+        ("https://www.google.com/url?sa=t&q=https://evil.example/a&x=1", "https://evil.example/a"),
+        ("https://google.co.uk/url?url=https%3A%2F%2Fevil.example%2Fa", "https://evil.example/a"),
+        ("https://www.google.com/amp/s/evil.example/a", "https://evil.example/a"),
+        ("https://www.bing.com/ck/a?!&u=a1aHR0cHM6Ly9ldmlsLmV4YW1wbGUvYQ&ntb=1", "https://evil.example/a"),
+        # What only looks like a wrapper, or does not tell.
+        ("https://www.google.com/search?q=https://evil.example/a", None),
+        ("https://safelinks.protection.outlook.com.evil.example/?url=https://good.example/", None),
+        ("https://url.uk.m.mimecastprotect.com/s/AbC123?domain=evil.example", None),
+        ("https://eur01.safelinks.protection.outlook.com/?url=evil", None),
+        ("https://urldefense.com/v3/__", None),
+        ("https://protection.sophos.com/?u=%FF", None),
+    ],
+)
+def test_wrappers_are_undone(wrapped: str, target: str | None) -> None:
+    """What a service rewrote on delivery is the recipient's; the indicator is where it leads."""
+    assert normal_url(wrapped) == (target or wrapped)
+    assert parse(mail(body=f"Look: {wrapped}\n")).urls == (target or wrapped,)
+
+
+def test_no_link_is_wrapped_without_end() -> None:
+    """Each layer is undone by itself, up to a bound; the rest stays as it is."""
+    link = "https://evil.example/a"
+    for _ in range(30):
+        link = f"https://www.google.com/url?q={quote(link, safe='')}"[:8_000]
+    assert "google.com" in (normal_url(link) or "")
 
 
 def test_a_quoted_greater_than_does_not_hide_a_link() -> None:

@@ -1,0 +1,147 @@
+"""
+Links that a service wrapped around the real one, and how the real one is read out of them.
+
+Sources: Microsoft Learn, "Safe Links in Microsoft Defender for Office 365"; Proofpoint's and the other vendors' pages
+on their URL rewriting; of the redirectors of search engines and social networks, the links themselves.
+"""
+
+import base64
+import binascii
+import re
+from collections.abc import Callable, Mapping
+from itertools import islice
+from typing import TypeAlias
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+Reader: TypeAlias = Callable[[str], str | None]
+"""Takes what follows the host of a link, returns the link inside; None when there is none."""
+
+LAYERS = 8
+"""Wrappers that are undone around one link: mails that were forwarded carry two or three."""
+
+_MOST_FIELDS = 50
+_GOOGLE = re.compile(r"(?:www\.)?google\.(?:com?\.)?[a-z]{2,3}")
+_PROOFPOINT_3 = re.compile(r"/v3/__([^\s]+?)__(?:;([\w-]*)|$)", re.ASCII)
+_PROOFPOINT_GAP = re.compile(r"\*(?:\*(.))?", re.DOTALL)
+_ONE_SLASH = re.compile(r"(\w+:/)(?!/)")
+_RUNS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+
+
+def unwrapped(host: str, rest: str) -> str | None:
+    """Return the link inside a link to *host*, *rest* being its path and query; None when it is not wrapped."""
+    reader = _find(host, _WRAPPERS) or _find(host, _REDIRECTORS)
+    if reader is None and "google" in host and _GOOGLE.fullmatch(host):
+        reader = _google
+    target = reader(rest) if reader else None
+    return target if target and "://" in target else None
+
+
+def is_wrapper(host: str) -> bool:
+    """Tell whether links to *host* only lead elsewhere, even if they do not tell where."""
+    return _find(host, _WRAPPERS) is not None
+
+
+def _find(host: str, readers: Mapping[str, Reader]) -> Reader | None:
+    labels = host.split(".")[-4:]
+    names = (".".join(labels[start:]) for start in range(len(labels) - 1))
+    return next((reader for name in names if (reader := readers.get(name))), None)
+
+
+def _query(rest: str) -> dict[str, str]:
+    """Return the fields of a query by name; the first of a name counts."""
+    query = rest.partition("?")[2].partition("#")[0].replace("&amp;", "&")
+    return dict(reversed(parse_qsl("&".join(islice(query.split("&"), _MOST_FIELDS)))))
+
+
+def _field(*names: str, at: str = "/") -> Reader:
+    """Read the first of the query's fields *names* that is there, under the path *at*."""
+
+    def read(rest: str) -> str | None:
+        fields = _query(rest) if rest.startswith((at, "?")) else {}
+        return next((fields[name] for name in names if name in fields), None)
+
+    return read
+
+
+def _google(rest: str) -> str | None:
+    if rest.startswith("/amp/s/"):
+        return f"https://{rest.removeprefix('/amp/s/')}"
+    return _field("q", "url", at="/url")(rest)
+
+
+def _proofpoint(rest: str) -> str | None:
+    if rest.startswith("/v3/"):
+        return _proofpoint_3(rest)
+    target = _query(rest).get("u", "")
+    return unquote(target.translate(str.maketrans("-_", "%/"))) if rest.startswith("/v2/") else target
+
+
+def _proofpoint_3(rest: str) -> str | None:
+    """Undo version 3: characters that it left out stand in base64 behind the link, in the order of their gaps."""
+    found = _PROOFPOINT_3.match(rest)
+    if not found:
+        return None
+    left_out = iter((_base64(found[2] or "") or b"").decode("utf-8", "replace"))
+
+    def fill(gap: re.Match[str]) -> str:
+        length = _RUNS.find(gap[1]) + 2 if gap[1] else 1
+        return "".join(islice(left_out, length))
+
+    return _ONE_SLASH.sub(r"\1/", _PROOFPOINT_GAP.sub(fill, found[1]), count=1)
+
+
+def _last_segment(rest: str) -> str | None:
+    return unquote(urlsplit(rest).path.rpartition("/")[2])
+
+
+def _base64_field(name: str, *, prefix: str = "") -> Reader:
+    def read(rest: str) -> str | None:
+        decoded = _base64(_query(rest).get(name, "").removeprefix(prefix))
+        return decoded.decode("utf-8", "replace") if decoded else None
+
+    return read
+
+
+def _base64(text: str) -> bytes | None:
+    try:
+        return base64.b64decode(text.translate(str.maketrans("-_", "+/")) + "=" * (-len(text) % 4), validate=True)
+    except (binascii.Error, ValueError):
+        return None
+
+
+def _untold(_rest: str) -> None:
+    """Stand for a service whose links name their target to itself alone."""
+
+
+_WRAPPERS: dict[str, Reader] = {
+    "clicktime.symantec.com": _field("u"),
+    "ctp.trendmicro.com": _field("url"),
+    "cudasvc.com": _field("a"),
+    "emailprotection.link": _untold,
+    "mimecast.com": _untold,
+    "mimecastprotect.com": _untold,
+    "protect2.fireeye.com": _field("u"),
+    "protection.sophos.com": _base64_field("u"),
+    "safelinks.protection.office365.us": _field("url"),
+    "safelinks.protection.outlook.cn": _field("url"),
+    "safelinks.protection.outlook.com": _field("url"),
+    "secure-web.cisco.com": _last_segment,
+    "slack-redir.net": _field("url"),
+    "urldefense.com": _proofpoint,
+    "urldefense.proofpoint.com": _proofpoint,
+    "urldefense.us": _proofpoint,
+}
+"""Hosts of services that do nothing but wrap; subdomains are theirs too."""
+_REDIRECTORS: dict[str, Reader] = {
+    "adclick.g.doubleclick.net": _field("adurl"),
+    "bing.com": _base64_field("u", prefix="a1"),
+    "duckduckgo.com": _field("uddg", at="/l/"),
+    "facebook.com": _field("u", at="/l.php"),
+    "googleadservices.com": _field("adurl"),
+    "l.instagram.com": _field("u"),
+    "linkedin.com": _field("url", at="/redir"),
+    "out.reddit.com": _field("url"),
+    "vk.com": _field("to", at="/away"),
+    "youtube.com": _field("q", at="/redirect"),
+}
+"""Sites with pages of their own that also lead elsewhere."""
