@@ -17,7 +17,6 @@ from bench.report import Cell, Chart, Goal, Result
 from bench.stand import opened, stand
 from bench.stored import TENANT, message
 from blocklist.handlers import on_block_requested
-from blocklist.rules import NEVER_BLOCK
 from blocklist.worker import Worker
 from chassis.db import Database
 from chassis.kafka import Received
@@ -202,7 +201,7 @@ async def _blocks(ms: Microsoft, database: Database, scope: Literal["tenant", "m
         await on_block_requested(
             tx, [Received(wish, Envelope(str(uuid4()), "/bench", "bench", now)) for wish in wishes]
         )
-    worker = Worker(database, ms.exchange, NEVER_BLOCK, 16, LEASE)
+    worker = Worker(database, ms.exchange, frozenset(), 16, LEASE)
     while await database.pool.fetchval("SELECT count(*) FROM blocks WHERE state = 'applied'") < BLOCKS:
         await worker.settle_due()
     await database.pool.execute("TRUNCATE blocks, entries, outbox")

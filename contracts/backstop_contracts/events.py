@@ -95,6 +95,7 @@ class Delivery(Part):
     dmarc_action: str | None = None
     compauth: str | None = Field(None, description="Composite authentication result: pass, softpass, fail, none.")
     compauth_reason: str | None = Field(None, description="Three-digit reason of composite authentication.")
+    header_from: str | None = Field(None, description="The From domain to which dmarc and compauth apply.")
 
 
 class Message(Part):
@@ -171,6 +172,7 @@ class MessageReported(Event):
 
     report_id: UUID
     reporter: str = Field(description="Address of the mailbox that received the mail.")
+    reporter_id: str | None = Field(None, description="Object id of the signed-in person; None: an application spoke.")
     reported_as: ReportedAs
     folder: Folder
     origin: str = Field(description="The channel: `api`, later `mailbox`, `quarantine`, ...")
@@ -444,6 +446,7 @@ class BlockApplied(BlockEvent):
     TOPIC: ClassVar[str] = "block-applied"
 
     already_present: bool = Field(description="True when the entry was there before.")
+    entry: str | None = Field(None, description="The entry in Microsoft's list: a URL as host and path, for example.")
     applied_at: AwareDatetime
 
 
@@ -495,6 +498,7 @@ class BlockAppliedV2(BlockEventV2):
     TOPIC: ClassVar[str] = "block-applied"
 
     already_present: bool = Field(description="True when the entry was there before.")
+    entry: str | None = Field(None, description="The entry in Microsoft's list: a URL as host and path, for example.")
     applied_at: AwareDatetime
 
 

@@ -11,7 +11,6 @@ from pydantic_settings import NoDecode
 
 from backstop_contracts import BlockRequested, BlockRequestedV2, CaseExpired, VerdictReady
 from blocklist.handlers import on_block_requested, on_case_expired, on_verdict_ready
-from blocklist.rules import NEVER_BLOCK
 from blocklist.store import DUE
 from blocklist.worker import Worker
 from chassis.app import Service
@@ -23,8 +22,8 @@ from m365 import M365Settings, connect
 class Settings(ServiceSettings, M365Settings):
     """Blocklist's settings."""
 
-    never_block_domains: Annotated[frozenset[str], NoDecode, CommaSeparated] = NEVER_BLOCK
-    """Domains of which only single addresses are blocked."""
+    never_block_domains: Annotated[frozenset[str], NoDecode, CommaSeparated] = frozenset()
+    """Domains of which only single addresses and pages are blocked, beside those that strangers are known to share."""
     block_batch: int = 16
     """Entries that are worked on at the same time."""
     claim_seconds: Annotated[float, Field(ge=4)] = 240

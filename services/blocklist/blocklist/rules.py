@@ -1,40 +1,21 @@
 """What may be blocked, and what an entry that is there already means. Pure functions over data."""
 
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from ipaddress import IPv4Address
 from typing import Any, Literal, NamedTuple, TypeAlias
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import SplitResult, quote, unquote, urlsplit
 from uuid import UUID
 
 from backstop_contracts import Block, BlockV2
+from blocklist import shared
+from mail import normal_url
 
 Reason: TypeAlias = Literal["own-domain", "protected-domain", "invalid", "limit", "refused", "gave-up"]
 Rows: TypeAlias = Sequence[Mapping[str, Any]]
 AnyBlock: TypeAlias = Block | BlockV2
-
-NEVER_BLOCK = frozenset(
-    {
-        "aol.com",
-        "gmail.com",
-        "gmx.de",
-        "gmx.net",
-        "googlemail.com",
-        "hotmail.com",
-        "icloud.com",
-        "live.com",
-        "me.com",
-        "msn.com",
-        "outlook.com",
-        "proton.me",
-        "protonmail.com",
-        "qq.com",
-        "web.de",
-        "yahoo.com",
-    }
-)
-"""Large consumer mail providers: to block one of these domains is to block the mail of millions of strangers."""
 
 LONGEST_URL = 250
 """Characters of a URL entry (Microsoft Learn: "Allow or block URLs using the Tenant Allow/Block List")."""
@@ -57,36 +38,47 @@ class Refusal(NamedTuple):
     detail: str
 
 
-def refuse(block: AnyBlock, protected: Collection[str]) -> Refusal | None:
-    """Say why *block* cannot be made, as far as that is known without asking Exchange."""
+def refuse(block: AnyBlock, protected: frozenset[str] = frozenset()) -> Refusal | None:
+    """
+    Say why *block* cannot be made, as far as that is known without asking Exchange.
+
+    *protected* are domains that nobody here wants blocked, beside those that are known to be shared by strangers.
+    """
     if not _is_valid(block):
         return Refusal("invalid", _INVALID.get(block.kind, "this kind of block is not known"))
     if block.scope == "mailbox" and not block.mailbox:
         return Refusal("invalid", "the block is for a mailbox, but names none")
     if block.scope == "mailbox" and block.expires_at:
         return Refusal("invalid", "the Blocked Senders list of a mailbox knows no end date")
-    if block.kind == "domain" and block.value.lower() in protected:
-        return Refusal("protected-domain", "so many strangers share this domain that only single addresses are blocked")
-    if block.kind == "url":
-        return _refuse_url(block, protected)
-    return None
-
-
-def _refuse_url(block: AnyBlock, protected: Collection[str]) -> Refusal | None:
-    if block.scope == "mailbox":
+    if block.scope == "mailbox" and block.kind == "url":
         return Refusal("invalid", "a mailbox blocks senders, not URLs")
-    entry = entry_of(block.value)
-    if len(entry) > LONGEST_URL:
+    if block.kind == "url" and len(entry_of(block.value)) > LONGEST_URL:
         return Refusal("invalid", f"the list takes URLs of at most {LONGEST_URL} characters")
-    if entry in protected:
-        return Refusal("protected-domain", "so many strangers share this site that only single pages of it are blocked")
-    return None
+    hit = _bystanders(block, protected)
+    return Refusal("protected-domain", hit) if hit else None
+
+
+def _bystanders(block: AnyBlock, protected: frozenset[str]) -> str | None:
+    """Say whom *block* would hit beside whoever sent the message."""
+    if block.kind == "url":
+        parts = _target(block.value)
+        has_query = bool(parts.query or parts.fragment)
+        return shared.why_not_url(parts.hostname or "", parts.path, has_query=has_query, protected=protected)
+    domain = block.value.lower().rpartition("@")[2]
+    if block.kind == "domain":
+        return shared.why_not_domain(domain, for_tenant=block.scope == "tenant", protected=protected)
+    return shared.why_not_sender(domain) if block.scope == "tenant" else None
+
+
+def _target(url: str) -> SplitResult:
+    """Split *url* as a browser reads it, with wrappers undone."""
+    return urlsplit(normal_url(url) or "")
 
 
 _INVALID = {
     "sender": "the address is not valid",
     "domain": "the domain is not valid",
-    "url": "the URL is not valid: http or https, a host name, no port",
+    "url": "the URL is not valid: http or https, and a host name or an IPv4 address",
 }
 
 
@@ -113,15 +105,22 @@ def _is_valid(block: AnyBlock) -> bool:
 
 
 def _is_url(value: str) -> bool:
-    """Tell whether *value* is what the list can hold: no wildcards in it, and no port, which it does not take."""
+    """Tell whether *value* leads to what the list can hold: a host name or an IPv4 address, and no wildcards."""
     try:
-        parts = urlsplit(value)
-        fits = parts.port is None and parts.scheme in ("http", "https")
+        parts = _target(value)
+        is_whole = parts.port is None or parts.port > 0
     except ValueError:
         return False
-    return (
-        fits and bool(_DOMAIN.fullmatch(parts.hostname or "")) and value.isprintable() and not set(value) & set(" *~")
-    )
+    fits = value.isprintable() and " " not in value and not {*parts.path} & {*"*~"}
+    return is_whole and fits and parts.scheme in ("http", "https") and _is_host(parts.hostname or "")
+
+
+def _is_host(name: str) -> bool:
+    try:
+        IPv4Address(name)
+    except ValueError:
+        return bool(_DOMAIN.fullmatch(name))
+    return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +149,11 @@ def refuse_own(block: AnyBlock, accepted: Iterable[AcceptedDomain]) -> Refusal |
     cut the real one off. Outlook's Blocked Senders list takes no addresses of the own organization either.
     Source: Microsoft Learn, "Manage allows and blocks in the Tenant Allow/Block List".
     """
-    domain = (urlsplit(block.value).hostname if block.kind == "url" else block.value.lower().rpartition("@")[2]) or ""
+    if block.kind == "url":
+        host = _target(block.value).hostname or ""
+        own_site = next((own for own in accepted if _is_own_site(host, own)), None)
+        return Refusal("own-domain", f"{host} is a site of this organization ({own_site.name})") if own_site else None
+    domain = block.value.lower().rpartition("@")[2]
     for own in accepted:
         if domain == own.name or (own.with_subdomains and domain.endswith(f".{own.name}")):
             return Refusal(
@@ -159,13 +162,21 @@ def refuse_own(block: AnyBlock, accepted: Iterable[AcceptedDomain]) -> Refusal |
     return None
 
 
+def _is_own_site(host: str, own: AcceptedDomain) -> bool:
+    """Tell whether *host* is a site of *own*, one below it, one that covers it, or the tenant's SharePoint."""
+    tenant = own.name.removesuffix(".onmicrosoft.com")
+    sharepoint = {f"{tenant}.sharepoint.com", f"{tenant}-my.sharepoint.com"} if tenant != own.name else set()
+    return host == own.name or host.endswith(f".{own.name}") or own.name.endswith(f".{host}") or host in sharepoint
+
+
 def place_of(block: AnyBlock) -> tuple[str, str]:
     """
     Name the list and the entry that *block* wants: the mailbox (empty: the tenant's list) and the value.
 
     Both are what a database index takes, whatever a forged sender looks like; only valid values ever get further.
     """
-    return _tame(block.mailbox or "") if block.scope == "mailbox" else "", _tame(block.value)
+    value = f"https://{entry_of(block.value)}" if block.kind == "url" and _is_url(block.value) else block.value
+    return _tame(block.mailbox or "") if block.scope == "mailbox" else "", _tame(value)
 
 
 def _tame(text: str) -> str:
@@ -181,12 +192,13 @@ def entry_of(value: str) -> str:
     """
     Write a value as the Tenant Allow/Block List wants it.
 
-    Of an address special characters are percent-encoded, `a%2Bb@x.example`. Of a URL host and path are left: the list
-    takes no scheme, and what a query holds is often made for each recipient. Sources: Microsoft Learn, "Allow or block
-    email using the Tenant Allow/Block List" and "Allow or block URLs using the Tenant Allow/Block List".
+    Of an address special characters are percent-encoded, `a%2Bb@x.example`. Of a URL, with wrappers undone, host and
+    path are left: the list takes no scheme and no port, and what a query holds is often made for each recipient.
+    Sources: Microsoft Learn, "Allow or block email using the Tenant Allow/Block List" and "Allow or block URLs using
+    the Tenant Allow/Block List".
     """
     if list_of(value) == "Url":
-        parts = urlsplit(value)
+        parts = _target(value)
         return f"{parts.hostname}{parts.path}".rstrip("/")
     local, at, domain = value.rpartition("@")
     return quote(local, safe="").replace("~", "%7E") + at + domain

@@ -320,7 +320,11 @@ def _gave_up(error: Exception) -> Refusal:
 
 
 def _applied(entry: Entry, wish: Wish, made: Made) -> Event:
-    facts: dict[str, Any] = {"already_present": wish.block_id != made.maker, "applied_at": datetime.now(UTC)}
+    facts: dict[str, Any] = {
+        "already_present": wish.block_id != made.maker,
+        "entry": entry.value if entry.mailbox else rules.entry_of(entry.value),
+        "applied_at": datetime.now(UTC),
+    }
     return _event(BlockApplied, BlockAppliedV2, entry, wish, facts)
 
 

@@ -295,12 +295,8 @@ async def test_a_url_whose_answer_was_lost_is_looked_for(world: World) -> None:
     [
         ("https://portal.contoso.example/x", "own-domain"),
         ("https://mail.example/", "protected-domain"),
-        ("https://phish.example:8443/", "invalid"),
+        ("https://docs.google.com/", "protected-domain"),
         ("ftp://phish.example/", "invalid"),
-        ("https://phish.example/*", "invalid"),
-        ("https://192.0.2.1/", "invalid"),
-        ("https://phish.example/" + "a" * 250, "invalid"),
-        ("phish.example", "invalid"),
     ],
 )
 async def test_a_url_that_must_not_be_blocked_is_refused(world: World, url: str, reason: str) -> None:

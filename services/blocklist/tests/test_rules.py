@@ -6,9 +6,8 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from backstop_contracts import Block
+from backstop_contracts import Block, BlockV2
 from blocklist.rules import (
-    NEVER_BLOCK,
     AcceptedDomain,
     Found,
     ends_before,
@@ -52,7 +51,7 @@ def block(value: str, **facts: Any) -> Block:
 )
 def test_an_address_and_a_domain_can_be_blocked(value: str) -> None:
     """Whatever a mail may come from, as DNS knows it."""
-    assert refuse(block(value), NEVER_BLOCK) is None
+    assert refuse(block(value)) is None
 
 
 @pytest.mark.parametrize(
@@ -95,7 +94,7 @@ def test_an_address_and_a_domain_can_be_blocked(value: str) -> None:
 )
 def test_nothing_else_can_be_blocked(value: str, kind: str) -> None:
     """Exchange is not asked about what cannot be an address or a domain."""
-    refusal = refuse(block(value, kind=kind), NEVER_BLOCK)
+    refusal = refuse(block(value, kind=kind))
     assert refusal is not None
     assert refusal.reason == "invalid"
 
@@ -106,7 +105,7 @@ def test_nothing_else_can_be_blocked(value: str, kind: str) -> None:
 )
 def test_a_block_for_a_mailbox_names_it_and_has_no_end(facts: dict[str, Any]) -> None:
     """Outlook's Blocked Senders list keeps its entries for ever."""
-    refusal = refuse(block("bad@fabrikam.example", **facts), NEVER_BLOCK)
+    refusal = refuse(block("bad@fabrikam.example", **facts))
     assert refusal is not None
     assert refusal.reason == "invalid"
 
@@ -120,6 +119,187 @@ def test_a_domain_of_many_strangers_is_blocked_by_single_addresses_only() -> Non
     assert refusal.reason == "protected-domain"
     assert refuse(block("bad@mail.example"), protected) is None
     assert refuse(block("evil-mail.example"), protected) is None
+
+
+SHARED = [
+    # Domains below which strangers have their own.
+    "co.uk",
+    "com.au",
+    "github.io",
+    "azurewebsites.net",
+    # Providers of mail: everybody's domain.
+    "gmail.com",
+    "t-online.de",
+    "comcast.net",
+    "yahoo.co.uk",
+    "hotmail.fr",
+    # Services that send for whoever uses them: the domain, those below it, and its addresses.
+    "microsoft.com",
+    "email.teams.microsoft.com",
+    "sharepointonline.com",
+    "amazonses.com",
+    "onmicrosoft.com",
+    "docusign.net",
+    "no-reply@sharepointonline.com",
+    "dse_na4@docusign.net",
+    "drive-shares-noreply@google.com",
+    "service@PayPal.com",
+    "noreply@em1234.sendgrid.net",
+]
+NOT_SHARED = [
+    "bad@gmail.com",
+    "bad@yahoo.co.uk",
+    "evil.github.io",
+    "evil.co.uk",
+    "evil.onmicrosoft.com",
+    "bad@evil.onmicrosoft.com",
+    "support@evil.zendesk.com",
+    "microsoft.com.evil.example",
+    "evil-microsoft.com",
+    "outlook.support",
+]
+
+
+@pytest.mark.parametrize(("value", "is_shared"), [*((v, True) for v in SHARED), *((v, False) for v in NOT_SHARED)])
+def test_a_tenant_blocks_nobody_who_is_shared_by_strangers(value: str, is_shared: bool) -> None:
+    """The reason says what to do instead."""
+    refusal = refuse(block(value))
+    assert (refusal is not None) is is_shared
+    assert refusal is None or refusal.reason == "protected-domain"
+
+
+def test_a_user_may_block_the_address_of_a_service_for_their_own_mailbox() -> None:
+    """Nobody else is hit."""
+    facts = {"scope": "mailbox", "mailbox": "user@contoso.example"}
+    assert refuse(block("no-reply@sharepointonline.com", **facts)) is None
+    assert refuse(block("gmail.com", **facts)) is not None
+
+
+def url(value: str) -> BlockV2:
+    """Make a wish to block a URL."""
+    return BlockV2(block_id=uuid4(), scope="tenant", kind="url", value=value)
+
+
+@pytest.mark.parametrize(
+    ("asked", "entry"),
+    [
+        ("https://evil.test/a?id=anna", "evil.test/a"),
+        ("https://nam02.safelinks.protection.outlook.com/?url=https%3A%2F%2Fevil.test%2Fa", "evil.test/a"),
+        ("https://urldefense.proofpoint.com/v2/url?u=https-3A__evil.test_a&d=x", "evil.test/a"),
+        ("https://www.google.com/url?q=https://evil.test/a", "evil.test/a"),
+        ("http://203.0.113.9/login", "203.0.113.9/login"),
+        ("https://evil.test:8443/login", "evil.test/login"),
+        ("https://docs.google.com@evil.test/a", "evil.test/a"),
+        ("https://evil.test\\@docs.google.com/a", "evil.test/@docs.google.com/a"),
+        ("https://EVIL.test./a/", "evil.test/a"),
+        ("https://m\u00fcnchen.example/", "xn--mnchen-3ya.example"),
+        # One thing of strangers that share a site.
+        ("https://docs.google.com/forms/d/e/1FAIpQLSc0xYz-9/viewform?usp=pp_url", None),
+        ("https://forms.office.com/r/AbCdEfGh", None),
+        ("https://evil-my.sharepoint.com/:x:/g/personal/x_evil/EaBcD1234567?e=4", None),
+        ("https://bit.ly/evil-3", None),
+        ("https://github.com/evil/evil", None),
+        ("https://s3.amazonaws.com/evil-bucket/index.html", None),
+        # Hosts that are one customer's.
+        ("https://evil.github.io/", None),
+        ("https://evil.web.app/?u=anna", None),
+        ("https://evil.blob.core.windows.net/", None),
+        ("https://evil.zendesk.com/", None),
+    ],
+)
+def test_a_url_is_blocked_as_the_entry_that_is_really_bad(asked: str, entry: str | None) -> None:
+    """Wrappers are undone, and the rest is host and path."""
+    assert refuse(url(asked)) is None
+    assert entry is None or entry_of(asked) == entry
+    assert place_of(url(asked)) == ("", f"https://{entry_of(asked)}".lower())
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "https://login.microsoftonline.com/common/oauth2/v2.0/authorize?client_id=11111111-aaaa&scope=Mail.Read",
+        "https://login.microsoftonline.com/11111111-2222-3333-4444-555555555555/oauth2",
+        "https://accounts.google.com/",
+        "https://drive.google.com/uc?id=EVIL",
+        "https://docs.google.com/",
+        "https://docs.google.com/forms",
+        "https://www.google.com/url",
+        "https://forms.office.com",
+        "https://forms.office.com/Pages/ResponsePage.aspx?id=1FAIpQLSc0xYz",
+        "https://evil-my.sharepoint.com/",
+        "https://www.paypal.com/signin",
+        "https://www.microsoft.com/en-us/",
+        "https://portal.azure.com/",
+        "https://bit.ly/",
+        "https://github.io/",
+        "https://co.uk/",
+        "https://gmail.com/",
+        "https://mail.yahoo.co.jp/",
+        "https://zendesk.com/",
+        "https://www.zendesk.com/",
+        "https://url.uk.m.mimecastprotect.com/s/AbC1234567?domain=evil.test",
+        "https://nam02.safelinks.protection.outlook.com/",
+        "https://nam02.safelinks.protection.outlook.com/?url=https%3A%2F%2Fdocs.google.com%2F",
+        "https://docs.google.com./",
+        "https://evil.test@docs.google.com/",
+        "https:\\\\docs.google.com/",
+        "https://\uff47oogle.com/",
+    ],
+)
+def test_a_url_that_strangers_share_is_not_blocked(value: str) -> None:
+    """An entry has no query, so what is told apart by it alone would be blocked for everybody."""
+    refusal = refuse(url(value))
+    assert refusal is not None
+    assert refusal.reason == "protected-domain"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "ftp://phish.example/",
+        "phish.example",
+        "https://phish.example:99999/",
+        "https://phish.example/*",
+        "https://phish.example/~a",
+        "https://phish.example/a b",
+        "https://[2001:db8::1]/",
+        "https://192.0.2/",
+        "https://192.0.2.999/",
+        "https://localhost/",
+        "https://[",
+        "https://www.google.com/url?q=https://[",
+        "https:///",
+        "",
+        "https://phish.example/" + "a" * 250,
+    ],
+)
+def test_what_the_list_cannot_hold_is_no_url(value: str) -> None:
+    """Refused, and nothing raises."""
+    refusal = refuse(url(value))
+    assert refusal is not None
+    assert refusal.reason in {"invalid", "protected-domain"}
+    assert len(place_of(url(value))[1]) <= 400
+
+
+@pytest.mark.parametrize(
+    ("value", "own"),
+    [
+        ("https://contoso.example/x", True),
+        ("https://intranet.contoso.example/x", True),
+        ("https://contoso-tenant.sharepoint.com/sites/EvilSite", True),
+        ("https://contoso-tenant-my.sharepoint.com/personal/EvilSite", True),
+        ("https://nam02.safelinks.protection.outlook.com/?url=https%3A%2F%2Fcontoso.example%2Fx", True),
+        ("https://group.example/", True),
+        ("https://evil-tenant.sharepoint.com/sites/EvilSite", False),
+        ("https://contoso.example.evil.example/", False),
+        ("https://evilcontoso.example/", False),
+    ],
+)
+def test_the_tenants_own_sites_are_not_blocked(value: str, own: bool) -> None:
+    """Those of its domains, what covers them, and its SharePoint."""
+    names = ("contoso.example", "contoso-tenant.onmicrosoft.com", "mail.group.example")
+    refusal = refuse_own(url(value), [AcceptedDomain(name, with_subdomains=False) for name in names])
+    assert (refusal.reason if refusal else None) == ("own-domain" if own else None)
 
 
 @pytest.mark.parametrize(

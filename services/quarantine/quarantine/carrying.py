@@ -240,5 +240,6 @@ def _message_of(facts: MailFacts, message: QuarantinedMessage) -> Message:
             dmarc_action=authentication.dmarc_action,
             compauth=authentication.compauth,
             compauth_reason=authentication.compauth_reason,
+            header_from=authentication.header_from,
         ),
     )

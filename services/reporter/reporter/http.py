@@ -155,6 +155,7 @@ def _report(caller: Caller, said: Attributes, facts: MailFacts) -> tuple[Message
         tenant_id=caller.tenant_id,
         report_id=rules.report_id(caller.tenant_id, reporter.address, message, said.reported_as),
         reporter=reporter.address,
+        reporter_id=None if caller.is_app else caller.oid,
         reported_as=said.reported_as,
         folder=said.folder or rules.folder_of(facts),
         origin=rules.ORIGIN,

@@ -76,6 +76,7 @@ def message_of(facts: MailFacts) -> Message:
             dmarc_action=authentication.dmarc_action,
             compauth=authentication.compauth,
             compauth_reason=authentication.compauth_reason,
+            header_from=authentication.header_from,
         ),
     )
 

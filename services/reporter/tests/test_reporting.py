@@ -94,6 +94,7 @@ async def test_an_accepted_report_is_durable_and_published_as_it_is(
         "tenant_id": tenant,
         "report_id": report_id,
         "reporter": "Ann@contoso.example",
+        "reporter_id": ANN["oid"],
         "reported_as": "phishing",
         "folder": "junk",
         "origin": "api",

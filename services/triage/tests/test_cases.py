@@ -15,13 +15,16 @@ from backstop_contracts import (
     Actor,
     Block,
     BlockApplied,
+    BlockAppliedV2,
     BlockFailed,
     BlockRequested,
     BlockRequestedV2,
+    BlockV2,
     CaseUpdated,
     Category,
     Cause,
     Conclusion,
+    Delivery,
     Envelope,
     Folder,
     Message,
@@ -68,23 +71,26 @@ def received(event: Any) -> Received[Any]:
     return Received(event, Envelope(str(uuid4()), "/test", "test", datetime.now(UTC), TRACE))
 
 
+AUTHENTICATED = Delivery(dmarc="pass", header_from="fabrikam.example")
+
+
 def report(tenant_id: UUID, message_id: str = "<a@fabrikam.example>", **facts: Any) -> MessageReported:
-    """Make a report."""
-    return MessageReported(
-        tenant_id=tenant_id,
-        report_id=facts.pop("report_id", uuid4()),
-        reporter=facts.pop("reporter", "user@contoso.example"),
-        reported_as=facts.pop("reported_as", ReportedAs.PHISHING),
-        folder=facts.pop("folder", Folder.INBOX),
-        origin="api",
-        reported_at=datetime.now(UTC),
-        wanted=facts.pop("wanted", None),
-        message=Message(
-            sha256="0" * 64,
-            size=1,
-            internet_message_id=message_id,
-            **{"sender": "bad@fabrikam.example", "sender_domain": "fabrikam.example", **facts},
-        ),
+    """Make a report of a mail that DMARC has passed."""
+    about = ("report_id", "reporter", "reporter_id", "reported_as", "folder", "wanted")
+    said = {name: facts.pop(name) for name in about if name in facts}
+    sender = {"sender": "bad@fabrikam.example", "sender_domain": "fabrikam.example", "delivery": AUTHENTICATED}
+    return MessageReported.model_validate(
+        {
+            "tenant_id": tenant_id,
+            "report_id": uuid4(),
+            "reporter": "user@contoso.example",
+            "reported_as": ReportedAs.PHISHING,
+            "folder": Folder.INBOX,
+            "origin": "api",
+            "reported_at": datetime.now(UTC),
+            "message": Message(**{"sha256": "0" * 64, "size": 1, "internet_message_id": message_id, **sender, **facts}),
+            **said,
+        }
     )
 
 
@@ -238,6 +244,104 @@ async def test_a_policy_that_would_block_a_mail_without_sender_still_submits_it(
     assert len(of(events, SubmissionRequested)) == 1
     assert of(events, BlockRequested) == []
     assert await db.pool.fetchval("SELECT count(*) FROM timeline WHERE kind = 'block.skipped'") == 1
+
+
+CAMPAIGN = Policy.model_validate(
+    {"rule": [{"name": "campaign", "when": {"min_reports": 3}, "then": {"submit": "spam", "block": "sender"}}]}
+)
+
+
+@pytest.mark.parametrize(
+    ("reporters", "people"),
+    [
+        ([("ann", None), ("ben", None), ("cleo", None)], 3),
+        ([("ann", "1"), ("ben", "2"), ("cleo", None)], 3),
+        ([("ann", None), ("ann", None), ("ANN", None)], 1),
+        ([("ann", "1"), ("ann", None), ("ben", "2")], 2),
+        ([("ann", "1"), ("ann.new", "1"), ("ann.old", "1")], 1),
+    ],
+    ids=["an add-in's users", "signed in or not", "one address", "one person by two ways", "one person's addresses"],
+)
+@pytest.mark.parametrize("batches", [1, 3])
+async def test_a_policy_counts_people_and_not_reports(
+    db: Database, tenant_id: UUID, reporters: list[tuple[str, str | None]], people: int, batches: int
+) -> None:
+    """Else one employee with a forged file blocks whomever they like."""
+    reports = [
+        report(tenant_id, reporter=f"{name}@contoso.example", reporter_id=oid, reported_as=word)
+        for (name, oid), word in zip(reporters, list(ReportedAs)[:3], strict=True)
+    ]
+    events: list[Any] = []
+    for start in range(0, 3, 3 // batches):
+        events += await take(db, *reports[start : start + 3 // batches], policy=CAMPAIGN)
+
+    assert len(of(events, SubmissionRequested)) == len(of(events, BlockRequested)) == (people == 3)
+
+
+FORGED = [
+    Delivery(),
+    Delivery(spf="fail", dmarc="fail", compauth="fail", header_from="fabrikam.example"),
+    Delivery(spf="pass", dkim="pass", dmarc="none", compauth="softpass", header_from="fabrikam.example"),
+    Delivery(dmarc="bestguesspass", header_from="fabrikam.example"),
+    # It passed, and nobody knows for whom.
+    Delivery(dmarc="pass"),
+]
+
+
+@pytest.mark.parametrize("delivery", FORGED)
+async def test_a_policy_blocks_no_sender_that_may_be_forged(
+    db: Database, tenant_id: UUID, client: Any, token: Any, delivery: Delivery
+) -> None:
+    """It submits all the same; an admin may block, and is warned."""
+    events = await take(db, report(tenant_id, delivery=delivery), policy=AUTO)
+    (submitted,) = of(events, SubmissionRequested)
+    path, admin = f"/v1/cases/{submitted.case_id}", token("SecurityAdministrator")
+    _, case = await client("GET", path, admin)
+    assert of(events, BlockRequested) == []
+    assert "forged" in next(entry for entry in case["timeline"] if entry["kind"] == "block.skipped")["detail"]["why"]
+
+    status, case = await client("POST", f"{path}/decisions", admin, json={"action": "block"})
+    asked = next(entry for entry in case["timeline"] if entry["kind"] == "block.requested")
+    assert (status, "forged" in asked["detail"]["warning"]) == (202, True)
+
+
+@pytest.mark.parametrize("delivery", [AUTHENTICATED, Delivery(compauth="pass", header_from="fabrikam.example")])
+async def test_a_policy_blocks_a_sender_that_is_authenticated(
+    db: Database, tenant_id: UUID, delivery: Delivery
+) -> None:
+    """By DMARC or by composite authentication."""
+    assert of(await take(db, report(tenant_id, delivery=delivery), policy=AUTO), BlockRequested)
+
+
+async def test_nobody_blocks_the_domain_that_a_mail_only_pretends_to_come_from(
+    db: Database, tenant_id: UUID, client: Any, token: Any
+) -> None:
+    """From: "alerts@bank.example", <news@sender.example>: Microsoft reads one, mail programs show the other."""
+    pretending = Delivery(dmarc="pass", compauth="pass", header_from="sender.example")
+    events = await take(db, report(tenant_id, delivery=pretending), policy=AUTO)
+    path = f"/v1/cases/{of(events, CaseUpdated)[0].case_id}/decisions"
+    for kind in ("sender", "domain"):
+        block = {"action": "block", "kind": kind}
+        status, problem = await client("POST", path, token("SecurityAdministrator"), json=block)
+        assert (status, "sender.example" in problem["detail"]) == (409, True)
+    assert of(events + await emitted(db), BlockRequested) == []
+
+
+async def test_a_case_shows_the_entry_that_was_made(db: Database, tenant_id: UUID, client: Any, token: Any) -> None:
+    """A URL loses its query, and may have been wrapped: what Exchange holds is what counts."""
+    await take(db, report(tenant_id, wanted=WANTED))
+    rows = await db.pool.fetch("SELECT block_id, case_id FROM blocks WHERE kind = 'url'")
+    wish = BlockV2(scope="tenant", kind="url", value="https://pay.phish.example/1", **dict(rows[0]))
+    applied = BlockAppliedV2(
+        tenant_id=tenant_id, block=wish, already_present=False, entry="phish.example/1", applied_at=datetime.now(UTC)
+    )
+    async with db.transaction() as tx:
+        await handlers.on_block_applied(tx, [received(applied)])
+    _, case = await client("GET", f"/v1/cases/{wish.case_id}", token("SecurityReader"))
+    assert {(block["kind"], block["status"], block["entry"]) for block in case["blocks"]} == {
+        ("sender", "requested", None),
+        ("url", "applied", "phish.example/1"),
+    }
 
 
 async def test_a_large_batch_needs_no_more_statements_than_a_small_one(db: Database, tenant_id: UUID) -> None:

@@ -22,6 +22,7 @@ from backstop_contracts import (
     CaseUpdated,
     Category,
     Conclusion,
+    Delivery,
     Envelope,
     Folder,
     Message,
@@ -90,6 +91,8 @@ def report(tenant_id: UUID, message_id: str) -> MessageReported:
             internet_message_id=message_id,
             fingerprint=f"v1:what {message_id} says",
             sender="bad@fabrikam.example",
+            sender_domain="fabrikam.example",
+            delivery=Delivery(dmarc="pass", header_from="fabrikam.example"),
         ),
     )
 
@@ -354,7 +357,8 @@ async def test_the_migration_gives_cases_that_stand_the_time_since_they_were_ope
 ) -> None:
     """The job finds out by itself when something last happened to them."""
     migrations = Path(triage.__file__).parent / "migrations"
-    (tmp_path / "0001_cases.sql").write_bytes((migrations / "0001_cases.sql").read_bytes())
+    for name in ("0001_cases.sql", "0003_people_and_entries.sql"):
+        (tmp_path / name).write_bytes((migrations / name).read_bytes())
     old = Database(database, schema="triage")
     await old.open(tmp_path)
     case_id, opened_at = await open_case(old, tenant_id), datetime.now(UTC) - timedelta(days=100)

@@ -110,7 +110,7 @@ def match(policy: Policy, **facts: object) -> str | None:
         **{  # type: ignore[arg-type]
             "reported_as": [ReportedAs.PHISHING],
             "folders": [Folder.INBOX],
-            "report_count": 1,
+            "people": 1,
             "sender_domain": "fabrikam.example",
             **facts,
         }

@@ -21,6 +21,7 @@ from backstop_contracts import (
 from chassis import outbox
 from chassis.db import Tx
 from triage import store
+from triage.rules import why_doubtful, why_pretended
 from triage.store import Case, Entry
 
 
@@ -141,7 +142,7 @@ async def block_all(tx: Tx, wishes: Sequence[BlockWish]) -> list[UUID | NotPossi
     for wish in wishes:
         case, kind, value = wish.case, wish.kind, wish.value
         rounds, standing = known.get((case.case_id, kind, value or ""), (0, False))
-        if why := _why_not(case, kind, value, standing=standing):
+        if why := _why_not(wish, standing=standing):
             outcomes.append(NotPossibleError(why))
             continue
         asked = BlockV2(
@@ -156,6 +157,8 @@ async def block_all(tx: Tx, wishes: Sequence[BlockWish]) -> list[UUID | NotPossi
         blocks.append((asked, rounds + 1))
         said = asked.model_dump(mode="json", include={"block_id", "kind", "value", "expires_at"})
         detail = {**said, "note": wish.note}
+        if kind != "url" and (doubt := why_doubtful(case.message)):
+            detail["warning"] = doubt
         entries.append(Entry(case.case_id, f"block:{asked.block_id}", now, "block.requested", detail, wish.by))
         events.append((_block_requested(wish, asked, now), wish.cause))
     await store.record_blocks(tx, blocks)
@@ -164,12 +167,18 @@ async def block_all(tx: Tx, wishes: Sequence[BlockWish]) -> list[UUID | NotPossi
     return outcomes
 
 
-def _why_not(case: Case, kind: str, value: str | None, *, standing: bool) -> str | None:
+def _why_not(wish: BlockWish, *, standing: bool) -> str | None:
+    case, kind = wish.case, wish.kind
     if case.status is CaseStatus.DISMISSED:
         return "the case is dismissed: its sender is not blocked from here"
-    if not value:
+    if not wish.value:
         return f"the mail names no {kind} that could be blocked"
-    return f"this case has already blocked that {kind}" if standing else None
+    if standing:
+        return f"this case has already blocked that {kind}"
+    if kind == "url":
+        return None
+    doubt = why_doubtful(case.message) if wish.by.kind == "policy" else None
+    return why_pretended(case.message) or (f"{doubt}: only an admin blocks it" if doubt else None)
 
 
 def _block_requested(wish: BlockWish, asked: BlockV2, now: datetime) -> Event:

@@ -71,9 +71,7 @@ async def _match(tx: Tx, tenant_id: UUID, reports: dict[UUID, Received[MessageRe
     }
     cases = {case_id: _join(case, joined[case_id]) for case_id, case in (standing | opened).items()}
     # Nothing that an admin wants below changes what a rule looks at.
-    rules = {
-        case_id: rule for case_id, case in cases.items() if _is_undecided(case) and (rule := _rule_for(case, policy))
-    }
+    rules = await _rules_for(tx, [case for case in cases.values() if _is_undecided(case)], policy)
     submitted = _submitted_at_once([cases[case_id] for case_id in opened], joined, rules)
     await store.record_cases(tx, [submitted.get(case_id, cases[case_id]) for case_id in opened])
     await store.join_cases(tx, [cases[case_id] for case_id in standing])
@@ -212,13 +210,22 @@ def _is_undecided(case: Case) -> bool:
     return case.status is CaseStatus.OPEN and not case.submissions
 
 
-def _rule_for(case: Case, policy: Policy) -> Rule | None:
-    return policy.first_match(
-        reported_as=case.reported_as,
-        folders=case.folders,
-        report_count=case.report_count,
-        sender_domain=case.message.sender_domain,
-    )
+async def _rules_for(tx: Tx, cases: Sequence[Case], policy: Policy) -> dict[UUID, Rule]:
+    """Return the rules that match *cases*, whose reports are stored already."""
+    repeated = [case.case_id for case in cases if case.report_count > 1] if policy.counts_people else []
+    people = await store.count_people(tx, repeated)
+    return {
+        case.case_id: rule
+        for case in cases
+        if (
+            rule := policy.first_match(
+                reported_as=case.reported_as,
+                folders=case.folders,
+                people=people.get(case.case_id, 1),
+                sender_domain=case.message.sender_domain,
+            )
+        )
+    }
 
 
 async def _apply(tx: Tx, cases: Sequence[Case], rules: Mapping[UUID, Rule], *, noted: Collection[UUID]) -> None:
@@ -370,7 +377,10 @@ async def _settle_blocks(tx: Tx, outcomes: Sequence[Received[Any]], status: str)
         tx,
         [(received, received.event.block.case_id, f"{status}:{received.event.block.block_id}") for received in ours],
     )
-    await store.settle_blocks(tx, {received.event.block.block_id: status for received in ours})
+    await store.settle_blocks(
+        tx,
+        {received.event.block.block_id: (status, getattr(received.event, "entry", None)) for received in ours},
+    )
 
 
 async def _tell(tx: Tx, told: Sequence[tuple[Received[Any], UUID, str]]) -> set[str]:

@@ -120,6 +120,7 @@ class BlockState(BaseModel):
     block_id: UUID
     kind: str
     value: str
+    entry: Annotated[str | None, Field(description="What stands in Microsoft's list for it; null until it does.")]
     status: Literal["requested", "applied", "failed", "removed"]
     expires_at: datetime | None
 

@@ -106,6 +106,7 @@ class When(_Strict):
     folder: frozenset[Folder] = frozenset(Folder)
     """Where at least one user met it."""
     min_reports: Annotated[int, Field(ge=1)] = 1
+    """How many people must have reported it. However often one person does, it counts once."""
     sender_domain: Domains | None = None
     not_sender_domain: Domains = frozenset()
 
@@ -131,12 +132,17 @@ class Policy(_Strict):
 
     rule: tuple[Rule, ...] = ()
 
+    @property
+    def counts_people(self) -> bool:
+        """Whether any rule needs to know how many people have reported a case."""
+        return any(rule.when.min_reports > 1 for rule in self.rule)
+
     def first_match(
         self,
         *,
         reported_as: Sequence[ReportedAs],
         folders: Sequence[Folder],
-        report_count: int,
+        people: int,
         sender_domain: str | None,
     ) -> Rule | None:
         """Return the rule for a case of which this is known, or None: then it waits for an admin."""
@@ -146,7 +152,7 @@ class Policy(_Strict):
                 for rule in self.rule
                 if rule.when.reported_as.intersection(reported_as)
                 and rule.when.folder.intersection(folders)
-                and report_count >= rule.when.min_reports
+                and people >= rule.when.min_reports
                 and (rule.when.sender_domain is None or sender_domain in rule.when.sender_domain)
                 and sender_domain not in rule.when.not_sender_domain
             ),
@@ -176,6 +182,25 @@ def load_policy(file: Path | None) -> Policy:
 def category_of(then: Then, reported_as: Iterable[ReportedAs]) -> Category:
     """Say what a rule submits a case as."""
     return CATEGORY[gravest(reported_as)] if then.submit in (None, "as-reported") else Category(then.submit)
+
+
+def why_pretended(message: Message) -> str | None:
+    """Say whom a block of the sender would hit, when Microsoft read another sender than the message shows."""
+    delivery = message.delivery
+    if delivery.header_from is None or delivery.header_from == message.sender_domain:
+        return None
+    return (
+        f"Microsoft reads the sender as one of {delivery.header_from}: a block would hit {message.sender_domain},"
+        " which the mail only pretends to come from"
+    )
+
+
+def why_doubtful(message: Message) -> str | None:
+    """Say why the sender may be innocent, when neither DMARC nor composite authentication passed for its domain."""
+    delivery = message.delivery
+    if "pass" in (delivery.dmarc, delivery.compauth) and delivery.header_from == message.sender_domain:
+        return None
+    return "neither dmarc nor compauth passed for the sender, so its name may be forged and its owner innocent"
 
 
 def block_lifetime(then: Then) -> timedelta:

@@ -120,9 +120,9 @@ async def record_keys(tx: Tx, tenant_id: UUID, keys: Mapping[Key, UUID]) -> None
 async def record_reports(tx: Tx, reports: Sequence[tuple[MessageReported, UUID]]) -> None:
     """Store *reports* with their cases."""
     await tx.execute(
-        "INSERT INTO reports (report_id, tenant_id, case_id, reporter, reported_as, folder, sha256, reported_at)"
-        " SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::text[], $5::text[], $6::text[], $7::text[],"
-        " $8::timestamptz[])",
+        "INSERT INTO reports (report_id, tenant_id, case_id, reporter, reported_as, folder, sha256, reported_at,"
+        " reporter_id) SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::text[], $5::text[], $6::text[],"
+        " $7::text[], $8::timestamptz[], $9::text[])",
         [report.report_id for report, _ in reports],
         [report.tenant_id for report, _ in reports],
         [case_id for _, case_id in reports],
@@ -131,7 +131,24 @@ async def record_reports(tx: Tx, reports: Sequence[tuple[MessageReported, UUID]]
         [report.folder for report, _ in reports],
         [report.message.sha256 for report, _ in reports],
         [report.reported_at for report, _ in reports],
+        [report.reporter_id for report, _ in reports],
     )
+
+
+async def count_people(tx: Tx, case_ids: Sequence[UUID]) -> dict[UUID, int]:
+    """
+    Return how many people have reported each case.
+
+    An application names a person by address alone. Who reports both ways, or under several addresses, is counted once.
+    """
+    if not case_ids:
+        return {}
+    rows = await tx.fetch(
+        "SELECT case_id, least(count(DISTINCT lower(reporter)), count(DISTINCT coalesce(reporter_id, lower(reporter))))"
+        " AS people FROM reports WHERE case_id = ANY($1::uuid[]) GROUP BY case_id",
+        case_ids,
+    )
+    return {row["case_id"]: row["people"] for row in rows}
 
 
 async def record_cases(tx: Tx, cases: Sequence[Case]) -> None:
@@ -299,20 +316,28 @@ async def record_blocks(tx: Tx, blocks: Sequence[tuple[BlockV2, int]]) -> None:
     )
 
 
-async def settle_blocks(tx: Tx, statuses: Mapping[UUID, str]) -> None:
-    """Note what became of blocks. One that was removed stays so: its events come on topics of their own."""
+async def settle_blocks(tx: Tx, outcomes: Mapping[UUID, tuple[str, str | None]]) -> None:
+    """
+    Note what became of blocks: their status, and the entry that was made.
+
+    One that was removed stays so, because its events come on topics of their own.
+    """
     await tx.execute(
-        "UPDATE blocks SET status = new.status FROM unnest($1::uuid[], $2::text[]) AS new (block_id, status)"
-        " WHERE blocks.block_id = new.block_id AND blocks.status <> 'removed'",
-        list(statuses),
-        list(statuses.values()),
+        "UPDATE blocks SET entry = coalesce(new.entry, blocks.entry),"
+        " status = CASE blocks.status WHEN 'removed' THEN blocks.status ELSE new.status END"
+        " FROM unnest($1::uuid[], $2::text[], $3::text[]) AS new (block_id, status, entry)"
+        " WHERE blocks.block_id = new.block_id",
+        list(outcomes),
+        [status for status, _ in outcomes.values()],
+        [entry for _, entry in outcomes.values()],
     )
 
 
 async def blocks(db: Reads, case_id: UUID) -> list[dict[str, Any]]:
     """Return the blocks of a case."""
     rows = await db.fetch(
-        "SELECT block_id, kind, value, status, expires_at FROM blocks WHERE case_id = $1 ORDER BY kind, value, round",
+        "SELECT block_id, kind, value, entry, status, expires_at FROM blocks WHERE case_id = $1"
+        " ORDER BY kind, value, round",
         case_id,
     )
     return [dict(row) for row in rows]
