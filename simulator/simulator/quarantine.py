@@ -145,10 +145,11 @@ class QuarantinedMail:
         self.history.append((now, after))
         return reached
 
-    def deny(self, now: datetime) -> tuple[str, ...]:
-        """Deny the release, and return the recipients who do not get the mail."""
+    def deny(self, now: datetime, users: Iterable[str] | None) -> tuple[str, ...]:
+        """Deny the release to the whole row, whichever recipients *users* names; return who does not get the mail."""
         self.check(now)
         self._check_undecided()
+        self._known(users or ())
         held = self.progress.waiting(self.recipients)
         self.history.append((now, replace(self.progress, denied=True)))
         return held

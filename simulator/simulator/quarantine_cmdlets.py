@@ -318,8 +318,15 @@ def _named(mail: QuarantinedMail) -> dict[str, Any]:
     }
 
 
+_NOBODY_NAMED = "You must either release the message to all recipients or to specific ones."
+
+
 def _release(call: Call, tenant: Tenant, parameters: Parameters) -> list[Row]:
-    """Release, deny or request. Without ActionType it is a release; without User, for all recipients."""
+    """
+    Release, deny or request. Without ActionType it is a release; without User as well, for all recipients.
+
+    With ActionType, somebody has to be named.
+    """
     _role(call, tenant, parameters, "administrator")
     if "User" in parameters and "ReleaseToAll" in parameters:
         raise CmdletError("Parameter set cannot be resolved: specify either User or ReleaseToAll.")
@@ -327,8 +334,11 @@ def _release(call: Call, tenant: Tenant, parameters: Parameters) -> list[Row]:
     users, now, by = _addresses(parameters, "User"), call.state.clock.now(), call.app or ""
     if action is None:
         raise CmdletError("Cannot process argument transformation on parameter 'ActionType': Deny, Release or Request.")
+    if "ActionType" in parameters and not users and "ReleaseToAll" not in parameters:
+        identity = _identities(parameters)[0]
+        raise CmdletError(f"Message '{identity}' could not be released. {_NOBODY_NAMED}")
     if action == "Deny":
-        return _each(call, tenant, parameters, "deny", lambda mail: mail.deny(now))
+        return _each(call, tenant, parameters, "deny", lambda mail: mail.deny(now, users))
     if action == "Request":
         return _each(call, tenant, parameters, "request", lambda mail: mail.request(now, users))
     stranger = next((user for user in users or [] if not tenant.accepts(user)), None)

@@ -191,8 +191,8 @@ def _release(mail: QuarantinedMail, order: ActionOrder, now: datetime) -> tuple[
     return mail.release(now, order.by, order.recipients)
 
 
-def _deny(mail: QuarantinedMail, _order: ActionOrder, now: datetime) -> tuple[str, ...]:
-    return mail.deny(now)
+def _deny(mail: QuarantinedMail, order: ActionOrder, now: datetime) -> tuple[str, ...]:
+    return mail.deny(now, order.recipients)
 
 
 def _delete(mail: QuarantinedMail, order: ActionOrder, now: datetime) -> tuple[str, ...]:

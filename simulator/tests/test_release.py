@@ -10,6 +10,7 @@ from simulator.tokens import EXCHANGE
 
 GET, RELEASE, DELETE = "Get-QuarantineMessage", "Release-QuarantineMessage", "Delete-QuarantineMessage"
 QUARANTINE = f"/tenants/{DEFAULT_TENANT}/quarantine"
+NOBODY_NAMED = "You must either release the message to all recipients or to specific ones."
 ANNA, BEN = "anna@contoso.example", "ben@contoso.example"
 
 
@@ -87,7 +88,7 @@ async def test_a_request_is_approved_or_denied(exchange: Any, control: Any, put:
     assert {row["Identity"] for row in await exchange.rows(GET, ReleaseStatus="Requested")} == {first, second}
 
     await exchange.rows(RELEASE, Identity=first, ActionType="Release", User=[ANNA])
-    await exchange.rows(RELEASE, Identity=second, ActionType="Deny")
+    await exchange.rows(RELEASE, Identity=second, ActionType="Deny", User=[BEN])
 
     assert (await status(first), await status(second)) == ("APPROVED", "DENIED")
     assert await exchange.rows(GET, ReleaseStatus="Requested") == []
@@ -95,15 +96,43 @@ async def test_a_request_is_approved_or_denied(exchange: Any, control: Any, put:
     assert [(entry["action"], entry["recipient"]) for entry in actions] == [("release", ANNA), ("deny", BEN)]
 
 
+@pytest.mark.parametrize("nobody", [{}, {"User": []}, {"ReleaseToAll": False}])
+@pytest.mark.parametrize("action", ["Deny", "Release", "Request"])
+async def test_an_action_names_its_recipients(
+    exchange: Any, control: Any, put: Any, action: str, nobody: dict[str, Any]
+) -> None:
+    """One that names nobody is refused in Exchange's words, and is nothing to the row."""
+    (identity,), _ = await put(ANNA, BEN, one_row=True)
+
+    refused = await exchange.invoke(RELEASE, Identity=identity, ActionType=action, **nobody)
+
+    assert (refused.status, refused.reason) == (400, f"Message '{identity}' could not be released. {NOBODY_NAMED}")
+    assert (await control.ledger())["quarantine_actions"] == []
+    await exchange.rows(RELEASE, Identity=identity, ActionType=action, ReleaseToAll=True)
+    assert [entry["recipient"] for entry in (await control.ledger())["quarantine_actions"]] == [ANNA, BEN]
+
+
+async def test_a_denial_holds_for_the_whole_row(exchange: Any, control: Any, put: Any, status: Any) -> None:
+    """Whichever of its recipients is named; strangers cannot be."""
+    (identity,), _ = await put(ANNA, BEN, one_row=True)
+    stranger = await exchange.invoke(RELEASE, Identity=identity, ActionType="Deny", User=["cleo@contoso.example"])
+    assert (stranger.status, "not a recipient" in stranger.reason) == (400, True)
+
+    await exchange.rows(RELEASE, Identity=identity, ActionType="Deny", User=[ANNA.upper()])
+
+    assert await status(identity) == "DENIED"
+    assert [entry["recipient"] for entry in (await control.ledger())["quarantine_actions"]] == [ANNA, BEN]
+
+
 async def test_what_was_denied_is_not_released_by_accident(exchange: Any, put: Any, status: Any) -> None:
     """Release, Deny and Request are refused; Force releases."""
     (identity,), _ = await put()
-    await exchange.rows(RELEASE, Identity=identity, ActionType="Deny")
+    await exchange.rows(RELEASE, Identity=identity, ActionType="Deny", ReleaseToAll=True)
 
     for action in ("Release", "Deny", "Request"):
-        refused = await exchange.invoke(RELEASE, Identity=identity, ActionType=action)
+        refused = await exchange.invoke(RELEASE, Identity=identity, ActionType=action, User=[ANNA])
         assert (refused.status, "denied" in refused.reason) == (400, True)
-    await exchange.rows(RELEASE, Identity=identity, ActionType="Release", Force=True)
+    await exchange.rows(RELEASE, Identity=identity, ActionType="Release", User=[ANNA], Force=True)
     assert await status(identity) == "RELEASED"
 
 
@@ -113,7 +142,7 @@ async def test_what_was_released_is_neither_denied_nor_requested(exchange: Any, 
     await exchange.rows(RELEASE, Identity=identity)
 
     for action in ("Deny", "Request"):
-        refused = await exchange.invoke(RELEASE, Identity=identity, ActionType=action)
+        refused = await exchange.invoke(RELEASE, Identity=identity, ActionType=action, User=[ANNA])
         assert (refused.status, "already released" in refused.reason) == (400, True)
 
 

@@ -23,7 +23,7 @@ from mail import MailFacts, MailStore, StoreUnavailable, parse
 from quarantine import rules, store
 from quarantine.mirror import look
 from quarantine.reading import NoMailError, export
-from quarantine.rules import DONE, Kind
+from quarantine.rules import DONE, OUT, Kind, Status
 from quarantine.store import Action, QuarantinedMessage
 
 log = structlog.get_logger()
@@ -93,14 +93,16 @@ class Carrier:
         """Release, deny or ask, unless it is seen that an earlier call has."""
         if action.unanswered and await self._is_done(action, message):
             return Outcome()
+        # Of a shared row, Exchange may deny the rest: who has the message would then pass for somebody who has not.
+        if action.kind is Kind.DENY and message.sharing > 1 and await self._status(message) in OUT:
+            return Outcome("refused", "its recipient has the message already; nothing was denied")
         try:
             records = await self._exchange.invoke(
                 message.tenant_id,
                 "Release-QuarantineMessage",
                 Identity=message.identity,
                 ActionType=ACTION_TYPES[action.kind],
-                # A denial holds for the whole row, whoever is named.
-                User=None if action.kind is Kind.DENY else [message.recipient],
+                User=[message.recipient],
             )
         except Refused as error:
             if await self._is_done(action, message):
@@ -113,9 +115,13 @@ class Carrier:
         return Outcome()
 
     async def _is_done(self, action: Action, message: QuarantinedMessage) -> bool:
+        return await self._status(message) in DONE[action.kind]
+
+    async def _status(self, message: QuarantinedMessage) -> Status | None:
+        """Return the state of the mail for its recipient as Exchange shows it; None when it shows no such mail."""
         row = await look(self._exchange, message.tenant_id, message.identity)
         mails = rules.read_row(row) if row else []
-        return any(mail.recipient == message.recipient and mail.status in DONE[action.kind] for mail in mails)
+        return next((mail.status for mail in mails if mail.recipient == message.recipient), None)
 
     async def _report(self, action: Action, message: QuarantinedMessage) -> Outcome:
         """Put the mail into the mail store and make the report of it; nothing of that is harmed by a repetition."""

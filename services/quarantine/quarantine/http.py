@@ -99,7 +99,7 @@ class Release(_About):
 
 
 class Deny(_About):
-    """Deny the release. Defender denies a row of the quarantine as a whole, for all recipients that share it."""
+    """Deny the release. Name all recipients that share a row of the quarantine: Defender may deny it as a whole."""
 
     action: Literal["deny"]
     reason: Annotated[str, Field(min_length=1, max_length=500, pattern=WITHOUT_NUL)]
@@ -481,7 +481,7 @@ def _check_denial(messages: Sequence[QuarantinedMessage], copies: Sequence[Quara
     if missing:
         raise Problem(
             422,
-            "A denial holds for all recipients of the row",
+            "A denial may hold for all recipients of the row",
             f"Defender keeps this mail in one row for {missing[0].sharing} recipients: name them all, or say"
             " all_recipients; nothing was done",
         )

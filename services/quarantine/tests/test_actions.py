@@ -271,6 +271,38 @@ async def test_a_denial_names_all_who_share_the_row(world: Any, client: Client, 
     assert await world.status() == {("shared", ANNA): "denied", ("shared", BEN): "denied"}
 
 
+async def test_who_has_the_message_of_a_shared_row_is_not_said_to_be_denied(
+    world: Any, client: Client, token: Any
+) -> None:
+    """After a denial each recipient's state is what Exchange shows, though nobody here knew of the release yet."""
+    made = await world.quarantine(world.mail("shared", to=f"{ANNA}, {BEN}"), one_row=True)
+    await world.sync()
+    known = await ids(world)
+    await world.control("POST", f"/quarantine/{made['network_message_id']}/releases", {"recipients": [ANNA]})
+    body = {"action": "deny", "messages": [known["shared", ANNA]], "reason": "phishing", "all_recipients": True}
+    async with world.working():
+        status, problem = await client("POST", "/v1/quarantine/actions", token("SecurityAdministrator"), json=body)
+    assert status == 409
+    assert {one["recipient"]: (one["state"], one["detail"]) for one in problem["results"]} == {
+        ANNA: ("failed", "its recipient has the message already; nothing was denied"),
+        BEN: ("succeeded", None),
+    }
+    await world.sync()
+    assert await world.status() == {("shared", ANNA): "released", ("shared", BEN): "denied"}
+
+
+@pytest.mark.usefixtures("quarantined")
+@pytest.mark.parametrize("kind", [Kind.DENY, Kind.REQUEST, Kind.RELEASE])
+async def test_every_action_names_its_recipient(world: Any, kind: Kind) -> None:
+    """Exchange refuses one that names nobody."""
+    await world.grant(4, "DefaultFullAccessPolicy")
+    await world.sync()
+    await wish(world, kind, recipient=BEN)
+    (event,) = await world.carry()
+    assert (event.decision, event.succeeded, event.detail) == (kind, True, None)
+    assert released(world) == [(kind, BEN)]
+
+
 @pytest.mark.usefixtures("quarantined")
 async def test_a_submission_becomes_a_report_with_the_admins_decision(
     world: Any, client: Client, token: Any, monkeypatch: pytest.MonkeyPatch
