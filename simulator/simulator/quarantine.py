@@ -45,6 +45,7 @@ PERMISSIONS = {
     "Preview": 2,
     "Delete": 1,
 }
+_WRITTEN = ("BlockSender", "Delete", "Download", "Preview", "Release", "RequestRelease", "ViewHeader", "AllowSender")
 # What users never release themselves, whatever the policy says.
 _ASKED_FOR_ONLY = frozenset({"HighConfPhish", "Malware"})
 
@@ -210,6 +211,16 @@ def end_user_permissions(value: int, quarantine_type: str) -> dict[str, bool]:
     if quarantine_type in _ASKED_FOR_ONLY and allowed["Release"]:
         return {**allowed, "Release": False, "RequestRelease": True}
     return allowed
+
+
+def written_permissions(value: int) -> str:
+    """Write EndUserQuarantinePermissionsValue as the string that Get-QuarantinePolicy answers."""
+    return "[" + "\r\n".join(f"PermissionTo{name}: {bool(value & PERMISSIONS[name])}" for name in _WRITTEN) + "]"
+
+
+def read_permissions(text: str) -> int:
+    """Read that string back."""
+    return sum(bit for name, bit in PERMISSIONS.items() if f"PermissionTo{name}: True" in text)
 
 
 class Quarantine:

@@ -20,10 +20,13 @@ from simulator.quarantine import (
     QuarantinedMail,
     QuarantineError,
     end_user_permissions,
+    read_permissions,
+    written_permissions,
 )
 from simulator.tenant import Row, Tenant
 
 DEFAULT_DAYS, LONGEST_DAYS = 16, 30
+_STRING, _NUMBER = "EndUserQuarantinePermissions", "EndUserQuarantinePermissionsValue"
 
 Role = Literal["reader", "administrator"]
 _ROLES: dict[str | None, Role] = {"Security Reader": "reader", "Security Administrator": "administrator"}
@@ -167,10 +170,10 @@ def _permissions(tenant: Tenant, role: Role, mail: QuarantinedMail) -> dict[str,
 
 
 def policy_value(tenant: Tenant, policy: str) -> int:
-    """Return EndUserQuarantinePermissionsValue of a quarantine policy; 0 when there is no such policy."""
+    """Return what a quarantine policy lets users do, as a number; 0 when there is no such policy."""
     rows = tenant.rows("Get-QuarantinePolicy") or []
     found = next((row for row in rows if holds(row, "Name", policy)), {})
-    return int(found.get("EndUserQuarantinePermissionsValue") or 0)
+    return int(found.get(_NUMBER) or read_permissions(str(found.get(_STRING) or "")))
 
 
 def _row(tenant: Tenant, role: Role, mail: QuarantinedMail, progress: Progress, *, in_detail: bool) -> Row:
@@ -365,12 +368,13 @@ def _delete(call: Call, tenant: Tenant, parameters: Parameters) -> list[Row]:
     return _each(call, tenant, parameters, "delete", lambda mail: mail.delete(now, users), hard=hard)
 
 
-def _get_policies(_call: Call, tenant: Tenant, parameters: Parameters) -> list[Row]:
+def _get_policies(call: Call, tenant: Tenant, parameters: Parameters) -> list[Row]:
     """Answer built-in and custom policies; the global one with the notifications only when its type is asked for."""
     kinds = ("QuarantinePolicy", "GlobalQuarantinePolicy")
     kind = matched(parameters.get("QuarantinePolicyType", kinds[0]), kinds) or ""
     rows = tenant.rows("Get-QuarantinePolicy") or []
-    rows = [row for row in rows if row.get("QuarantinePolicyType", kinds[0]) == kind]
+    shape = call.state.settings.quarantine_permissions
+    rows = [_with_permissions(row, shape) for row in rows if row.get("QuarantinePolicyType", kinds[0]) == kind]
     if "Identity" not in parameters:
         return rows
     identity = str(parameters["Identity"])
@@ -379,6 +383,14 @@ def _get_policies(_call: Call, tenant: Tenant, parameters: Parameters) -> list[R
         message = f"The operation couldn't be performed because object '{identity}' couldn't be found on 'directory'."
         raise CmdletError(message, 404)
     return named
+
+
+def _with_permissions(row: Row, shape: str) -> Row:
+    """Say what users may do in the shape that is set; a row that was ordered with the string is answered as it is."""
+    if shape == "number" or _STRING in row or not isinstance(row.get(_NUMBER), int):
+        return row
+    bare = {name: value for name, value in row.items() if name != _NUMBER}
+    return bare if shape == "neither" else {**bare, _STRING: written_permissions(row[_NUMBER])}
 
 
 _ONE = {"Identity", "EntityType"}

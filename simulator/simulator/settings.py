@@ -42,6 +42,10 @@ class Settings(BaseModel):
     partly_failed: Literal["warning", "error"] = Field(
         "warning", description="How the admin API says that an action failed for some of many Identities."
     )
+    quarantine_permissions: Literal["string", "number", "neither"] = Field(
+        "string",
+        description="How Get-QuarantinePolicy says what users may do: EndUserQuarantinePermissions, ...Value, or not.",
+    )
     exported_encoding: Literal["Base64", "7bit"] = Field(
         "Base64", description="BodyEncoding of exported mails; with 7bit, Eml is the mail itself."
     )

@@ -1,6 +1,7 @@
 """The quarantine as Get-QuarantineMessage and its kin show it, and its policies."""
 
 import base64
+import re
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -246,13 +247,21 @@ async def test_policies_say_what_users_may_do(exchange: Any, control: Any) -> No
     """The presets and one that lets users block; the global one must be asked for by its type."""
     rows = {row["Name"]: row for row in await exchange.rows(POLICIES)}
 
-    permissions = {name: row["EndUserQuarantinePermissionsValue"] for name, row in rows.items()}
-    assert permissions == {
-        "AdminOnlyAccessPolicy": 0,
-        "DefaultFullAccessPolicy": 39,
-        "DefaultFullAccessWithNotificationPolicy": 39,
-        "RequestAndBlockPolicy": 27,
+    def granted(row: Any) -> set[str]:
+        return set(re.findall(r"PermissionTo(\w+): True", row["EndUserQuarantinePermissions"]))
+
+    full = {"AllowSender", "Delete", "Preview", "Release"}
+    assert {name: granted(row) for name, row in rows.items()} == {
+        "AdminOnlyAccessPolicy": set(),
+        "DefaultFullAccessPolicy": full,
+        "DefaultFullAccessWithNotificationPolicy": full,
+        "RequestAndBlockPolicy": {"BlockSender", "Delete", "Preview", "RequestRelease"},
     }
+    assert rows["AdminOnlyAccessPolicy"]["EndUserQuarantinePermissions"] == (
+        "[PermissionToBlockSender: False\r\nPermissionToDelete: False\r\nPermissionToDownload: False\r\n"
+        "PermissionToPreview: False\r\nPermissionToRelease: False\r\nPermissionToRequestRelease: False\r\n"
+        "PermissionToViewHeader: False\r\nPermissionToAllowSender: False]"
+    )
     assert [name for name, row in rows.items() if row["ESNEnabled"]] == list(rows)[2:]
     (one,) = await exchange.rows(POLICIES, Identity="adminonlyaccesspolicy")
     assert one["Name"] == "AdminOnlyAccessPolicy"
@@ -261,6 +270,26 @@ async def test_policies_say_what_users_may_do(exchange: Any, control: Any) -> No
     assert notification["EndUserSpamNotificationFrequency"] == "1.00:00:00"
     await control.tenant(cmdlets={POLICIES: [{"Name": "Ours", "EndUserQuarantinePermissionsValue": 236}]})
     assert [row["Name"] for row in await exchange.rows(POLICIES)] == ["Ours"]
+
+
+@pytest.mark.parametrize(
+    ("shape", "ordered", "answered"),
+    [
+        ("number", {"EndUserQuarantinePermissionsValue": 4}, {"EndUserQuarantinePermissionsValue": 4}),
+        ("neither", {"EndUserQuarantinePermissionsValue": 4}, {}),
+        ("string", {"EndUserQuarantinePermissions": "odd"}, {"EndUserQuarantinePermissions": "odd"}),
+    ],
+)
+async def test_policies_say_it_in_the_shape_that_is_set(
+    exchange: Any, control: Any, shape: str, ordered: dict[str, Any], answered: dict[str, Any]
+) -> None:
+    """As a number, which one program reads, or not at all; a row that was ordered with the string is left alone."""
+    await control.settings(quarantine_permissions=shape)
+    await control.tenant(cmdlets={POLICIES: [{"Name": "Ours", **ordered}]})
+
+    (row,) = await exchange.rows(POLICIES)
+
+    assert {name: value for name, value in row.items() if name.startswith("EndUser") and "@" not in name} == answered
 
 
 @pytest.mark.parametrize(

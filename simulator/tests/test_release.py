@@ -184,6 +184,11 @@ async def test_users_ask_only_where_the_policy_lets_them(control: Any, put: Any)
     _, network = await put(quarantine_type="Malware", quarantine_policy="DefaultFullAccessPolicy")
     await control.ask("POST", f"{QUARANTINE}/{network}/requests", {"recipients": [ANNA]})
 
+    row = {"Name": "Ours", "EndUserQuarantinePermissions": "[PermissionToRequestRelease: True]"}
+    await control.tenant(cmdlets={"Get-QuarantinePolicy": [row]})
+    _, network = await put(quarantine_policy="Ours")
+    await control.ask("POST", f"{QUARANTINE}/{network}/requests", {"recipients": [ANNA]})
+
 
 async def test_many_are_released_at_once(exchange: Any, put: Any, status: Any) -> None:
     """Identity has to be there, and is ignored."""

@@ -154,7 +154,7 @@ class QuarantinePage(BaseModel):
     A page of quarantined mails: pending release requests first, then the latest.
 
     `next` is the cursor of the following page. `synced_at` is when the list last agreed with Defender, `trouble` why
-    it does not now.
+    it does not now, or which quarantine policies are not understood, so that their users are not served.
     """
 
     items: list[QuarantinedSummary]

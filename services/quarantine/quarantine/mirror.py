@@ -12,7 +12,7 @@ from chassis.db import Database
 from chassis.work import Lease, backoff
 from m365 import Exchange, M365Error, Throttled, Truncated, Unavailable, until
 from quarantine import rules, store
-from quarantine.rules import Quarantined, Row
+from quarantine.rules import Doubt, Quarantined, Row
 from quarantine.store import Sync
 
 log = structlog.get_logger()
@@ -92,7 +92,12 @@ class Mirror:
             policies = rules.read_policies(await self._exchange.invoke(sync.tenant_id, "Get-QuarantinePolicy"))
         async with self._db.transaction() as tx:
             await self._hold(tx, sync)
-            await store.record_policies(tx, sync.tenant_id, policies)
+            # One that cannot be read is kept as one that is not known yet: its mail waits to be told of.
+            known = [policy for policy in policies if policy.doubt is not Doubt.UNREADABLE]
+            await store.record_policies(tx, sync.tenant_id, known)
+        trouble = rules.trouble_with(policies)
+        if trouble:
+            log.warning("policies.not_understood", tenant_id=sync.tenant_id, trouble=trouble)
         for start, end in rules.windows(None if sweeping else sync.read_until, now):
             await self._record(sync, StartReceivedDate=start, EndReceivedDate=end)
         earliest = now - timedelta(days=rules.LONGEST_DAYS)
@@ -103,7 +108,7 @@ class Mirror:
             await store.expire(tx, sync.tenant_id)
             if sweeping:
                 await store.miss(tx, sync.tenant_id, sync.sweep)
-            await store.settle_sync(tx, sync, read_until=now, swept=sweeping, due_in=self._every)
+            await store.settle_sync(tx, sync, read_until=now, swept=sweeping, due_in=self._every, trouble=trouble)
         log.info("sync.done", tenant_id=sync.tenant_id, swept=sweeping)
 
     async def _record(self, sync: Sync, **window: Any) -> None:

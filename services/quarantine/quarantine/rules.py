@@ -49,7 +49,7 @@ DECIDED = ("Requested", "Approved", "Denied", "Released", "PreparingToRelease", 
 
 
 class Permissions(IntFlag):
-    """EndUserQuarantinePermissionsValue (Microsoft Learn: "New-QuarantinePolicy")."""
+    """What users may do; the bits of EndUserQuarantinePermissionsValue (Microsoft Learn: "New-QuarantinePolicy")."""
 
     DELETE = 1
     PREVIEW = 2
@@ -62,7 +62,16 @@ class Permissions(IntFlag):
 
 
 _NEVER_RELEASED_BY_USERS = frozenset({"malware", "highconfphish", "spomalware", "filetypeblock"})
-NO_POLICY = Permissions(0)
+NO_PERMISSIONS = Permissions(0)
+_PERMISSION = re.compile(r"""PermissionTo([a-z]{1,40})["']?\s*[:=]\s*["']?\$?(true|false)\b""", re.IGNORECASE)
+_BITS = {str(bit.name).replace("_", ""): bit for bit in Permissions}
+
+
+class Doubt(StrEnum):
+    """Why it is not certain what a quarantine policy lets users do."""
+
+    UNREADABLE = "unreadable"
+    CONTRADICTORY = "contradictory"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,24 +81,68 @@ class Policy:
     name: str
     permissions: Permissions
     notifies: bool
+    doubt: Doubt | None = None
 
 
 def read_policies(rows: Iterable[Row]) -> list[Policy]:
-    """Read the answer of Get-QuarantinePolicy."""
-    return [
-        Policy(
-            str(row["Name"]), _permissions(row.get("EndUserQuarantinePermissionsValue")), bool(row.get("ESNEnabled"))
+    """
+    Read the answer of Get-QuarantinePolicy.
+
+    It says what users may do as a string (EndUserQuarantinePermissions) or, by some accounts, as a number (...Value).
+    Either is read wherever it stands. When both do and contradict each other, what grants less counts; when neither
+    can be read, nothing is granted. Rows without a name are left out, and the global policy, which grants nothing.
+    """
+    policies = []
+    for row in rows:
+        name = _text(row.get("Name"))
+        if not name or str(row.get("QuarantinePolicyType")).lower() == "globalquarantinepolicy":
+            continue
+        said = (row.get("EndUserQuarantinePermissions"), row.get("EndUserQuarantinePermissionsValue"))
+        read = [found for value in said if (found := _permissions(value)) is not None]
+        doubt = None if read else Doubt.UNREADABLE
+        permissions = read[0] if read else NO_PERMISSIONS
+        if len(set(read)) > 1:
+            doubt, permissions = Doubt.CONTRADICTORY, _lesser(*read)
+        policies.append(Policy(name, permissions, bool(row.get("ESNEnabled")), doubt))
+    return policies
+
+
+def trouble_with(policies: Sequence[Policy]) -> str | None:
+    """Say which quarantine policies are not understood, and what follows from it."""
+    found = {doubt: ", ".join(policy.name for policy in policies if policy.doubt is doubt) for doubt in Doubt}
+    words = []
+    if not policies:
+        words.append("Get-QuarantinePolicy answers no quarantine policy: users get no digests and can do nothing.")
+    if names := found[Doubt.UNREADABLE]:
+        words.append(
+            "What Get-QuarantinePolicy answers as EndUserQuarantinePermissions cannot be read: for messages under these"
+            f" policies users get no digests and can do nothing: {names}."
         )
-        for row in rows
-        if row.get("Name")
-    ]
+    if names := found[Doubt.CONTRADICTORY]:
+        words.append(
+            "EndUserQuarantinePermissions and EndUserQuarantinePermissionsValue contradict each other; what grants less"
+            f" counts: {names}."
+        )
+    return " ".join(words)[:2000] or None
 
 
-def _permissions(value: Any) -> Permissions:
-    try:
-        return Permissions(int(value) & 0xFF)
-    except (TypeError, ValueError):
-        return NO_POLICY
+def _permissions(value: Any) -> Permissions | None:
+    """Read permissions as a number or as text: a line `PermissionToRelease: True` for each, all of it in brackets."""
+    text = str(value).strip()
+    if re.fullmatch(r"[0-9]{1,3}(\.0)?", text):
+        number = int(float(text))
+        return Permissions(number) if number <= sum(Permissions) else None
+    said = [(_BITS.get(name.upper()), allowed.lower() == "true") for name, allowed in _PERMISSION.findall(text)]
+    named, denied = {bit for bit, _ in said if bit}, {bit for bit, allowed in said if not allowed}
+    return Permissions(sum(named - denied)) if named else None
+
+
+def _lesser(one: Permissions, other: Permissions) -> Permissions:
+    """Return what both grant. Who may release may also ask for it."""
+    both, releases = one & other, Permissions.RELEASE | Permissions.REQUEST_RELEASE
+    if one & releases and other & releases and not both & releases:
+        both |= Permissions.REQUEST_RELEASE
+    return both
 
 
 def permitted(granted: Permissions, quarantine_type: str) -> Permissions:

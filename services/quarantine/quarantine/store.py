@@ -64,11 +64,13 @@ async def prolong(tx: Tx, sync: Sync, lease: timedelta) -> bool:
     )
 
 
-async def settle_sync(tx: Tx, sync: Sync, *, read_until: datetime, swept: bool, due_in: timedelta) -> None:
-    """Note what has been read, whether it was all of it, and when to read again."""
+async def settle_sync(
+    tx: Tx, sync: Sync, *, read_until: datetime, swept: bool, due_in: timedelta, trouble: str | None
+) -> None:
+    """Note what has been read, whether it was all of it, what of it nobody understands, and when to read again."""
     await tx.execute(
         "UPDATE syncs SET due_at = now() + $5::interval, attempts = 0, read_until = $3, succeeded_at = now(),"
-        " trouble = NULL, sweep = $6, swept_at = CASE WHEN $4::bool THEN now() ELSE swept_at END"
+        " trouble = $7, sweep = $6, swept_at = CASE WHEN $4::bool THEN now() ELSE swept_at END"
         " WHERE tenant_id = $1 AND turn = $2",
         sync.tenant_id,
         sync.turn,
@@ -76,6 +78,7 @@ async def settle_sync(tx: Tx, sync: Sync, *, read_until: datetime, swept: bool, 
         swept,
         due_in,
         sync.sweep,
+        trouble,
     )
 
 

@@ -83,6 +83,21 @@ async def test_each_recipient_gets_one_digest_for_a_period(world: Any) -> None:
     assert recipients(world) == [ANNA, BEN]
 
 
+@pytest.mark.usefixtures("held")
+async def test_a_mail_whose_policy_cannot_be_read_is_told_of_once_it_can(world: Any) -> None:
+    """It waits as one whose policy is not known yet, and is not taken for one of which users are never told."""
+    world.state.settings.quarantine_permissions = "neither"
+    await world.sync()
+    await work(world, rounds=1)
+    assert recipients(world) == []
+
+    world.state.settings.quarantine_permissions = "string"
+    await world.sync()
+    await period_over(world)
+    await work(world, rounds=1)
+    assert recipients(world) == [ANNA, BEN]
+
+
 @pytest.mark.parametrize("planned", [False, True])
 @pytest.mark.usefixtures("held")
 async def test_a_mail_whose_policy_is_not_known_yet_is_told_of_by_a_later_digest(world: Any, *, planned: bool) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from structlog.testing import capture_logs
 
 from quarantine import store
 from quarantine.mirror import forget, look
@@ -120,6 +121,25 @@ async def test_a_refusal_that_is_not_json_is_waited_out(world: Any) -> None:
     assert state is not None
     assert state["trouble"] is None
     assert set(await world.status()) == {("first", ANNA), ("second", ANNA)}
+
+
+async def test_policies_that_are_not_understood_are_told_to_admins_and_in_the_log(world: Any) -> None:
+    """Otherwise nobody would get a digest, and nobody would know; what can be read again is told no more."""
+    world.state.settings.quarantine_permissions = "neither"
+    await world.grant(4, "Ours")
+    with capture_logs() as logs:
+        await world.sync()
+    state = await store.sync_state(world.db.pool, world.tenant_id)
+    assert state["succeeded_at"]
+    assert "Ours" in state["trouble"]
+    assert [one["log_level"] for one in logs if "Ours" in str(one.get("trouble"))] == ["warning"]
+    assert await world.db.pool.fetch("SELECT FROM policies") == []
+
+    for shape in ("number", "string"):
+        world.state.settings.quarantine_permissions = shape
+        await world.sync()
+        assert (await store.sync_state(world.db.pool, world.tenant_id))["trouble"] is None
+        assert await world.db.pool.fetchval("SELECT permissions FROM policies") == 4
 
 
 async def test_two_replicas_never_read_the_same_tenant_at_once(world: Any) -> None:

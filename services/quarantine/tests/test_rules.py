@@ -17,6 +17,7 @@ from quarantine.rules import (
     permitted,
     read_policies,
     read_row,
+    trouble_with,
     windows,
 )
 
@@ -111,14 +112,94 @@ def test_a_user_may_release_or_ask_never_both(value: int, kind: str, allowed: Pe
     assert permitted(Permissions(value), kind) & both == allowed
 
 
-def test_a_policy_that_cannot_be_read_permits_nothing() -> None:
-    """A value that is missing or odd; a row without a name is none."""
+WRITTEN = """[PermissionToBlockSender: False
+PermissionToDelete: True
+PermissionToDownload: False
+PermissionToPreview: True
+PermissionToRelease: True
+PermissionToRequestRelease: False
+PermissionToViewHeader: False
+PermissionToAllowSender: True]"""
+
+
+@pytest.mark.parametrize(
+    ("said", "permissions"),
+    [
+        (WRITTEN, 39),
+        (WRITTEN.replace("\n", "\r\n"), 39),
+        (WRITTEN.replace("\n", ", ").strip("[]"), 39),
+        (WRITTEN.replace(": ", " :  ").upper(), 39),
+        (WRITTEN.replace("\n", "\n  ").lower() + "\n", 39),
+        ("[PermissionToRequestRelease: True]", 8),
+        ("[PermissionToViewHeader: True\nPermissionToDownload: False\nPermissionToFly: True]", 128),
+        ("[PermissionToRelease: True\nPermissionToRelease: False\nPermissionToPreview: True]", 2),
+        ({"PermissionToRelease": True, "PermissionToPreview": False}, 4),
+        (27, 27),
+        ("236", 236),
+        (0, 0),
+        (WRITTEN.replace("True", "False"), 0),
+    ],
+)
+@pytest.mark.parametrize("column", ["EndUserQuarantinePermissions", "EndUserQuarantinePermissionsValue"])
+def test_permissions_are_read_as_text_or_as_a_number(said: Any, permissions: int, column: str) -> None:
+    """Whichever stands where, with whatever ends of lines, spaces, brackets, case and names of their own."""
+    (policy,) = read_policies([{"Name": "A", column: said}])
+    assert (int(policy.permissions), policy.doubt) == (permissions, None)
+    assert trouble_with([policy]) is None
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {},
+        {"EndUserQuarantinePermissions": None, "EndUserQuarantinePermissionsValue": None},
+        {"EndUserQuarantinePermissions": ""},
+        {"EndUserQuarantinePermissions": "[]"},
+        {"EndUserQuarantinePermissions": "[PermissionToFly: True]"},
+        {"EndUserQuarantinePermissions": "[PermissionToRelease: Truest]"},
+        {"EndUserQuarantinePermissions": "Full access"},
+        {"EndUserQuarantinePermissionsValue": "x"},
+        {"EndUserQuarantinePermissionsValue": True},
+        {"EndUserQuarantinePermissionsValue": -4},
+        {"EndUserQuarantinePermissionsValue": 256 + 4},
+        {"EndUserQuarantinePermissions": 2000 * "PermissionTo"},
+    ],
+)
+def test_a_policy_that_cannot_be_read_permits_nothing_and_is_named(said: dict[str, Any]) -> None:
+    """Beside others that can be; a row without a name is none, and the global policy is about notifications."""
     rows = [
-        {"Name": "A", "EndUserQuarantinePermissionsValue": "x"},
-        {"Name": "B"},
+        {"Name": "Odd", **said},
+        {"Name": "Full", "EndUserQuarantinePermissions": WRITTEN},
         {"EndUserQuarantinePermissionsValue": 4},
+        {"Name": "DefaultGlobalTag", "QuarantinePolicyType": "GlobalQuarantinePolicy"},
     ]
-    assert [(policy.name, int(policy.permissions)) for policy in read_policies(rows)] == [("A", 0), ("B", 0)]
+    policies = read_policies(rows)
+    assert [(policy.name, int(policy.permissions)) for policy in policies] == [("Odd", 0), ("Full", 39)]
+    trouble = trouble_with(policies) or ""
+    assert ("Odd" in trouble, "Full" in trouble, "no digests" in trouble) == (True, False, True)
+
+
+@pytest.mark.parametrize(
+    ("text", "number", "lesser"),
+    [
+        ("[PermissionToRelease: True]", 0, 0),
+        ("[PermissionToRelease: False]", 4, 0),
+        ("[PermissionToRelease: True\nPermissionToPreview: True]", 2 | 8, 2 | 8),
+        ("[PermissionToRequestRelease: True]", 4, 8),
+        (WRITTEN, 39 | 16, 39),
+    ],
+)
+def test_of_two_that_contradict_each_other_the_lesser_counts(text: str, number: int, lesser: int) -> None:
+    """And it is said of which policy."""
+    said = {"EndUserQuarantinePermissions": text, "EndUserQuarantinePermissionsValue": number}
+    (policy,) = read_policies([{"Name": "Ours", **said}])
+    assert int(policy.permissions) == lesser
+    assert "contradict each other; what grants less counts: Ours" in (trouble_with([policy]) or "")
+
+
+def test_a_tenant_without_policies_is_told_so() -> None:
+    """Its users could do nothing, and nobody would know why."""
+    assert "no quarantine policy" in (trouble_with([]) or "")
 
 
 def test_windows_cover_the_time_since_the_last_reading_without_a_gap() -> None:
