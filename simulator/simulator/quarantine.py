@@ -8,6 +8,7 @@ pages are silent about an order of actions (a release after a denial, a request 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from typing import Any
 from uuid import uuid4
 
 from simulator.mail import Mail
@@ -90,6 +91,7 @@ class QuarantinedMail:
     expires: datetime
     direction: str = "Inbound"
     recipient_tags: tuple[str, ...] = ()
+    columns: dict[str, Any] = field(default_factory=dict)
     recipient_id: str = field(default_factory=lambda: str(uuid4()))
     history: list[tuple[datetime, Progress]] = field(default_factory=list)
 

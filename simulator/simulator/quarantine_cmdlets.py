@@ -223,6 +223,7 @@ def _row(tenant: Tenant, role: Role, mail: QuarantinedMail, progress: Progress, 
         "ReleasedCount@data.type": "System.Int32",
         "ReleasedCount": len(progress.released),
         "ReleasedBy": list(progress.released_by),
+        **mail.columns,
     }
 
 

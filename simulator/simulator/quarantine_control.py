@@ -51,6 +51,7 @@ class QuarantineOrder(MailOrder):
     recipient_tags: list[str] = Field([])
     network_message_id: Lower | None = Field(None, pattern="^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")
     one_row: bool = False
+    columns: dict[str, Any] = Field({}, description="What Get-QuarantineMessage shows instead in columns of the row.")
 
 
 class ActionOrder(BaseModel):
@@ -137,6 +138,7 @@ def _mails(order: QuarantineOrder, now: datetime) -> list[QuarantinedMail]:
             expires=order.expires or received + retention(policy_type),
             direction=order.direction,
             recipient_tags=tuple(order.recipient_tags),
+            columns=order.columns,
         )
         for group in ([recipients] if order.one_row else [(recipient,) for recipient in recipients])
     ]

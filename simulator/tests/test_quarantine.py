@@ -292,6 +292,13 @@ async def test_policies_say_it_in_the_shape_that_is_set(
     assert {name: value for name, value in row.items() if name.startswith("EndUser") and "@" not in name} == answered
 
 
+async def test_a_row_shows_what_is_ordered(exchange: Any, put: Any) -> None:
+    """Types that nobody knows, several in one, or none."""
+    await put(columns={"QuarantineTypes": None, "Type": "High Confidence Phish, Something new"})
+    (row,) = await exchange.rows(GET)
+    assert (row["QuarantineTypes"], row["Type"]) == (None, "High Confidence Phish, Something new")
+
+
 @pytest.mark.parametrize(
     "order",
     [

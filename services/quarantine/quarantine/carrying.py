@@ -22,8 +22,9 @@ from m365 import Exchange, M365Error, Refused, Throttled, Unauthorised, Unavaila
 from mail import MailFacts, MailStore, StoreUnavailable, parse
 from quarantine import rules, store
 from quarantine.mirror import look
+from quarantine.offering import may_release
 from quarantine.reading import NoMailError, export
-from quarantine.rules import DONE, OUT, Kind, Status
+from quarantine.rules import BY_RECIPIENT, DONE, NOT_PERMITTED, OUT, Kind, Permissions, Status
 from quarantine.store import Action, QuarantinedMessage
 
 log = structlog.get_logger()
@@ -93,6 +94,10 @@ class Carrier:
         """Release, deny or ask, unless it is seen that an earlier call has."""
         if action.unanswered and await self._is_done(action, message):
             return Outcome()
+        if not _is_permitted(action, message):
+            if action.unanswered:
+                raise _UnclearError(NOT_PERMITTED)
+            return Outcome("refused", NOT_PERMITTED)
         # Of a shared row, Exchange may deny the rest: who has the message would then pass for somebody who has not.
         if action.kind is Kind.DENY and message.sharing > 1 and await self._status(message) in OUT:
             return Outcome("refused", "its recipient has the message already; nothing was denied")
@@ -197,6 +202,17 @@ class Carrier:
                 events.append(_decided(action, message, outcome))
             await outbox.emit(tx, [(event, action.traceparent) for event in events])
         log.info("action.settled", action_id=action.action_id, kind=action.kind, failure=outcome.failure)
+
+
+def _is_permitted(action: Action, message: QuarantinedMessage) -> bool:
+    """
+    Return whether what its recipient wants of a mail is still permitted; what admins want is.
+
+    Exchange does not check it: it is called as an administrator.
+    """
+    if action.kind is Kind.REQUEST:
+        return bool(message.permitted & (Permissions.RELEASE | Permissions.REQUEST_RELEASE))
+    return action.variant != BY_RECIPIENT or may_release(message)
 
 
 def _decided(action: Action, message: QuarantinedMessage, outcome: Outcome) -> ReleaseDecided:

@@ -23,6 +23,7 @@ async def file(
     *,
     by: Actor,
     reason: str | None = None,
+    variant: str | None = None,
     reported_as: str | None = None,
     wanted: Wanted | None = None,
 ) -> list[UUID]:
@@ -30,8 +31,9 @@ async def file(
     Store a wish for each of *messages*, for the worker to carry out; returns their ids.
 
     A wish that still waits, or whose fulfilment still holds, is joined; one that failed or was overtaken is made anew.
+    Wishes of another *variant* are others.
     """
-    variant = reported_as or ""
+    variant = variant or reported_as or ""
     if wanted:
         variant = hashlib.sha256(wanted.model_dump_json(exclude={"by"}).encode()).hexdigest()[:16]
     last = await store.last_actions(tx, [message.message_id for message in messages], kind, variant)

@@ -50,8 +50,8 @@ class Words:
         return {key: self._texts[f"preview.{key}"] for key in ENGLISH}
 
     def reason(self, quarantine_type: str) -> str:
-        """Say why a mail is held."""
-        return self._texts.get(f"reason.{quarantine_type.lower()}", self._texts["reason.other"])
+        """Say why a mail is held; of several reasons, the first."""
+        return self._texts.get(f"reason.{quarantine_type.partition(',')[0].lower()}", self._texts["reason.other"])
 
     def date(self, moment: datetime, *, time: bool = False) -> str:
         """Write a date, with its *time* in UTC if wanted."""

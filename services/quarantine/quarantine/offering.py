@@ -26,7 +26,7 @@ def offered(message: QuarantinedMessage, now: datetime) -> list[LinkAction]:
     if not held or not may:
         return []
     actions = []
-    if Permissions.RELEASE in may and message.status is not Status.DENIED:
+    if may_release(message):
         actions.append(LinkAction.RELEASE)
     if Permissions.REQUEST_RELEASE in may and message.status in (Status.NOT_RELEASED, Status.ERROR):
         actions.append(LinkAction.REQUEST)
@@ -35,6 +35,11 @@ def offered(message: QuarantinedMessage, now: datetime) -> list[LinkAction]:
     if Permissions.PREVIEW in may:
         actions.append(LinkAction.REPORT)
     return actions
+
+
+def may_release(message: QuarantinedMessage) -> bool:
+    """Return whether the recipient may release a mail without asking."""
+    return Permissions.RELEASE in message.permitted and message.status is not Status.DENIED
 
 
 def _is_own(message: QuarantinedMessage) -> bool:

@@ -22,7 +22,7 @@ from quarantine.language import Words, choose
 from quarantine.links import Claim, ExpiredError, InvalidLinkError, LinkAction
 from quarantine.offering import NAMES, Links, offered
 from quarantine.reading import Reading
-from quarantine.rules import Kind, Permissions
+from quarantine.rules import BY_RECIPIENT, NOT_PERMITTED, Kind, Permissions
 from quarantine.settings import QuarantineSettings, settings_of
 from quarantine.sign_in import Person, SignIn, SignInError
 from quarantine.store import QuarantinedMessage
@@ -268,16 +268,21 @@ class Pages:
         if kind is Kind.REPORT and said not in CHOICES:
             raise _PageError("stale", 422)
         reported_as = said if kind is Kind.REPORT else None
+        variant = BY_RECIPIENT if kind is Kind.RELEASE else reported_as or ""
         async with self._db.transaction() as tx:
-            last = await store.last_actions(tx, [visit.message.message_id], kind, reported_as or "")
+            last = await store.last_actions(tx, [visit.message.message_id], kind, variant)
             known = last.get(visit.message.message_id)
             # A page that is sent twice is answered twice, and acts once.
             if known is None or known.state == "failed":
                 self._check_offered(visit)
-            (action_id,) = await filing.file(tx, [visit.message], kind, by=visit.actor, reported_as=reported_as)
+            (action_id,) = await filing.file(
+                tx, [visit.message], kind, by=visit.actor, variant=variant, reported_as=reported_as
+            )
         (action,) = await filing.outcomes(self._db, visit.message.tenant_id, [action_id], self._patience)
         log.info("link.used", action=kind, action_id=action_id, state=action.state)
         if action.state == "failed":
+            if action.detail == NOT_PERMITTED:
+                raise _PageError("not_permitted", 409)
             return await self._failed(visit, action.detail, away=action.failure in ("gave-up", "not-allowed"))
         return await self._done(visit, str(kind), running=action.state == "pending", already=action.already)
 

@@ -61,7 +61,6 @@ class Permissions(IntFlag):
     VIEW_HEADER = 128
 
 
-_NEVER_RELEASED_BY_USERS = frozenset({"malware", "highconfphish", "spomalware", "filetypeblock"})
 NO_PERMISSIONS = Permissions(0)
 _PERMISSION = re.compile(r"""PermissionTo([a-z]{1,40})["']?\s*[:=]\s*["']?\$?(true|false)\b""", re.IGNORECASE)
 _BITS = {str(bit.name).replace("_", ""): bit for bit in Permissions}
@@ -145,16 +144,51 @@ def _lesser(one: Permissions, other: Permissions) -> Permissions:
     return both
 
 
+_TYPES = {
+    "highconfidencephish": "HighConfPhish",
+    "highconfidencephishing": "HighConfPhish",
+    "phishing": "Phish",
+    "highconfidencespam": "Spam",
+    "mailflowrule": "TransportRule",
+    "adminactionfiletypeblock": "FileTypeBlock",
+} | {
+    name.lower(): name
+    for name in (
+        *("Bulk", "DataLossPrevention", "FileTypeBlock", "HighConfPhish", "Malware", "Phish", "Spam", "SPOMalware"),
+        *("TransportRule", "AdminTriggered", "PPI"),
+    )
+}
+"""The QuarantineTypes of Get-QuarantineMessage, by their names and by how Microsoft displays them, without spaces."""
+_RELEASED_BY_USERS = frozenset({"Bulk", "Spam", "Phish"})
+"""
+What users may release where the policy says so: bulk, spam (high confidence too) and phishing, as which Defender also
+shows what anti-phishing policies hold. Source: Microsoft Learn, "Manage quarantined messages and files as a user".
+
+All else is only asked for: malware, blocked file types (held as malware) and high confidence phishing, whatever the
+policy says, and mail flow rules, which take no quarantine policy ("Quarantine policies"); data loss prevention,
+AdminTriggered and PPI, as no page lets users release them; and what nobody knows yet.
+"""
+
+
+def _types_of(*values: Any) -> list[str]:
+    """Read quarantine types, each of *values* one, several or none, as Microsoft names them; the gravest first."""
+    given = [item for value in values for item in (value if isinstance(value, list | tuple) else [value])]
+    parts = [part for item in given if item is not None for part in re.split(r"[,;|+/\n]", str(item)) if part.strip()]
+    names = dict.fromkeys(_TYPES.get(re.sub(r"[\s_-]", "", part).lower(), part.strip()) for part in parts)
+    return sorted(names, key=lambda name: name in _RELEASED_BY_USERS)
+
+
 def permitted(granted: Permissions, quarantine_type: str) -> Permissions:
     """
-    Say what a user may do with a mail of this type under a policy that grants *granted*.
+    Say what a user may do with a mail of this type, or these types, under a policy that grants *granted*.
 
-    Malware and high confidence phishing are never released by users: to release becomes to ask for it. A policy that
+    Users release only what every one of its types lets them: otherwise to release becomes to ask for it. A policy that
     grants both (it should not) grants the release. Source: Microsoft Learn, "Quarantine policies".
     """
     if Permissions.RELEASE in granted:
         granted &= ~Permissions.REQUEST_RELEASE
-        if quarantine_type.lower() in _NEVER_RELEASED_BY_USERS:
+        types = _types_of(quarantine_type)
+        if not types or not _RELEASED_BY_USERS.issuperset(types):
             granted = granted & ~Permissions.RELEASE | Permissions.REQUEST_RELEASE
     return granted
 
@@ -223,7 +257,7 @@ def read_row(row: Row) -> list[Quarantined]:
             sender=(_text(row.get("SenderAddress")) or "").lower() or None,
             subject=_text(row.get("Subject")),
             size=_number(row.get("Size")),
-            quarantine_type=_text(row.get("QuarantineTypes")) or _text(row.get("Type")) or "Unknown",
+            quarantine_type=_text(", ".join(_types_of(row.get("QuarantineTypes"), row.get("Type")))) or "Unknown",
             policy_type=_text(row.get("PolicyType")) or "",
             policy_name=_text(row.get("PolicyName")) or "",
             quarantine_policy=_text(row.get("TagName")) or "",
@@ -296,6 +330,10 @@ class Kind(StrEnum):
     REPORT = "report"
     SUBMIT = "submit"
 
+
+BY_RECIPIENT = "recipient"
+"""The variant of a release that the mail's recipient wants. An admin's is another wish: it needs no permission."""
+NOT_PERMITTED = "The quarantine policy and the type of the message do not let its recipient do this; nothing was done."
 
 DONE: Mapping[Kind, frozenset[Status]] = {
     Kind.RELEASE: OUT,

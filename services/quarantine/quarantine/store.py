@@ -112,6 +112,7 @@ async def record(tx: Tx, tenant_id: UUID, mails: Sequence[Quarantined], sweep: i
         " sharing, network_message_id, internet_message_id, sender, sender_domain, subject, size, quarantine_type,"
         " policy_type, policy_name, quarantine_policy, direction, received_at, expires_at, status, released_by)"
         " ON CONFLICT (message_id) DO UPDATE SET sweep = excluded.sweep, expires_at = excluded.expires_at,"
+        " quarantine_type = excluded.quarantine_type,"
         " quarantine_policy = excluded.quarantine_policy, released_by = excluded.released_by,"
         " status = CASE WHEN known.acted_at > now() - $22::interval THEN known.status ELSE excluded.status END,"
         " status_changed_at = CASE WHEN known.status = excluded.status OR known.acted_at > now() - $22::interval"
@@ -293,7 +294,7 @@ _FILTERS = {
     "received_before": "received_at < ${}",
     "subject": "position(lower(${}) in lower(subject)) > 0",
     "status": "status = ANY(${}::text[])",
-    "quarantine_type": "lower(quarantine_type) = lower(${})",
+    "quarantine_type": "lower(${}) = ANY(string_to_array(lower(quarantine_type), ', '))",
 }
 
 

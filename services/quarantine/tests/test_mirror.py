@@ -142,6 +142,16 @@ async def test_policies_that_are_not_understood_are_told_to_admins_and_in_the_lo
         assert await world.db.pool.fetchval("SELECT permissions FROM policies") == 4
 
 
+async def test_a_mail_that_is_judged_anew_has_its_new_type(world: Any) -> None:
+    """What its recipient may do follows from it."""
+    await world.quarantine()
+    await world.sync()
+    (mail,) = world.state.tenants[str(world.tenant_id)].quarantine.all()
+    mail.columns |= {"QuarantineTypes": "HighConfPhish", "Type": "High Confidence Phish"}
+    await world.sync()
+    assert {row["quarantine_type"] for row in (await world.messages()).values()} == {"HighConfPhish"}
+
+
 async def test_two_replicas_never_read_the_same_tenant_at_once(world: Any) -> None:
     """Whoever comes second finds nothing due; whoever was overtaken writes nothing more."""
     await world.quarantine(world.mail("parcel"))

@@ -112,6 +112,54 @@ def test_a_user_may_release_or_ask_never_both(value: int, kind: str, allowed: Pe
     assert permitted(Permissions(value), kind) & both == allowed
 
 
+@pytest.mark.parametrize(
+    ("types", "shown"),
+    [
+        ({"QuarantineTypes": None, "Type": "High Confidence Phish"}, "HighConfPhish"),
+        ({"QuarantineTypes": None, "Type": "High confidence phishing"}, "HighConfPhish"),
+        ({"QuarantineTypes": "HighConfPhish", "Type": "High Confidence Phish"}, "HighConfPhish"),
+        ({"QuarantineTypes": "HighConfPhish, Phish"}, "HighConfPhish, Phish"),
+        ({"QuarantineTypes": "Phish; HIGH-CONF-PHISH"}, "HighConfPhish, Phish"),
+        ({"QuarantineTypes": ["Spam", "Malware"]}, "Malware, Spam"),
+        ({"QuarantineTypes": "Spam", "Type": "Malware"}, "Malware, Spam"),
+        ({"QuarantineTypes": "Malware", "Type": "Spam"}, "Malware, Spam"),
+        ({"QuarantineTypes": "Transport rule"}, "TransportRule"),
+        ({"QuarantineTypes": "Data loss prevention"}, "DataLossPrevention"),
+        ({"QuarantineTypes": "Admin action - File type block"}, "FileTypeBlock"),
+        ({"QuarantineTypes": "AdminTriggered"}, "AdminTriggered"),
+        ({"QuarantineTypes": "PPI"}, "PPI"),
+        ({"QuarantineTypes": "SomethingNew"}, "SomethingNew"),
+        ({"QuarantineTypes": "Spam SomethingNew"}, "Spam SomethingNew"),
+        ({"QuarantineTypes": "Spam" + 9000 * " " + ", Malware"}, "Malware, Spam"),
+        ({"QuarantineTypes": 7, "Type": "Spam"}, "7, Spam"),
+        ({"QuarantineTypes": "", "Type": None}, "Unknown"),
+        ({"QuarantineTypes": [], "Type": " , "}, "Unknown"),
+    ],
+)
+def test_a_type_that_is_grave_unknown_or_missing_is_only_asked_for(types: dict[str, Any], shown: str) -> None:
+    """Also beside one that users may release, in whichever column and whatever spelling."""
+    (mail,) = read_row({**ROW, "RecipientAddress": "anna@contoso.example", "QuarantineTypes": None, **types})
+    assert mail.quarantine_type == shown
+    full = Permissions.PREVIEW | Permissions.RELEASE
+    assert permitted(full, mail.quarantine_type) == Permissions.PREVIEW | Permissions.REQUEST_RELEASE
+
+
+@pytest.mark.parametrize(
+    "types",
+    [
+        {"QuarantineTypes": "Bulk"},
+        {"QuarantineTypes": "SPAM", "Type": "Spam"},
+        {"QuarantineTypes": None, "Type": "High Confidence Spam"},
+        {"QuarantineTypes": "Phish", "Type": "Phishing"},
+        {"QuarantineTypes": ["Spam", "Bulk"]},
+    ],
+)
+def test_users_release_what_microsoft_lets_them(types: dict[str, Any]) -> None:
+    """Spam, bulk and phishing, where the quarantine policy says so."""
+    (mail,) = read_row({**ROW, "RecipientAddress": "anna@contoso.example", "QuarantineTypes": None, **types})
+    assert permitted(Permissions.RELEASE, mail.quarantine_type) == Permissions.RELEASE
+
+
 WRITTEN = """[PermissionToBlockSender: False
 PermissionToDelete: True
 PermissionToDownload: False
