@@ -26,6 +26,8 @@ Filer = Annotated[Caller, Depends(require("Reporter"))]
 Reader = Annotated[Caller, Depends(require("Reporter", "SecurityReader", "SecurityAdministrator"))]
 
 SECURITY = {"SecurityReader", "SecurityAdministrator"}
+OLE = bytes.fromhex("d0cf11e0a1b11ae1")
+"""How the files of Outlook and of older Office begin."""
 NO_SENDER = "The mail names no sender that could be blocked; the report stands without the block."
 
 
@@ -129,8 +131,14 @@ def make_router(db: Database, mails: MailStore, uploads: Uploads) -> APIRouter:
 async def _facts(raw: bytes) -> MailFacts:
     facts = parse(raw) if len(raw) <= SMALL_BYTES else await asyncio.to_thread(parse, raw)
     if not facts.is_mail:
+        what = "an Outlook .msg file is not read: save the mail as .eml" if raw.startswith(OLE) else "send the raw mail"
+        raise Problem(422, "This is not a mail", f"{what}, with its headers, as in an .eml file; nothing was kept")
+    if rules.carries_messages(facts):
         raise Problem(
-            422, "This is not a mail", "send the raw mail with its headers, as in an .eml file; nothing was kept"
+            422,
+            "This mail carries another message",
+            "a report wraps the message in a mail of the reporter's own, which is not what was reported: send the"
+            " attached message itself, as an .eml file with its headers, one report for each; nothing was kept",
         )
     return facts
 

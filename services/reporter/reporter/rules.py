@@ -81,6 +81,21 @@ def message_of(facts: MailFacts) -> Message:
     )
 
 
+def carries_messages(facts: MailFacts) -> bool:
+    """
+    Tell whether other messages are attached to the mail, whatever type the attachment says it has.
+
+    Report buttons, add-ins and "forward as attachment" wrap what they report in a mail of the user's own.
+    """
+    return any(
+        file.content_type in _MESSAGES or (file.name or "").lower().endswith((".eml", ".msg"))
+        for file in facts.attachments
+    )
+
+
+_MESSAGES = frozenset({"message/rfc822", "message/global", "application/vnd.ms-outlook"})
+
+
 def folder_of(facts: MailFacts) -> Folder:
     """Say where Exchange Online put the mail, as its headers tell; the Inbox when they do not."""
     return Folder.JUNK if facts.delivery_folder == "junk" else Folder.INBOX

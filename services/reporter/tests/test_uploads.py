@@ -33,6 +33,36 @@ def part(name: str, content: bytes = b"phishing", more: str = "") -> bytes:
 FIELDS = part("mail", MAIL) + part("reported_as") + part("reporter", b"ann@contoso.example")
 QUERY = "?reported_as=phishing&reporter=ann%40contoso.example"
 
+
+def carrier(*attached: bytes, kind: str = "mixed") -> bytes:
+    """Write a mail of a user's own, to which something is attached; each with the headers of its part."""
+    head = f"From: ann@contoso.example\r\nSubject: 3|Parcel\r\nContent-Type: multipart/{kind}; boundary=c\r\n\r\n"
+    text = b"Content-Type: text/plain\r\n\r\nPlease have a look."
+    return head.encode() + b"".join(b"--c\r\n" + one + b"\r\n" for one in (text, *attached)) + b"--c--\r\n"
+
+
+ENCODED = b"Content-Transfer-Encoding: base64\r\n"
+CARRIERS = {
+    "message/rfc822": carrier(b"Content-Type: message/rfc822\r\n\r\n" + MAIL),
+    "in base64": carrier(b"Content-Type: message/rfc822\r\n" + ENCODED + b"\r\n" + BASE64.encode()),
+    "inline": carrier(b"Content-Type: message/rfc822\r\nContent-Disposition: inline\r\n\r\n" + MAIL),
+    "a file of no type": carrier(
+        b'Content-Type: application/octet-stream; name="Parcel.EML"\r\n' + ENCODED + b"\r\n" + BASE64.encode()
+    ),
+    "a file of another type": carrier(
+        b'Content-Type: text/plain\r\nContent-Disposition: attachment; filename="a.eml"\r\n\r\n' + MAIL
+    ),
+    "Outlook's": carrier(b"Content-Type: application/vnd.ms-outlook\r\n" + ENCODED + b"\r\n0M8R4KGxGuE="),
+    "Outlook's by name": carrier(
+        b'Content-Type: application/octet-stream\r\nContent-Disposition: attachment; filename="a.msg"\r\n'
+        + ENCODED
+        + b"\r\n0M8R4KGxGuE="
+    ),
+    "signed": carrier(b"Content-Type: message/rfc822\r\n\r\n" + MAIL, kind="signed"),
+    "several": carrier(*[b"Content-Type: message/rfc822\r\n\r\n" + MAIL] * 3),
+    "the whole of it": b"From: ann@contoso.example\r\nContent-Type: message/rfc822\r\n\r\n" + MAIL,
+}
+
 REFUSED: dict[str, tuple[int, str, dict[str, str], bytes]] = {
     # What the body is.
     "no content type": (415, "", {}, MAIL),
@@ -44,6 +74,8 @@ REFUSED: dict[str, tuple[int, str, dict[str, str], bytes]] = {
     "an empty mail in a form": (400, "", FORM, part("mail", b"") + part("reported_as") + b"--b--\r\n"),
     "not a mail": (422, QUERY, RFC822, b"%PDF-1.7 and so on"),
     "HTML": (422, QUERY, RFC822, b"<!DOCTYPE html><html><body>hello</body></html>"),
+    "a mail as Outlook keeps it": (422, QUERY, RFC822, bytes.fromhex("d0cf11e0a1b11ae1") + bytes(500)),
+    **{f"a carrier, {how}": (422, QUERY, RFC822, mail) for how, mail in CARRIERS.items()},
     "not a mail in JSON": (422, "", JSON, json_with(mail=base64.b64encode(b"hello").decode())),
     # JSON.
     "empty JSON": (422, "", JSON, b""),
@@ -160,6 +192,19 @@ async def test_a_good_upload_is_taken(
     async with running.client.post(f"/v1/reports{query}", data=body, headers=add_in | headers) as answer:
         assert answer.status == 202
     assert await running.kept() == {"reports": 1, "blocks": 0, "outbox": 1, "mails": 1}
+
+
+async def test_whoever_sends_a_carrier_is_told_what_to_send(running: Any, add_in: dict[str, str]) -> None:
+    """The attached message; a mail with any other attachment is the mail that was meant."""
+    file = carrier(b'Content-Type: application/pdf; name="message.eml.pdf"\r\n\r\n%PDF')
+    answers = []
+    for body in (CARRIERS["message/rfc822"], CARRIERS["Outlook's"], file):
+        async with running.client.post(f"/v1/reports{QUERY}", data=body, headers=add_in | RFC822) as answer:
+            answers.append((answer.status, (await answer.json()).get("detail", "")))
+
+    (carried, detail), (outlook, _), (taken, _) = answers
+    assert (carried, outlook, taken) == (422, 422, 202)
+    assert "send the attached message itself, as an .eml file" in detail
 
 
 async def test_a_refusal_names_the_fields_that_are_wrong(running: Any, add_in: dict[str, str]) -> None:
