@@ -4,9 +4,11 @@ import hashlib
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from email import message_from_bytes, policy
+from email import message_from_bytes
+from email.errors import MessageError
 from email.header import decode_header, make_header
 from email.message import Message
+from email.parser import BytesHeaderParser
 from email.utils import getaddresses, parsedate_to_datetime
 from html.parser import HTMLParser
 from typing import Any
@@ -14,6 +16,13 @@ from urllib.parse import urlsplit
 
 _URL = re.compile(r"https?://[^\s<>\"'\])}]+", re.IGNORECASE)
 _RESULT = re.compile(r"\b(spf|dkim|dmarc|compauth)\s*=\s*(\w+)", re.IGNORECASE)
+_ADDRESS = re.compile(r"[^\s<>()\[\],;:\"@]{1,64}@[^\s<>()\[\],;:\"@]+")
+_UNSEEN = re.compile(
+    r"<!--.*?(?:-->|\Z)|<(style|script)\b.*?(?:</\1\b[^>]*>?|\Z)|(?<=data:)[^\s\"'>]{200,}", re.DOTALL | re.IGNORECASE
+)
+_PIECE = 4_096
+_FIELD_CHARS = 10_000
+"""What is read of an address field."""
 
 
 class NotAMailError(ValueError):
@@ -77,7 +86,7 @@ class Mail:
 
 def read_mail(raw: bytes) -> Mail:
     """Read *raw*; raise NotAMailError when it has no header that a mail needs."""
-    message = message_from_bytes(raw)
+    message = _message(raw)
     if not any(message.get(name) for name in ("From", "Message-ID", "Received", "Date")):
         raise NotAMailError("The content has none of the headers From, Date, Received and Message-ID.")
     sha256 = hashlib.sha256(raw).hexdigest()
@@ -105,13 +114,24 @@ def read_mail(raw: bytes) -> Mail:
 
 def bodies(raw: bytes) -> tuple[str, str]:
     """Return the plain text and the HTML that a reader would be shown; empty for a form that *raw* does not have."""
-    message = message_from_bytes(raw, policy=policy.default)
-    found = []
-    for form in ("plain", "html"):
-        part = message.get_body((form,))
-        content = part.get_payload(decode=True) if part else b""
-        found.append(_decoded(part, content) if part and isinstance(content, bytes) else "")
-    return found[0], found[1]
+    found = {"text/plain": "", "text/html": ""}
+    for part in _message(raw).walk():
+        kind = part.get_content_type()
+        content = part.get_payload(decode=True) if found.get(kind) == "" and not part.get_filename() else None
+        if isinstance(content, bytes):
+            found[kind] = _decoded(part, content)
+    return found["text/plain"], found["text/html"]
+
+
+def _message(raw: bytes) -> "Message[str, str]":
+    """Parse *raw*. Of parts in parts without end, which the standard library cannot read, the header alone."""
+    try:
+        message = message_from_bytes(raw)
+        for _ in message.walk():
+            pass
+    except RecursionError:
+        return BytesHeaderParser().parsebytes(raw)
+    return message
 
 
 def _text(message: "Message[str, str]", name: str) -> str:
@@ -120,14 +140,18 @@ def _text(message: "Message[str, str]", name: str) -> str:
         return ""
     try:
         decoded = str(make_header(decode_header(str(value))))
-    except (LookupError, UnicodeError, ValueError):
+    except (LookupError, ValueError, MessageError):
         decoded = str(value)
     return " ".join(decoded.split())
 
 
 def _addresses(message: "Message[str, str]", *names: str) -> list[tuple[str, str]]:
-    values = [str(value) for name in names for value in message.get_all(name, [])]
-    return [(name, address.lower()) for name, address in getaddresses(values) if "@" in address]
+    values = [str(value)[:_FIELD_CHARS] for name in names for value in message.get_all(name, [])]
+    try:
+        found = getaddresses(values)
+    except RecursionError:  # the standard library goes one level deeper with each colon
+        found = [("", address) for value in values for address in _ADDRESS.findall(value)]
+    return [(name, address.lower()) for name, address in found if "@" in address]
 
 
 def _address(message: "Message[str, str]", name: str) -> tuple[str, str]:
@@ -182,9 +206,7 @@ def _parts(message: "Message[str, str]") -> tuple[list[str], list[Link], list[At
             continue
         text = _decoded(part, content)
         if part.get_content_subtype() == "html":
-            page = _Page()
-            page.feed(text)
-            page.close()
+            page = _read_page(text)
             links.extend(page.links)
             text = " ".join(page.text)
         links.extend(Link(url.rstrip(".,;:!?")) for url in _URL.findall(text))
@@ -204,6 +226,22 @@ def _decoded(part: "Message[str, str]", content: bytes) -> str:
         return content.decode(part.get_content_charset() or "utf-8", "replace")
     except (LookupError, ValueError):  # a charset that is unknown, or not even a name
         return content.decode("utf-8", "replace")
+
+
+def _read_page(text: str) -> "_Page":
+    """
+    Read HTML, up to a tag that does not end within a few pieces.
+
+    The standard library looks for the end of a tag anew from each of its beginnings, which takes minutes when there are
+    thousands and no end.
+    """
+    page, text = _Page(), _UNSEEN.sub("", text)
+    for start in range(0, len(text), _PIECE):
+        page.feed(text[start : start + _PIECE])
+        if len(page.rawdata) > 4 * _PIECE:
+            return page
+    page.close()
+    return page
 
 
 class _Page(HTMLParser):

@@ -1,5 +1,6 @@
 """What is read from a raw mail."""
 
+import time
 from datetime import UTC, datetime
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from simulator.mail import NotAMailError, read_mail
+from simulator.mail import NotAMailError, bodies, read_mail
 
 
 def test_headers_become_facts(mail: Any) -> None:
@@ -86,3 +87,35 @@ def test_any_bytes_after_a_from_header_can_be_read(header: bytes, body: bytes) -
         + b"\r\n\r\n<a href=http://["
         + body
     )
+
+
+NESTED = b"".join(b"Content-Type: multipart/mixed; boundary=b%d\n\n--b%d\n" % (n, n) for n in range(2_000))
+HOSTILE = {
+    "colons in From": b"From: a@b.example" + b":" * 1_500 + b"\n\nx",
+    "groups in To": b"From: a@b.example\nTo: " + b"a:" * 3_000 + b"\n\nx",
+    "comments in comments": b"From: a@b.example" + b"(" * 60_000 + b"\n\nx",
+    "parts in parts": b"From: a@b.example\n" + NESTED,
+    "mails in mails": b"From: a@b.example\n" + b"Content-Type: message/rfc822\n\n" * 2_000,
+    "words that are not base64": b"From: a@b.example\nSubject: =?utf-8?b?a?=\n\nx",
+    "parameters without a value": b"From: a@b.example\nContent-Type: text/plain; " + b"a;" * 60_000 + b"\n\nx",
+    "tags that do not end": b"From: a@b.example\nContent-Type: text/html\n\n" + b"<a href='x " * 50_000,
+    "comments that do not end": b"From: a@b.example\nContent-Type: text/html\n\n" + b"<!--" * 50_000,
+}
+
+
+@pytest.mark.parametrize("raw", HOSTILE.values(), ids=HOSTILE)
+def test_a_mail_that_is_made_to_hurt_is_read_like_any_other(raw: bytes) -> None:
+    """One that raised, or took minutes, would be refused or waited for without end, and its case never judged."""
+    before = time.thread_time()
+    assert read_mail(raw).sender == "a@b.example"
+    bodies(raw)
+    assert time.thread_time() - before < 20
+
+
+def test_a_link_is_found_between_long_styles_and_images() -> None:
+    """What makes a page long is not what ends the reading of it."""
+    long = f"<style>{'p {} ' * 9_000}</style><img src='data:image/png;base64,{'A' * 90_000}'><!--{'x' * 90_000}-->"
+    page = f"{long}<p>Read</p><a href='https://pay.phish.example/1'>this</a>"
+    mail = read_mail(f"From: a@b.example\nContent-Type: text/html\n\n{page}".encode())
+    assert [(link.url, link.text) for link in mail.links] == [("https://pay.phish.example/1", "this")]
+    assert mail.text.split() == ["Read", "this"]
