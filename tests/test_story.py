@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
+import aiohttp
 import asyncpg
 import pytest
 
@@ -339,6 +340,35 @@ async def test_a_closed_case_expires_everywhere_and_an_open_one_of_the_same_age_
     for case in (standing, new):
         await demo._gateway.decide(demo._admin, case["case_id"], {"action": "dismiss"})
     await settled(demo)
+    await server.close()
+
+
+async def test_an_id_token_gets_nobody_in_anywhere(stack: Stack, demo: Demo) -> None:
+    """A user's browser holds one, for the same client and with the same roles: it reports in nobody's name."""
+    sue, chief = "sue@contoso.example", f"{uuid4()}@contoso.example"
+    await demo.sign_in([])
+    mail = b"From: a@proseware.example\r\nSubject: hello\r\n\r\nhello"
+    report = {"url": f"/v1/reports?reported_as=phishing&reporter={chief}&block_sender=true", "data": mail}
+    token = await demo._token(["Reporter"], sue, id_token=True)
+    headers = {"Authorization": f"Bearer {token}", "Content-Type": "message/rfc822"}
+    for service in SERVICES:
+        async with aiohttp.ClientSession(stack.urls[service], headers=headers) as session:
+            async with session.get("/openapi.json") as answer:
+                assert (answer.status, service) == (401, service)
+            if service in ("gateway", "reporter"):
+                async with session.post(**report) as answer:
+                    assert answer.status == 401
+                    assert "nonce" in (await answer.json())["detail"]
+
+    # The same by her access token is hers to do in her own name alone.
+    headers["Authorization"] = f"Bearer {await demo._token(['Reporter'], sue)}"
+    async with (
+        aiohttp.ClientSession(stack.urls["gateway"], headers=headers) as session,
+        session.post(**report) as answer,
+    ):
+        assert answer.status == 403
+    server = await asyncpg.connect(stack.postgres_dsn)
+    assert await server.fetchval("SELECT count(*) FROM reporter.reports WHERE reporter = ANY($1)", [sue, chief]) == 0
     await server.close()
 
 

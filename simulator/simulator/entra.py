@@ -103,7 +103,17 @@ async def _token(call: Call) -> web.Response:
     resource, roles = _resource(form.get("scope", ""), client)
     lifetime = call.state.settings.token_lifetime_seconds
     issuer = call.state.issuer(tenant.id)
-    token = app_token(call.state.keys, issuer, tenant.id, resource, client.client_id, client.object_id, roles, lifetime)
+    token = app_token(
+        call.state.keys,
+        issuer,
+        tenant.id,
+        resource,
+        client.client_id,
+        client.object_id,
+        roles,
+        lifetime,
+        azpacr="2" if "client_assertion" in form else "1",
+    )
     return json_response(
         {"token_type": "Bearer", "expires_in": lifetime, "ext_expires_in": lifetime, "access_token": token},
         headers={"Cache-Control": "no-store"},

@@ -71,9 +71,11 @@ class TokenOrder(BaseModel):
     """
     A token to order for a test user or app of any API, good or bad.
 
-    The defaults make a valid token. The rest makes it bad in one way each: `expires_in` may be negative, `issuer` and
-    `kid` may be wrong, `foreign_key` signs with an unpublished key, `algorithm` may be `none` or `HS256`, `claims`
-    overrides single claims and removes those given as null.
+    The defaults make a valid access token of a user. With `app` it is an application's, whose proof `azpacr` names:
+    "1", a secret, or "2", a certificate. With `id_token` it is the ID token of a user who signs in to `audience`. The
+    rest makes it bad in one way each: `expires_in` may be negative, `issuer` and `kid` may be wrong, `foreign_key`
+    signs with an unpublished key, `algorithm` may be `none` or `HS256`, `claims` overrides single claims and removes
+    those given as null.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -86,7 +88,9 @@ class TokenOrder(BaseModel):
     name: str | None = None
     scp: str | None = None
     app: bool = False
+    id_token: bool = False
     azp: str | None = None
+    azpacr: Literal["0", "1", "2"] | None = None
     expires_in: int = 3600
     not_before_in: int = 0
     issuer: str | None = None
@@ -106,8 +110,6 @@ def ordered_claims(order: TokenOrder, tenant: str, issuer: str) -> dict[str, Any
         "iat": now,
         "nbf": now + order.not_before_in,
         "exp": now + order.expires_in,
-        "azp": order.azp or str(uuid4()),
-        "azpacr": "1" if order.app else "0",
         "oid": oid,
         "sub": oid,
         "tid": tenant,
@@ -116,10 +118,16 @@ def ordered_claims(order: TokenOrder, tenant: str, issuer: str) -> dict[str, Any
     }
     if order.roles:
         claims["roles"] = order.roles
+    if order.id_token:
+        claims["nonce"] = uuid4().hex
+    else:
+        claims["azp"] = order.azp or str(uuid4())
+        claims["azpacr"] = order.azpacr or ("1" if order.app else "0")
     if order.app:
         claims["idtyp"] = "app"
     else:
-        claims["scp"] = order.scp or "access_as_user"
+        if not order.id_token:
+            claims["scp"] = order.scp or "access_as_user"
         claims["preferred_username"] = order.preferred_username or "user@contoso.example"
         claims["name"] = order.name or claims["preferred_username"]
     claims.update(order.claims)
@@ -136,8 +144,16 @@ def ordered_token(keys: SigningKeys, order: TokenOrder, tenant: str, issuer: str
 
 
 def app_token(
-    keys: SigningKeys, issuer: str, tenant: str, resource: str, app: str, oid: str, roles: list[str], lifetime: int
+    keys: SigningKeys,
+    issuer: str,
+    tenant: str,
+    resource: str,
+    app: str,
+    oid: str,
+    roles: list[str],
+    lifetime: int,
+    azpacr: Literal["1", "2"],
 ) -> str:
     """Issue the token that an application gets for *resource* with its own credentials."""
-    order = TokenOrder(audience=resource, roles=roles, oid=oid, azp=app, app=True, expires_in=lifetime)
+    order = TokenOrder(audience=resource, roles=roles, oid=oid, azp=app, azpacr=azpacr, app=True, expires_in=lifetime)
     return keys.sign(ordered_claims(order, tenant, issuer))

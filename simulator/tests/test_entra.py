@@ -93,7 +93,7 @@ async def test_msal_gets_a_token_for_a_secret(build: Any, sim: Simulator, scope:
 
     claims = sim.state.keys.verify(answer["access_token"], scope)
     assert (claims["aud"], claims["roles"], claims["idtyp"], claims["ver"]) == (scope, roles, "app", "2.0")
-    assert (claims["tid"], claims["azp"]) == (DEFAULT_TENANT, DEFAULT_APP)
+    assert (claims["tid"], claims["azp"], claims["azpacr"]) == (DEFAULT_TENANT, DEFAULT_APP, "1")
     assert claims["iss"] == f"{sim.url}/{DEFAULT_TENANT}/v2.0"
     assert claims["oid"] == claims["sub"]
     assert claims["iat"] <= time.time() < claims["exp"]
@@ -112,8 +112,9 @@ async def test_msal_gets_a_token_for_a_certificate(
     by_sha1 = await acquire(build, {"private_key": pem(key), "thumbprint": sha1}, client_id=OTHER_APP)
     by_sha256 = await acquire(build, {"private_key": pem(key), "public_certificate": registered}, client_id=OTHER_APP)
 
-    assert "access_token" in by_sha1
-    assert "access_token" in by_sha256
+    for answer in (by_sha1, by_sha256):
+        claims = jwt.decode(answer["access_token"], options={"verify_signature": False})
+        assert claims["azpacr"] == "2"
 
 
 async def test_a_certificate_that_is_not_registered_opens_nothing(
@@ -223,6 +224,17 @@ async def test_published_keys_verify_ordered_tokens(client: Any, control: Any) -
     assert entry["issuer"] == metadata["issuer"] == claims["iss"]
     assert (claims["roles"], claims["oid"], claims["scp"]) == (["Analyst"], "1", "access_as_user")
     assert "idtyp" not in claims
+
+
+async def test_an_id_token_says_nothing_of_an_application(control: Any) -> None:
+    """It has a nonce and the user's roles, and neither scopes nor who asked for it."""
+    order = {"audience": "a", "id_token": True, "roles": ["Reporter"], "preferred_username": "ada@contoso.example"}
+    token = (await control.ask("POST", "/tokens", order))["access_token"]
+    claims = jwt.decode(token, options={"verify_signature": False})
+
+    assert (claims["roles"], claims["preferred_username"]) == (["Reporter"], "ada@contoso.example")
+    assert "nonce" in claims
+    assert not {"scp", "idtyp", "azp", "azpacr"} & claims.keys()
 
 
 async def test_after_a_key_rollover_both_keys_are_published(client: Any, control: Any, sim: Simulator) -> None:

@@ -85,7 +85,7 @@ class Demo:
             self._tokens[address] = await self._token(["Reporter"], address, oid=mailbox["user_id"])
         self._admin = await self._token(["SecurityAdministrator"], "admin@contoso.example")
 
-    async def _token(self, roles: list[str], name: str, **more: str) -> str:
+    async def _token(self, roles: list[str], name: str, **more: object) -> str:
         order = {
             "tenant": self._stack.tenant_id,
             "audience": self._stack.api_audience,

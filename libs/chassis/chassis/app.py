@@ -32,6 +32,7 @@ def authenticator(settings: HttpSettings) -> Authenticator:
         authority=settings.authority,
         tenants=settings.tenants,
         audience=settings.api_audience,
+        scope=settings.api_scope,
         ca_file=settings.ca_file,
     )
 

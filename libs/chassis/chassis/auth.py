@@ -1,7 +1,8 @@
 """
 Who is calling: Entra ID access tokens, checked in every service.
 
-Source: Microsoft Learn, "Access tokens in the Microsoft identity platform" and "Access token claims reference".
+Source: Microsoft Learn, "Access tokens in the Microsoft identity platform", "Access token claims reference" and
+"Optional claims reference" (`idtyp`).
 """
 
 import asyncio
@@ -20,6 +21,7 @@ import structlog
 from fastapi import Request
 
 from chassis.http import Problem
+from chassis.settings import SCOPE
 
 log = structlog.get_logger()
 
@@ -69,15 +71,26 @@ class Authenticator:
     """
     Checks bearer tokens: RS256 only, a key of the token's own tenant, exact issuer and audience, validity in time.
 
+    A token is a user's, for *scope*, or an application's that has proved who it is. An ID token is neither.
+
     A token that was let in is let in until its end, or until the keys of its tenant have been fetched anew.
 
     *tenants* are the only tenants that are let in. Keys are fetched once a day, and when a key id is unknown.
     """
 
-    def __init__(self, *, authority: str, tenants: frozenset[UUID], audience: str, ca_file: Path | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        authority: str,
+        tenants: frozenset[UUID],
+        audience: str,
+        scope: str = SCOPE,
+        ca_file: Path | None = None,
+    ) -> None:
         self._authority = authority.rstrip("/")
         self._tenants = tenants
         self._audience = audience
+        self._scope = scope
         self._ca_file = ca_file
         self._known: dict[UUID, _Keys] = {}
         self._locks: dict[UUID, asyncio.Lock] = {}
@@ -110,11 +123,49 @@ class Authenticator:
             )
         except jwt.InvalidTokenError as error:
             raise _unauthorised(f"the token is not valid: {error}") from None
-        caller = _caller(claims)
+        caller = self._caller(claims)
         if len(self._seen) >= REMEMBERED_TOKENS:
             del self._seen[next(iter(self._seen))]
-        self._seen[name] = _Seen(caller, claims["exp"] + LEEWAY_SECONDS, self._known[claimed])
+        self._seen[name] = _Seen(caller, int(claims["exp"]) + LEEWAY_SECONDS, self._known[claimed])
         return caller
+
+    def _caller(self, claims: Mapping[str, Any]) -> Caller:
+        roles = claims.get("roles")
+        return Caller(
+            tenant_id=UUID(str(claims["tid"])),
+            oid=_kept(claims["oid"]),
+            name=_kept(name) if (name := claims.get("preferred_username")) else None,
+            roles=frozenset(role for role in roles if isinstance(role, str))
+            if isinstance(roles, list)
+            else frozenset(),
+            is_app=self._is_app(claims),
+        )
+
+    def _is_app(self, claims: Mapping[str, Any]) -> bool:
+        """Return whether this is an application's token. Raises Problem 401 when it is not a user's either."""
+        scopes, kind = claims.get("scp"), claims.get("idtyp")
+        if "nonce" in claims:
+            raise _unauthorised(f"the token has a nonce, as ID tokens have; {self._ask_for}")
+        if "scp" not in claims:
+            proved = any(claims.get(name) in ("1", "2") for name in ("azpacr", "appidacr"))
+            if kind == "app" or (kind is None and proved):
+                return True
+            raise _unauthorised(
+                "the token is neither a user's, which has scopes (scp), nor that of an application that proved who"
+                f" it is (idtyp app, or azpacr 1 or 2); {self._ask_for}"
+            )
+        if kind not in (None, "user"):
+            raise _unauthorised(f"the token has scopes (scp) and an idtyp that is not user; {self._ask_for}")
+        if not isinstance(scopes, str) or self._scope not in scopes.split():
+            raise _unauthorised(f"the token's scopes (scp) are without {self._scope}; {self._ask_for}")
+        return False
+
+    @property
+    def _ask_for(self) -> str:
+        return (
+            f"ask Entra ID for an access token: a user's for the scope {self._audience}/{self._scope}, an application's"
+            f" for {self._audience}/.default with its own secret or certificate"
+        )
 
     def _still_holds(self, seen: _Seen) -> bool:
         fresh = time.monotonic() - seen.keys.fetched_at <= KEYS_LIVE_SECONDS
@@ -156,16 +207,6 @@ class Authenticator:
 async def _json(session: aiohttp.ClientSession, url: str) -> Any:
     async with session.get(url, raise_for_status=True) as response:
         return await response.json()
-
-
-def _caller(claims: dict[str, Any]) -> Caller:
-    return Caller(
-        tenant_id=UUID(claims["tid"]),
-        oid=_kept(claims["oid"]),
-        name=_kept(name) if (name := claims.get("preferred_username")) else None,
-        roles=frozenset(role for role in claims.get("roles", ()) if isinstance(role, str)),
-        is_app="scp" not in claims,
-    )
 
 
 def _kept(claim: Any) -> str:

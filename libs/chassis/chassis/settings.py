@@ -12,6 +12,9 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from chassis.limits import Limits
 
+SCOPE = "access_as_user"
+"""The scope of the API that users' tokens have, unless it is told to be another."""
+
 _LIMITS = Limits()
 
 
@@ -47,6 +50,8 @@ class HttpSettings(EnvironmentSettings):
     authority: str = "https://login.microsoftonline.com"
     api_audience: str
     """The client id (a GUID) of the app registration of this API: the only accepted `aud`."""
+    api_scope: Annotated[str, Field(pattern=r"^\S+$")] = SCOPE
+    """The scope of this API, as its app registration names it, that users' tokens must have."""
     tenants: Annotated[frozenset[UUID], NoDecode, CommaSeparated]
     """The Entra ID tenants whose tokens are accepted."""
     ca_file: Path | None = None

@@ -9,6 +9,7 @@ import pytest
 
 from chassis.auth import Authenticator
 from chassis.http import Problem
+from conftest import AUDIENCE
 from simulator import Simulator
 
 ELSEWHERE = "99999999-9999-4999-8999-999999999999"
@@ -35,6 +36,69 @@ async def test_a_person_and_an_application_are_told_apart(
         False,
     )
     assert (app.oid, app.is_app, app.roles) == ("app", True, {"Reporter", "SecurityReader"})
+
+
+USER = {"scp": "access_as_user", "azpacr": "1", "idtyp": None}
+APP = {"scp": None, "azpacr": None, "idtyp": None}
+KINDS: dict[str, tuple[dict[str, Any], bool | None]] = {
+    "a user's": (USER, False),
+    "a user's of a public client": (USER | {"azpacr": "0"}, False),
+    "a user's that says so": (USER | {"idtyp": "user"}, False),
+    "a user's with more scopes": (USER | {"scp": "profile access_as_user  Cases.Read"}, False),
+    "a user's for another scope": (USER | {"scp": "Cases.Read"}, None),
+    "a user's for a scope with a longer name": (USER | {"scp": "access_as_user_2 my.access_as_user"}, None),
+    "a user's for a scope in other letters": (USER | {"scp": "Access_As_User"}, None),
+    "a user's without any scope": (USER | {"scp": ""}, None),
+    "an application's that says so": (APP | {"idtyp": "app"}, True),
+    "an application's that says so and has a secret": (APP | {"idtyp": "app", "azpacr": "1"}, True),
+    "an application's with a secret": (APP | {"azpacr": "1"}, True),
+    "an application's with a certificate": (APP | {"azpacr": "2"}, True),
+    "an application's with a secret, as v1 says it": (APP | {"appidacr": "1"}, True),
+    "an application's with a certificate, as v1 says it": (APP | {"appidacr": "2"}, True),
+    "an application's that proved nothing": (APP | {"azpacr": "0"}, None),
+    "of nobody": (APP, None),
+    "an ID token": (APP | {"nonce": "n"}, None),
+    "a user's with a nonce": (USER | {"nonce": "n"}, None),
+    "an application's with a nonce": (APP | {"idtyp": "app", "azpacr": "1", "nonce": ""}, None),
+    "both": (USER | {"idtyp": "app"}, None),
+    "both, and with no scope": (USER | {"idtyp": "app", "scp": ""}, None),
+    "a device's": (APP | {"idtyp": "device", "azpacr": "2"}, None),
+    "a user's without scopes": (APP | {"idtyp": "user", "azpacr": "1"}, None),
+    **{
+        f"with {name} = {odd!r}": (claims | {name: odd}, None)
+        for claims, names in ((USER, ("scp", "idtyp")), (APP, ("idtyp", "azpacr", "appidacr", "nonce")))
+        for name in names
+        for odd in (1, True, 1.5, ["access_as_user"], ["app"], ["1"], {"app": 1}, " ", [])
+    },
+}
+
+
+@pytest.mark.parametrize(("claims", "is_app"), KINDS.values(), ids=KINDS)
+async def test_a_token_is_a_users_or_an_applications_or_nobodys(
+    authenticator: Authenticator, token: Any, claims: dict[str, Any], is_app: bool | None
+) -> None:
+    """Who is refused hears what to ask Entra ID for."""
+    presented = token("Reporter", claims=claims)
+    if is_app is not None:
+        assert (await authenticator.caller(presented)).is_app is is_app
+        return
+    problem = await refusal(authenticator, presented)
+    assert problem.status == 401
+    assert f"{AUDIENCE}/access_as_user" in problem.detail
+    assert f"{AUDIENCE}/.default" in problem.detail
+
+
+@pytest.mark.parametrize("odd", [1, "Reporter", {"Reporter": 1}, None, True, [["Reporter"], 1]])
+async def test_roles_that_are_no_list_of_texts_are_no_roles(
+    authenticator: Authenticator, token: Any, odd: object
+) -> None:
+    """Nobody gets more, and nothing fails."""
+    assert (await authenticator.caller(token(claims={"roles": odd}))).roles == frozenset()
+
+
+async def test_a_token_that_writes_its_end_as_a_text_is_no_failure(authenticator: Authenticator, token: Any) -> None:
+    """It holds as long as it says."""
+    assert (await authenticator.caller(token(claims={"exp": "99999999999"}))).oid
 
 
 @pytest.mark.parametrize(
