@@ -6,8 +6,9 @@ from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Annotated
+from uuid import UUID
 
-from pydantic import AnyHttpUrl, Field, SecretStr, field_validator
+from pydantic import AnyHttpUrl, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import NoDecode
 
 from backstop_contracts import BlockApplied, BlockFailed, BlockRemoved, CaseExpired, CaseUpdated, VerdictReady
@@ -60,6 +61,24 @@ class Settings(ServiceSettings, M365Settings):
     def _check_keys(cls, keys: tuple[SecretStr, ...]) -> tuple[SecretStr, ...]:
         Signer([key.get_secret_value() for key in keys])
         return keys
+
+    @model_validator(mode="after")
+    def _check_sign_in(self) -> "Settings":
+        # Whoever signs in is given an ID token for the client that asks. For the API's own, it is one for the API.
+        if self.sign_in_client_id and _client(self.sign_in_client_id) == _client(self.api_audience):
+            raise ValueError(
+                "BACKSTOP_SIGN_IN_CLIENT_ID is BACKSTOP_API_AUDIENCE: tokens for signing in would be tokens for the"
+                " API. Register a web application of its own in Entra ID for signing in, and set its client id"
+            )
+        return self
+
+
+def _client(client_id: str) -> str:
+    """Return a client id as it is compared: a GUID has several spellings."""
+    try:
+        return str(UUID(client_id.strip()))
+    except ValueError:
+        return client_id.strip().casefold()
 
 
 def build(settings: Settings) -> Service:
