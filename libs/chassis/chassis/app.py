@@ -1,9 +1,11 @@
 """A service as one process: HTTP, consumer, relay and workers, started and stopped in the right order."""
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import structlog
@@ -243,31 +245,88 @@ async def _bounded(job: Awaitable[Any], seconds: float, what: str) -> None:
             log.exception("service.stop_failed", part=what)
 
 
-def server(api: FastAPI, *, host: str = "127.0.0.1", port: int = 0) -> uvicorn.Server:
+class Server(uvicorn.Server):
+    """
+    uvicorn's server, which runs the lifespan of *api* itself and ends also while that starts.
+
+    uvicorn would look at a signal only when the start is over, and PostgreSQL may be away for hours. What the start
+    raises is raised by `run` and `serve`.
+    """
+
+    def __init__(self, api: FastAPI, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._life = api.router.lifespan_context(api)
+        self._starting: asyncio.Task[Any] | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start the application, then listen; do neither when a signal comes meanwhile."""
+        if self.should_exit:
+            return
+        self._starting = task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - a coroutine runs in a task
+        try:
+            await self._life.__aenter__()
+        except asyncio.CancelledError:
+            if not self.should_exit:
+                raise
+            while task.cancelling():
+                task.uncancel()
+            return
+        finally:
+            self._starting = None
+        try:
+            await super().startup(sockets)
+        except SystemExit:
+            await self._life.__aexit__(None, None, None)
+            raise
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop listening, then the application; only the former after a second signal."""
+        await super().shutdown(sockets)
+        if not self.force_exit:
+            await self._life.__aexit__(None, None, None)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Take a signal: end what runs, or what starts."""
+        super().handle_exit(sig, frame)
+        if self._starting:
+            self._starting.get_loop().call_soon_threadsafe(self._stop_starting)
+
+    def _stop_starting(self) -> None:
+        # Again and again: what ends may wait in turn, such as for PostgreSQL to take note of it.
+        if self._starting:
+            self._starting.cancel()
+            self._starting.get_loop().call_later(1, self._stop_starting)
+
+
+def server(api: FastAPI, *, host: str = "127.0.0.1", port: int = 0) -> Server:
     """Make the HTTP server of an application of `make_api`, with its limits."""
-    return uvicorn.Server(
+    return Server(
+        api,
         uvicorn.Config(
             api,
             host=host,
             port=port,
             http=Connection,
             ws="none",
+            lifespan="off",
             log_config=None,
             access_log=False,
             server_header=False,
             timeout_graceful_shutdown=10,
             timeout_keep_alive=api.state.limits.idle_seconds,
             h11_max_incomplete_event_size=64 << 10,
-        )
+        ),
     )
 
 
 def serve(name: str, api: FastAPI, settings: HttpSettings) -> None:
-    """Answer HTTP with *api* until SIGTERM or SIGINT."""
+    """Answer HTTP with *api* until SIGTERM or SIGINT. A failure is logged: exit code 3."""
     telemetry.configure(name, settings.log_level)
-    made = server(api, host=settings.http_host, port=settings.http_port)
     # uvicorn stops in order and then raises the signal again.
     with suppress(KeyboardInterrupt):
-        made.run()
-    if not made.started:
-        raise SystemExit(3)
+        try:
+            server(api, host=settings.http_host, port=settings.http_port).run()
+        except Exception:
+            log.exception("service.failed")
+            raise SystemExit(3) from None

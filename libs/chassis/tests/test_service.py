@@ -1,7 +1,9 @@
 """A service says truthfully whether it is ready and alive, and stops in an orderly way."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+import signal
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from fastapi import APIRouter
 
 from backstop_contracts import CaseStatus, CaseUpdated, headers_for
 from chassis import telemetry
-from chassis.app import Service
+from chassis.app import Service, server
 from chassis.db import Tx
 from chassis.kafka import STUCK_LOOKS, Consumer, Received, create_topics
 from chassis.settings import ServiceSettings
@@ -77,6 +79,36 @@ async def test_a_service_is_ready_once_it_has_its_partitions(
     async with running(made.api) as url, aiohttp.ClientSession() as session:
         assert await until(session, f"{url}/readyz", 200) == GOOD
         assert await ask(session, f"{url}/livez") == (200, {"consumer": "ok", "tasks": "ok"})
+
+
+async def test_a_signal_ends_whatever_a_starting_service_waits_for(
+    database: str, kafka_bootstrap: str, prefix: str, tmp_path: Path
+) -> None:
+    """Also what it waits for while it gives up; it answers nobody, and what it had opened is closed."""
+    waiting, giving_up = asyncio.Event(), asyncio.Event()
+
+    @asynccontextmanager
+    async def stubborn() -> AsyncIterator[None]:
+        try:
+            waiting.set()
+            await asyncio.Event().wait()
+            yield
+        finally:
+            giving_up.set()
+            await asyncio.Event().wait()
+
+    made = service(database, kafka_bootstrap, prefix, tmp_path)
+    made.resources.append(stubborn())
+    serving = server(made.api)
+    task = asyncio.create_task(serving._serve())
+    async with asyncio.timeout(60):
+        await waiting.wait()
+        serving.handle_exit(signal.SIGTERM, None)
+        await giving_up.wait()
+        await task
+
+    assert not serving.started
+    assert made.db.pool.is_closing()
 
 
 async def test_a_service_without_kafka_is_alive_but_not_ready(database: str, tmp_path: Path) -> None:
