@@ -182,6 +182,6 @@ async def test_sasl_without_a_password_is_refused_at_once(monkeypatch: pytest.Mo
     monkeypatch.setenv("BACKSTOP_KAFKA_SECURITY_PROTOCOL", "SASL_SSL")
     refused = await backstop({"BACKSTOP_KAFKA_BOOTSTRAP": "127.0.0.1:1"}, "dead", "list")
 
-    assert refused.exit_code == 1
+    assert refused.exit_code == 2
     assert "needs BACKSTOP_KAFKA_USERNAME and BACKSTOP_KAFKA_PASSWORD" in refused.stderr
     assert refused.stderr.count("\n") == 1

@@ -1,15 +1,19 @@
-"""Services before they have started: a signal ends every wait."""
+"""Services before they have started: what is wrong is said in a line without a secret, and a signal ends every wait."""
 
 import asyncio
+import importlib
 import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, closing
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
+
+from chassis.settings import mistakes_told
 
 SERVICES = ("gateway", "reporter", "triage", "submitter", "verdict_poller", "blocklist", "quarantine")
 SECRET = "s3cret"  # noqa: S105 - it is to be looked for
@@ -146,3 +150,175 @@ async def test_a_signal_ends_a_service_that_waits_for_kafka(database: str) -> No
     async with started("triage", GOOD | {"POSTGRES_DSN": database}) as process:
         await logged(process, "kafka.away")
         await assert_ends(process, signal.SIGTERM)
+
+
+@pytest.mark.parametrize("service", SERVICES)
+async def test_a_service_without_settings_names_each_that_it_misses(service: str) -> None:
+    """A line each, on stderr alone."""
+    async with started(service, {}) as process:
+        code, out, err = await ended(process)
+    assert (code, out) == (2, "")
+    lines = err.splitlines()
+    assert "BACKSTOP_TENANTS: Field required" in lines
+    assert all(line.endswith(": Field required") for line in lines), err
+
+
+WRONG = {
+    "gateway": [
+        ("TENANTS", f"{GOOD['TENANTS']},{SECRET}"),
+        ("TENANTS", ""),
+        ("API_AUDIENCE", ""),
+        ("API_SCOPE", ""),
+        ("API_SCOPE", f"{SECRET} {SECRET}"),
+        ("HTTP_PORT", SECRET),
+        ("HTTP_PORT", "70000"),
+        ("LOG_LEVEL", SECRET),
+        ("AUTHORITY", SECRET),
+        ("CA_FILE", f"/{SECRET}"),
+        ("CA_FILE", __file__),
+        ("MAX_REQUESTS", SECRET),
+        ("BODY_SECONDS", "inf"),
+        ("REPORTER_URL", SECRET),
+        ("SECRETS_DIR", f"/{SECRET}"),
+    ],
+    "reporter": [
+        ("POSTGRES_DSN", ""),
+        ("POSTGRES_DSN", SECRET),
+        ("POSTGRES_DSN", f"mysql://backstop:{SECRET}@localhost/backstop"),
+        ("POSTGRES_DSN", f"postgresql://backstop:{SECRET}@{SECRET}@localhost/backstop"),
+        ("POSTGRES_DSN", f"postgresql://backstop:{SECRET}#{SECRET}@localhost/backstop"),
+        ("POSTGRES_DSN", f"postgresql://backstop:{SECRET}@[localhost/backstop"),
+        ("POSTGRES_DSN", f"postgresql://localhost/backstop?sslmode=verify-full&sslrootcert=/{SECRET}"),
+        ("POSTGRES_POOL", "-7"),
+        ("KAFKA_BOOTSTRAP", ""),
+        ("KAFKA_BOOTSTRAP", f"localhost:{SECRET}"),
+        ("KAFKA_BOOTSTRAP", f"kafka://{SECRET}:9092"),
+        ("KAFKA_SECURITY_PROTOCOL", SECRET),
+        ("KAFKA_CA_FILE", f"/{SECRET}"),
+        ("KAFKA_CA_FILE", __file__),
+        ("TOPIC_PREFIX", f"{SECRET}/"),
+        ("MAIL_STORE", SECRET),
+        ("MAIL_STORE", f"{SECRET}://{SECRET}"),
+        ("MAIL_STORE", f"file:///proc/{SECRET}"),
+    ],
+    "triage": [
+        ("POLICY_FILE", f"/{SECRET}"),
+        ("POLICY_FILE", __file__),
+        ("POLICY_FILE", sys.executable),
+        ("RETENTION_DAYS", "13"),
+        ("RETENTION_DAYS_BY_TENANT", SECRET),
+        ("RETENTION_DAYS_BY_TENANT", f"{SECRET}=30"),
+        ("RETENTION_DAYS_BY_TENANT", f"{GOOD['TENANTS']}=13"),
+    ],
+    "submitter": [
+        ("CLIENT_ID", ""),
+        ("CLIENT_SECRET", ""),
+        ("CLIENT_CERTIFICATE", __file__),
+        ("CLIENT_CERTIFICATE", f"/{SECRET}"),
+        ("CLIENT_CERTIFICATE_KEY", __file__),
+        ("CLIENT_CERTIFICATE_PASSPHRASE", SECRET),
+        ("FEDERATED_TOKEN_FILE", f"/{SECRET}"),
+        ("GRAPH_URL", f"http://{SECRET}"),
+        ("SUBMIT_BATCH", "-7"),
+    ],
+    "verdict_poller": [("VERDICT_PAUSES", ""), ("VERDICT_PAUSES", SECRET), ("VERDICT_GRID_SECONDS", "-7")],
+    "blocklist": [("BLOCK_BATCH", "-7"), ("CLAIM_SECONDS", SECRET)],
+    "quarantine": [
+        ("LINK_KEYS", ""),
+        ("LINK_KEYS", f"{SECRET * 6},{SECRET}"),
+        ("PUBLIC_URL", SECRET),
+        ("SIGN_IN_CLIENT_ID", GOOD["API_AUDIENCE"]),
+        ("SIGN_IN_CLIENT_SECRET", SECRET),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("service", "name", "value"), [(service, *wrong) for service, settings in WRONG.items() for wrong in settings]
+)
+@pytest.mark.parametrize("as_file", [False, True], ids=["variable", "file"])
+def test_a_wrong_setting_is_one_line_with_its_name_and_without_its_value(
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    service: str,
+    name: str,
+    value: str,
+    *,
+    as_file: bool,
+) -> None:
+    """It may be a secret, and logs are read by many; whether it is a variable or a file makes no difference."""
+    for good, its in GOOD.items():
+        monkeypatch.setenv(f"BACKSTOP_{good}", its)
+    if as_file and name != "SECRETS_DIR":
+        monkeypatch.delenv(f"BACKSTOP_{name}", raising=False)
+        (tmp_path / f"backstop_{name.lower()}").write_text(value)
+        monkeypatch.setenv("BACKSTOP_SECRETS_DIR", str(tmp_path))
+    else:
+        monkeypatch.setenv(f"BACKSTOP_{name}", value)
+    app = importlib.import_module(f"{service}.app")
+
+    with pytest.raises(SystemExit) as ending, mistakes_told():
+        app.build(app.Settings())
+
+    out, err = capfd.readouterr()
+    assert (ending.value.code, out, err.count("\n")) == (2, "", 1), err
+    assert f"BACKSTOP_{name}" in err
+    assert SECRET not in err
+    assert not value or value not in err
+
+
+def test_a_secret_that_is_no_text_is_named(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """And not shown."""
+    (tmp_path / "backstop_postgres_dsn").write_bytes(b"\xff" + SECRET.encode())
+    monkeypatch.setenv("BACKSTOP_SECRETS_DIR", str(tmp_path))
+    app = importlib.import_module("triage.app")
+
+    with pytest.raises(SystemExit), mistakes_told():
+        app.Settings()
+
+    assert capfd.readouterr().err == "BACKSTOP_POSTGRES_DSN: its file cannot be read (UnicodeDecodeError)\n"
+
+
+@pytest.mark.parametrize("port", ["99999", SECRET])
+async def test_a_dsn_that_only_the_driver_refuses_is_said_without_it(port: str) -> None:
+    """No service waits for a PostgreSQL that cannot be."""
+    async with started("triage", GOOD | {"POSTGRES_DSN": f"postgresql://b:{SECRET}@127.0.0.1:{port}/b"}) as process:
+        code, out, err = await ended(process)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("BACKSTOP_POSTGRES_DSN: write it as")
+    assert SECRET not in err
+
+
+async def test_a_postgresql_that_refuses_for_good_is_said_in_a_line(database: str) -> None:
+    """A database that is not there, and a schema that a newer version has made."""
+    parts = urlsplit(database)
+    secret = parts.password or SECRET
+    nowhere = parts._replace(path="/nowhere").geturl()
+    async with started("triage", GOOD | {"POSTGRES_DSN": nowhere}) as process:
+        code, out, err = await ended(process)
+    assert (code, err.count("\n"), secret in out + err) == (2, 1, False)
+    assert err.startswith("BACKSTOP_POSTGRES_DSN: PostgreSQL refuses this service: InvalidCatalogNameError")
+
+    newer = await asyncpg.connect(database)
+    await newer.execute("CREATE SCHEMA triage")
+    await newer.execute("CREATE TABLE triage.migrations (name text PRIMARY KEY, sha256 text, applied_at timestamptz)")
+    await newer.execute("INSERT INTO triage.migrations VALUES ('triage/9999_later.sql', '')")
+    await newer.close()
+    async with started("triage", GOOD | {"POSTGRES_DSN": database}) as process:
+        code, out, err = await ended(process)
+    assert (code, err.count("\n"), secret in out + err) == (2, 1, False)
+    assert "triage/9999_later.sql was applied to this database but is unknown here: run the newer version" in err
+
+
+async def test_a_port_that_is_taken_is_said_in_a_line() -> None:
+    """By the names of the settings that choose it."""
+    taken = await asyncio.start_server(lambda _reader, writer: writer.close(), "127.0.0.1", 0)
+    port = str(taken.sockets[0].getsockname()[1])
+    async with started("gateway", GOOD | {"HTTP_PORT": port}) as process:
+        code, out, err = await ended(process)
+    taken.close()
+    assert (code, "Traceback" in out) == (2, False)
+    assert err == "BACKSTOP_HTTP_HOST, BACKSTOP_HTTP_PORT: nobody can listen there; see the log\n"

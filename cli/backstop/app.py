@@ -75,6 +75,9 @@ def report(
 
     from backstop.gateway import Gateway, RefusedError  # noqa: PLC0415 - as above
 
+    if not token.isprintable():
+        fail("Not reported: BACKSTOP_TOKEN holds more than one line, or what is no text.", 2)
+
     async def send() -> dict[str, object]:
         async with Gateway(gateway) as client:
             return await client.report(

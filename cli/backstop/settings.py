@@ -13,16 +13,10 @@ if TYPE_CHECKING:
 
 def kafka_security() -> "BaseSecurity | None":
     """Return how to speak to Kafka, as services do; ends the command when `BACKSTOP_KAFKA_...` do not fit together."""
-    from pydantic import ValidationError  # noqa: PLC0415 - `backstop --help` should not load Kafka
+    from chassis.settings import KafkaSettings, mistakes_told  # noqa: PLC0415 - `backstop --help` should not load Kafka
 
-    from chassis.settings import KafkaSettings  # noqa: PLC0415 - as above
-
-    try:
+    with mistakes_told():
         return KafkaSettings().kafka_security()
-    except ValidationError as error:
-        fail("; ".join(f"{'.'.join(map(str, e['loc']))} {e['msg']}".strip() for e in error.errors()))
-    except OSError as error:
-        fail(f"BACKSTOP_KAFKA_CA_FILE cannot be read: {error}")
 
 
 @contextmanager
@@ -30,6 +24,12 @@ def kafka_at(kafka_bootstrap: str, kept: str) -> Iterator[None]:
     """End the command when Kafka is away or refuses something in the block; *kept* says what that leaves as it was."""
     from aiokafka.errors import BrokerResponseError, KafkaError  # noqa: PLC0415 - as above
 
+    from chassis.settings import check_bootstrap  # noqa: PLC0415 - as above
+
+    try:
+        check_bootstrap(kafka_bootstrap)
+    except ValueError as error:
+        fail(f"BACKSTOP_KAFKA_BOOTSTRAP: {error}. {kept}", 2)
     # What aiokafka has to say about a Kafka that is away is said below, in one line.
     logging.getLogger("aiokafka").addHandler(logging.NullHandler())
     try:
@@ -40,7 +40,7 @@ def kafka_at(kafka_bootstrap: str, kept: str) -> Iterator[None]:
         fail(f"Kafka at {kafka_bootstrap} does not answer ({type(error).__name__}). {kept}")
 
 
-def fail(message: str) -> NoReturn:
-    """End the command with exit code 1 and one line that says why."""
+def fail(message: str, code: int = 1) -> NoReturn:
+    """End the command with one line that says why; exit code 2 when options or settings do not fit."""
     typer.secho(message, err=True, fg="red")
-    raise typer.Exit(1)
+    raise typer.Exit(code)

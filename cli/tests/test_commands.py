@@ -35,6 +35,44 @@ async def test_topics_on_a_kafka_that_is_away_are_one_line() -> None:
     assert said.startswith(f"Kafka at {NOBODY} does not answer (")
 
 
+@pytest.mark.parametrize("command", [("topics", "create"), ("dead", "list")])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("KAFKA_BOOTSTRAP", "localhost:s3cret"),
+        ("KAFKA_BOOTSTRAP", "s3cret://localhost:9092"),
+        ("KAFKA_SECURITY_PROTOCOL", "s3cret"),
+        ("KAFKA_CA_FILE", "/s3cret"),
+        ("KAFKA_CA_FILE", __file__),
+        ("SECRETS_DIR", "/s3cret"),
+    ],
+)
+async def test_a_wrong_setting_is_one_line_with_its_name_and_without_its_value(
+    command: tuple[str, str], name: str, value: str
+) -> None:
+    """As a service says it."""
+    settings = {"BACKSTOP_KAFKA_BOOTSTRAP": NOBODY, f"BACKSTOP_{name}": value}
+
+    result = await backstop(*command, env=settings)
+
+    assert (result.exit_code, result.stdout) == (2, "")
+    (said,) = result.stderr.splitlines()
+    assert said.startswith(f"BACKSTOP_{name}: ")
+    assert value not in said
+    assert "s3cret" not in said
+
+
+async def test_a_token_of_two_lines_is_none(tmp_path: Path) -> None:
+    """It would be the begin of another header."""
+    mail = tmp_path / "mail.eml"
+    mail.write_text("From: a@proseware.example\n\nhello")
+
+    result = await backstop("report", str(mail), "--gateway", f"http://{NOBODY}", env={"BACKSTOP_TOKEN": "s3cret\nx"})
+
+    assert result.exit_code == 2
+    assert result.stderr == "Not reported: BACKSTOP_TOKEN holds more than one line, or what is no text.\n"
+
+
 async def test_topics_have_as_many_copies_as_there_are_brokers_up_to_three(kafka_bootstrap: str) -> None:
     """One broker means one copy: that is done, and said, because a lost disk would take events along."""
     options = ("topics", "create", "--kafka-bootstrap", kafka_bootstrap, "--prefix", f"test-{uuid4().hex[:8]}")

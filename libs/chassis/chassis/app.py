@@ -8,6 +8,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import asyncpg
 import structlog
 import uvicorn
 from aiokafka.errors import KafkaError
@@ -16,13 +17,13 @@ from fastapi import APIRouter, Depends, FastAPI
 from backstop_contracts import Event
 from chassis import telemetry
 from chassis.auth import Authenticator, require
-from chassis.db import Database, is_away
+from chassis.db import Database, MigrationError, UnreadableDsnError, is_away
 from chassis.http import Check, Told, make_api
 from chassis.kafka import Consumer, Handler
 from chassis.limits import Connection
 from chassis.outbox import Relay
 from chassis.sampler import Sampler
-from chassis.settings import HttpSettings, ServiceSettings
+from chassis.settings import DSN_WANTED, HttpSettings, ServiceSettings, SetupError
 from chassis.work import Work
 
 log = structlog.get_logger()
@@ -139,7 +140,7 @@ class Service:
 
     @asynccontextmanager
     async def _lifespan(self, _api: FastAPI) -> AsyncIterator[None]:
-        await self.db.open(self._migrations)
+        await self._open_database()
         async with AsyncExitStack() as stack:
             stack.push_async_callback(self.db.close)
             for resource in self.resources:
@@ -157,6 +158,19 @@ class Service:
             finally:
                 await sampler.stop()
                 await self._drain()
+
+    async def _open_database(self) -> None:
+        try:
+            await self.db.open(self._migrations)
+        except UnreadableDsnError:
+            raise SetupError(f"BACKSTOP_POSTGRES_DSN: {DSN_WANTED}") from None
+        except MigrationError as error:
+            raise SetupError(f"BACKSTOP_POSTGRES_DSN: the schema there does not fit this version: {error}") from None
+        except asyncpg.PostgresError as error:
+            # What PostgreSQL says may hold names from the DSN: for the log, as it says the same of later refusals.
+            log.error("postgres.refused", error=type(error).__name__, reason=str(error))  # noqa: TRY400
+            refusal = f"{type(error).__name__} (SQLSTATE {error.sqlstate})"
+            raise SetupError(f"BACKSTOP_POSTGRES_DSN: PostgreSQL refuses this service: {refusal}") from None
 
     def _start(self, job: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(job)
@@ -278,7 +292,7 @@ class Server(uvicorn.Server):
             await super().startup(sockets)
         except SystemExit:
             await self._life.__aexit__(None, None, None)
-            raise
+            raise SetupError("BACKSTOP_HTTP_HOST, BACKSTOP_HTTP_PORT: nobody can listen there; see the log") from None
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop listening, then the application; only the former after a second signal."""
@@ -321,12 +335,14 @@ def server(api: FastAPI, *, host: str = "127.0.0.1", port: int = 0) -> Server:
 
 
 def serve(name: str, api: FastAPI, settings: HttpSettings) -> None:
-    """Answer HTTP with *api* until SIGTERM or SIGINT. A failure is logged: exit code 3."""
+    """Answer HTTP with *api* until SIGTERM or SIGINT. Raises SetupError; logs any other failure: exit code 3."""
     telemetry.configure(name, settings.log_level)
     # uvicorn stops in order and then raises the signal again.
     with suppress(KeyboardInterrupt):
         try:
             server(api, host=settings.http_host, port=settings.http_port).run()
+        except SetupError:
+            raise
         except Exception:
             log.exception("service.failed")
             raise SystemExit(3) from None

@@ -54,6 +54,10 @@ class RefusedConnectionError(ConnectionError):
     """PostgreSQL is there and lets this service not in; the log says why."""
 
 
+class UnreadableDsnError(ValueError):
+    """The DSN is none. What is wrong with it is not repeated: that is a piece of the password more often than not."""
+
+
 class MigrationError(RuntimeError):
     """The schema in the database is not the one that this code was written for."""
 
@@ -77,8 +81,8 @@ class Database:
         """
         Connect and bring the schema up to date; waits as long as PostgreSQL is away.
 
-        Raises what is no reason to wait: what PostgreSQL says to who is not let in (no such database, a wrong
-        password), MigrationError, and what a migration meets.
+        Raises what is no reason to wait: UnreadableDsnError, what PostgreSQL says to who is not let in (no such
+        database, a wrong password), MigrationError, and what a migration meets.
         """
         files = {**_sql("chassis", Path(__file__).parent / "migrations"), **_sql(self._schema, migrations)}
         delay = 0.1
@@ -93,9 +97,12 @@ class Database:
                 delay = min(delay * 2, 5.0)
 
     async def _open(self, files: Mapping[str, bytes]) -> "asyncpg.Pool[asyncpg.Record]":
-        connection = await asyncpg.connect(
-            self._dsn, timeout=10, command_timeout=MIGRATION_SECONDS, server_settings=self._session()
-        )
+        try:
+            connection = await asyncpg.connect(
+                self._dsn, timeout=10, command_timeout=MIGRATION_SECONDS, server_settings=self._session()
+            )
+        except (asyncpg.ClientConfigurationError, ValueError, OverflowError):
+            raise UnreadableDsnError from None
         try:
             await migrate(connection, self._schema, files)
         finally:

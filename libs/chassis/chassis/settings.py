@@ -1,21 +1,83 @@
 """The settings that every service has. Read once, in the composition root; nothing else reads the environment."""
 
+import logging
 import os
+import re
 import ssl
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, NoReturn, Self
+from urllib.parse import parse_qsl, urlsplit
 from uuid import UUID
 
+from aiokafka.conn import collect_hosts
 from faststream.security import BaseSecurity, SASLPlaintext, SASLScram256, SASLScram512
-from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, SecretStr, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
 
 from chassis.limits import Limits
 
 SCOPE = "access_as_user"
 """The scope of the API that users' tokens have, unless it is told to be another."""
 
+DSN_WANTED = (
+    "write it as postgresql://user:password@host/database; characters like @ : / ? # % in a password as %40 and so on"
+)
+
 _LIMITS = Limits()
+
+
+class SetupError(Exception):
+    """A mistake of whoever set this up. Its text names the environment variable and holds no value."""
+
+
+@contextmanager
+def mistakes_told() -> Iterator[None]:
+    """End the process with exit code 2 when the block meets wrong settings: a line on stderr says what is wrong."""
+    try:
+        yield
+    except ValidationError as error:
+        _end(*map(_told, error.errors(include_url=False)))
+    except SetupError as error:
+        _end(str(error))
+
+
+@contextmanager
+def set_by(variable: str, wanted: str, *errors: type[Exception]) -> Iterator[None]:
+    """Raise SetupError when the block meets one of *errors*, whose texts may hold the value of *variable*."""
+    try:
+        yield
+    except errors as error:
+        raise SetupError(f"{variable}: give {wanted} ({type(error.__cause__ or error).__name__})") from None
+
+
+def _end(*lines: str) -> NoReturn:
+    for line in dict.fromkeys(lines):
+        sys.stderr.write(" ".join(line.split()) + "\n")
+    raise SystemExit(2)
+
+
+def _told(error: Any) -> str:
+    """Write what is wrong with a setting, and nothing of what it is: it may be a secret."""
+    # A place below the setting may be a part of its value, and so may be what a parser says.
+    name = str(error["loc"][0]) if error["loc"] else ""
+    if name and not name.isupper():
+        name = f"BACKSTOP_{name.upper()}"
+    what = str(error.get("ctx", {}).get("error", ""))
+    told = what if error["type"] == "value_error" else error["msg"].removesuffix(f", {what}")
+    return f"{name}: {told}" if name else told
 
 
 def _split(value: Any) -> Any:
@@ -34,27 +96,75 @@ class EnvironmentSettings(BaseSettings):
     name in lower case (`backstop_client_secret`) in the folder that `BACKSTOP_SECRETS_DIR` names.
     """
 
-    model_config = SettingsConfigDict(env_prefix="BACKSTOP_", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="BACKSTOP_", extra="ignore", frozen=True, allow_inf_nan=False)
 
     def __init__(self, **values: Any) -> None:
-        values.setdefault("_secrets_dir", os.environ.get("BACKSTOP_SECRETS_DIR"))
-        super().__init__(**values)
+        folder = os.environ.get("BACKSTOP_SECRETS_DIR") or None
+        if folder and not Path(folder).is_dir():
+            raise SetupError("BACKSTOP_SECRETS_DIR: there is no such folder")
+        values.setdefault("_secrets_dir", folder)
+        try:
+            super().__init__(**values)
+        except SettingsError as error:
+            # A file that may not be read, or is no text. The text says which field it is for.
+            name = re.sub(r'.*field "(\w+)".*', r"BACKSTOP_\1", str(error)).upper()
+            raise SetupError(f"{name}: its file cannot be read ({type(error.__cause__ or error).__name__})") from None
+
+    @field_validator("*")
+    @classmethod
+    def _check_file(cls, value: Any) -> Any:
+        if isinstance(value, Path):
+            _check_readable(value)
+        return value
+
+
+def _check_readable(file: Path) -> None:
+    try:
+        file.open("rb").close()
+    except OSError as error:
+        raise ValueError(f"the file cannot be read: {error.strerror}") from None
+
+
+def _check_authorities(file: Path | None) -> Path | None:
+    try:
+        if file:
+            ssl.create_default_context().load_verify_locations(file)
+    except ssl.SSLError:
+        raise ValueError("the file holds no certificates in PEM") from None
+    except OSError as error:
+        raise ValueError(f"the file cannot be read: {error.strerror}") from None
+    return file
+
+
+Authorities = Annotated[Path | None, AfterValidator(_check_authorities)]
+"""A file of certificate authorities."""
+
+
+def check_bootstrap(bootstrap: str) -> str:
+    """Return Kafka's addresses. Raises ValueError when they are none."""
+    try:
+        fits = all(host and "/" not in host and 0 < port < 65536 for host, port, _ in collect_hosts(bootstrap))
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError("write it as host:port, several by comma")
+    return bootstrap
 
 
 class HttpSettings(EnvironmentSettings):
     """What a service needs to answer HTTP."""
 
     http_host: str = "127.0.0.1"
-    http_port: int = 8080
+    http_port: Annotated[int, Field(ge=0, le=65535)] = 8080
     log_level: str = "INFO"
-    authority: str = "https://login.microsoftonline.com"
-    api_audience: str
+    authority: Annotated[str, Field(pattern=r"^https://\S+$")] = "https://login.microsoftonline.com"
+    api_audience: Annotated[str, Field(min_length=1)]
     """The client id (a GUID) of the app registration of this API: the only accepted `aud`."""
     api_scope: Annotated[str, Field(pattern=r"^\S+$")] = SCOPE
     """The scope of this API, as its app registration names it, that users' tokens must have."""
-    tenants: Annotated[frozenset[UUID], NoDecode, CommaSeparated]
+    tenants: Annotated[frozenset[UUID], NoDecode, CommaSeparated, Field(min_length=1)]
     """The Entra ID tenants whose tokens are accepted."""
-    ca_file: Path | None = None
+    ca_file: Authorities = None
     """More certificate authorities to trust, in PEM, besides the system's."""
     max_requests: PositiveInt = _LIMITS.requests
     max_connections: PositiveInt = _LIMITS.connections
@@ -62,6 +172,13 @@ class HttpSettings(EnvironmentSettings):
     body_seconds: PositiveFloat = _LIMITS.body_seconds
     header_seconds: PositiveFloat = _LIMITS.header_seconds
     stall_seconds: PositiveFloat = _LIMITS.stall_seconds
+
+    @field_validator("log_level")
+    @classmethod
+    def _check_level(cls, level: str) -> str:
+        if level.upper() not in logging.getLevelNamesMapping():
+            raise ValueError("use DEBUG, INFO, WARNING or ERROR")
+        return level
 
     @property
     def limits(self) -> Limits:
@@ -80,7 +197,7 @@ class KafkaSettings(EnvironmentSettings):
     """How Kafka is spoken to, by everything that does: in the clear unless said otherwise."""
 
     kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
-    kafka_ca_file: Path | None = None
+    kafka_ca_file: Authorities = None
     """More certificate authorities to trust for Kafka's certificate, in PEM, besides the system's."""
     kafka_sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "PLAIN"
     kafka_username: str | None = None
@@ -116,12 +233,27 @@ class ServiceSettings(HttpSettings, KafkaSettings):
     """What a service needs that also has a database and speaks Kafka."""
 
     postgres_dsn: SecretStr
-    postgres_pool: int = 8
-    kafka_bootstrap: str
-    topic_prefix: str = "backstop"
-    max_batch: int = 500
+    postgres_pool: PositiveInt = 8
+    kafka_bootstrap: Annotated[str, AfterValidator(check_bootstrap)]
+    topic_prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")] = "backstop"
+    max_batch: PositiveInt = 500
     """Most events that one handler call and its transaction take."""
     session_seconds: Annotated[float, Field(ge=6, le=60)] = 30
     """Silence after which Kafka gives the partitions of a replica to the others."""
     halt_after: int = Field(default=100, gt=0)
     """Events parked in a row, with none handled between, after which the consumer stops: the fault is not in them."""
+
+    @field_validator("postgres_dsn")
+    @classmethod
+    def _check_dsn(cls, dsn: SecretStr) -> SecretStr:
+        try:
+            parts = urlsplit(dsn.get_secret_value())
+            fits = parts.scheme in ("postgresql", "postgres") and parts.netloc.count("@") <= 1 and not parts.fragment
+        except ValueError:
+            fits = False
+        if not fits:
+            raise ValueError(DSN_WANTED)
+        for name, value in parse_qsl(parts.query):
+            if name in ("sslrootcert", "sslcert", "sslkey", "sslcrl"):
+                _check_readable(Path(value))
+        return dsn

@@ -1,21 +1,33 @@
 """What a program needs to know to speak to Microsoft 365, and the connection made of it."""
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import Annotated, Self, TypeAlias
 
-from pydantic import AliasChoices, BaseModel, Field, NonNegativeFloat, SecretStr
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    Field,
+    NonNegativeFloat,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
 
 from m365.exchange import Exchange
 from m365.graph import Graph
 from m365.session import open_session
-from m365.tokens import Credential, Tokens
+from m365.tokens import Credential, Tokens, check_certificate
+
+Address: TypeAlias = Annotated[str, Field(pattern=r"^https://\S+$")]
+"""Where a token may be sent."""
 
 
 class M365Settings(BaseModel):
     """Settings to mix into those of a program. Exactly one of secret, certificate and federated token is given."""
 
-    client_id: str
+    client_id: Annotated[str, Field(min_length=1)]
     client_secret: SecretStr | None = None
     client_certificate: Path | None = None
     client_certificate_key: Path | None = None
@@ -24,8 +36,8 @@ class M365Settings(BaseModel):
         None, validation_alias=AliasChoices("BACKSTOP_FEDERATED_TOKEN_FILE", "AZURE_FEDERATED_TOKEN_FILE")
     )
     """Workload identity: Azure's webhook sets AZURE_FEDERATED_TOKEN_FILE in the pod."""
-    graph_url: str = "https://graph.microsoft.com"
-    exchange_url: str = "https://outlook.office365.com"
+    graph_url: Address = "https://graph.microsoft.com"
+    exchange_url: Address = "https://outlook.office365.com"
     exchange_write_interval_seconds: NonNegativeFloat = 1.0
     """
     Shortest time from one change in Exchange Online to the next, in each tenant and process.
@@ -33,8 +45,29 @@ class M365Settings(BaseModel):
     Microsoft publishes no limit of its cmdlets, and answers carry no Retry-After (measured by others): ask slowly.
     """
 
+    @model_validator(mode="after")
+    def _has_one_proof(self) -> Self:
+        try:
+            credential = self.credential()
+        except ValidationError:
+            raise ValueError(
+                "set exactly one of BACKSTOP_CLIENT_SECRET, BACKSTOP_CLIENT_CERTIFICATE and"
+                " BACKSTOP_FEDERATED_TOKEN_FILE; BACKSTOP_CLIENT_CERTIFICATE_KEY and"
+                " BACKSTOP_CLIENT_CERTIFICATE_PASSPHRASE belong to a certificate"
+            ) from None
+        # A file that is not there yet is the program's to judge.
+        with suppress(OSError):
+            try:
+                check_certificate(credential)
+            except ValueError:
+                raise ValueError(
+                    "BACKSTOP_CLIENT_CERTIFICATE, with BACKSTOP_CLIENT_CERTIFICATE_KEY, holds no certificate and its"
+                    " key, or BACKSTOP_CLIENT_CERTIFICATE_PASSPHRASE does not open it"
+                ) from None
+        return self
+
     def credential(self) -> Credential:
-        """Make the credential that the settings describe. Raises ValueError unless there is exactly one proof."""
+        """Make the credential that the settings describe."""
         return Credential(
             client_id=self.client_id,
             secret=self.client_secret,

@@ -12,6 +12,9 @@ from uuid import UUID
 
 import aiohttp
 import structlog
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import load_pem_private_key, pkcs12
+from cryptography.x509 import load_pem_x509_certificate
 from msal import ConfidentialClientApplication  # type: ignore[import-untyped]
 from pydantic import BaseModel, ConfigDict, SecretStr, model_validator
 from yarl import URL
@@ -222,6 +225,26 @@ def _proof(credential: Credential) -> str | dict[str, Any]:
         "passphrase": passphrase,
         "public_certificate": credential.certificate.read_text(),
     }
+
+
+def check_certificate(credential: Credential) -> None:
+    """Read the files of a certificate as MSAL will. Raises OSError, or ValueError for what they hold."""
+    if credential.certificate is None:
+        return
+    proof = _proof(credential)
+    assert isinstance(proof, dict)  # noqa: S101 - a certificate is no secret
+    passphrase = proof["passphrase"].encode() if proof["passphrase"] else None
+    try:
+        if file := proof.get("private_key_pfx_path"):
+            key, certificate, _ = pkcs12.load_key_and_certificates(Path(file).read_bytes(), passphrase)
+            if key is None or certificate is None:
+                raise ValueError("the file holds no key, or no certificate")
+        else:
+            load_pem_private_key(proof["private_key"].encode(), passphrase)
+            load_pem_x509_certificate(proof["public_certificate"].encode())
+    except (TypeError, UnsupportedAlgorithm) as error:
+        # A passphrase without need, or a need without one.
+        raise ValueError("the key does not open") from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.serialization import pkcs12
 from cryptography.x509.oid import NameOID
 from pydantic import SecretStr, ValidationError
 
-from m365 import Credential, Graph, M365Error, Throttled, Tokens, Unauthorised, Unavailable, open_session
+from m365 import Credential, Graph, M365Error, M365Settings, Throttled, Tokens, Unauthorised, Unavailable, open_session
 
 TENANT = UUID("11111111-1111-4111-8111-111111111111")
 OTHER_TENANT = UUID("22222222-2222-4222-8222-222222222222")
@@ -377,6 +377,28 @@ def files(kind: str, folder: Path, key: rsa.RSAPrivateKey, certificate: x509.Cer
                 pkcs12.serialize_key_and_certificates(b"app", key, certificate, None, locked)
             )
             return Credential(client_id="app", certificate=folder / "app.pfx", passphrase="passphrase")
+
+
+@pytest.mark.parametrize("kind", ["one PEM file", "two PEM files", "PFX"])
+def test_a_certificate_that_does_not_open_is_refused_at_the_start(
+    kind: str, tmp_path: Path, key: rsa.RSAPrivateKey, certificate: x509.Certificate
+) -> None:
+    """And not at the first token, in a log."""
+    credential = files(kind, tmp_path, key, certificate)
+    assert credential.certificate
+    settings = {
+        "client_id": "app",
+        "client_certificate": credential.certificate,
+        "client_certificate_key": credential.key,
+        "client_certificate_passphrase": credential.passphrase,
+    }
+    assert M365Settings.model_validate(settings).credential() == credential
+
+    with pytest.raises(ValidationError, match="BACKSTOP_CLIENT_CERTIFICATE_PASSPHRASE does not open it"):
+        M365Settings.model_validate(settings | {"client_certificate_passphrase": "another"})
+    credential.certificate.write_bytes(b"\xffno certificate")
+    with pytest.raises(ValidationError, match="holds no certificate and its key"):
+        M365Settings.model_validate(settings)
 
 
 @pytest.mark.parametrize("kind", ["one PEM file", "two PEM files", "PFX"])

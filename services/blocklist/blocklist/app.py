@@ -6,7 +6,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, PositiveInt
 from pydantic_settings import NoDecode
 
 from backstop_contracts import BlockRequested, BlockRequestedV2, CaseExpired, VerdictReady
@@ -14,7 +14,7 @@ from blocklist.handlers import on_block_requested, on_case_expired, on_verdict_r
 from blocklist.store import DUE
 from blocklist.worker import Worker
 from chassis.app import Service
-from chassis.settings import CommaSeparated, ServiceSettings
+from chassis.settings import CommaSeparated, ServiceSettings, mistakes_told
 from chassis.work import Lease
 from m365 import M365Settings, connect
 
@@ -24,7 +24,7 @@ class Settings(ServiceSettings, M365Settings):
 
     never_block_domains: Annotated[frozenset[str], NoDecode, CommaSeparated] = frozenset()
     """Domains of which only single addresses and pages are blocked, beside those that strangers are known to share."""
-    block_batch: int = 16
+    block_batch: PositiveInt = 16
     """Entries that are worked on at the same time."""
     claim_seconds: Annotated[float, Field(ge=4)] = 240
     """How long an entry is held by who calls about it: after a crash, another replica waits that long."""
@@ -65,4 +65,5 @@ def build(settings: Settings) -> Service:
 
 def main() -> None:
     """Run the service with the settings of the environment."""
-    build(Settings()).run()
+    with mistakes_told():
+        build(Settings()).run()

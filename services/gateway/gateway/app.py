@@ -11,7 +11,7 @@ from pydantic import AnyHttpUrl, Field, PositiveFloat, PositiveInt
 
 from chassis.app import authenticator, serve
 from chassis.http import make_api
-from chassis.settings import HttpSettings
+from chassis.settings import HttpSettings, mistakes_told
 from gateway.http import make_router
 from gateway.upstream import Upstream
 
@@ -81,5 +81,6 @@ def build(settings: Settings) -> FastAPI:
 
 def main() -> None:
     """Run the gateway with the settings of the environment."""
-    settings = Settings()
-    serve("gateway", build(settings), settings)
+    with mistakes_told():
+        settings = Settings()
+        serve("gateway", build(settings), settings)

@@ -13,10 +13,10 @@ from pydantic_settings import NoDecode
 
 from backstop_contracts import BlockApplied, BlockFailed, BlockRemoved, CaseExpired, CaseUpdated, VerdictReady
 from chassis.app import Service
-from chassis.settings import CommaSeparated, ServiceSettings
+from chassis.settings import CommaSeparated, ServiceSettings, mistakes_told, set_by
 from chassis.work import Lease
 from m365 import M365Settings, connect
-from mail import MailStore
+from mail import MailStore, StoreUnavailable
 from quarantine import handlers
 from quarantine.carrying import Carrier
 from quarantine.digest import Digester
@@ -70,6 +70,8 @@ class Settings(ServiceSettings, M365Settings):
                 "BACKSTOP_SIGN_IN_CLIENT_ID is BACKSTOP_API_AUDIENCE: tokens for signing in would be tokens for the"
                 " API. Register a web application of its own in Entra ID for signing in, and set its client id"
             )
+        if (self.sign_in_client_id is None) != (self.sign_in_client_secret is None):
+            raise ValueError("set BACKSTOP_SIGN_IN_CLIENT_ID and BACKSTOP_SIGN_IN_CLIENT_SECRET, or neither")
         return self
 
 
@@ -90,7 +92,9 @@ def build(settings: Settings) -> Service:
         description="Quarantined mail: what users and admins do with it.",
         migrations=Path(__file__).parent / "migrations",
     )
-    reading, mails = Reading(), MailStore(settings.mail_store)
+    reading = Reading()
+    with set_by("BACKSTOP_MAIL_STORE", "a place that this service can write to", ValueError, StoreUnavailable):
+        mails = MailStore(settings.mail_store)
     signer = Signer([key.get_secret_value() for key in settings.link_keys])
     links, templates, sign_in = Links(signer, str(settings.public_url)), make_templates(), _sign_in(settings, signer)
 
@@ -161,4 +165,5 @@ def _sign_in(settings: Settings, signer: Signer) -> SignIn | None:
 
 def main() -> None:
     """Run the service with the settings of the environment."""
-    build(Settings()).run()
+    with mistakes_told():
+        build(Settings()).run()

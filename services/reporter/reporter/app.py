@@ -15,8 +15,8 @@ from backstop_contracts import (
     VerdictReady,
 )
 from chassis.app import Service
-from chassis.settings import ServiceSettings
-from mail import MailStore
+from chassis.settings import ServiceSettings, mistakes_told, set_by
+from mail import MailStore, StoreUnavailable
 from reporter import handlers
 from reporter.http import make_router
 from reporter.upload import Uploads
@@ -50,7 +50,8 @@ def build(settings: Settings) -> Service:
         large_at_once=settings.large_mails_at_once,
         seconds=settings.upload_seconds,
     )
-    mails = MailStore(settings.mail_store)
+    with set_by("BACKSTOP_MAIL_STORE", "a place that this service can write to", ValueError, StoreUnavailable):
+        mails = MailStore(settings.mail_store)
     service.answers(make_router(service.db, mails, uploads))
     worker = Worker(service.db, mails)
     service.works("delete_expired_mails", worker.delete_expired_mails, idle=10, woken=False)
@@ -72,4 +73,5 @@ def build(settings: Settings) -> Service:
 
 def main() -> None:
     """Run the service with the settings of the environment."""
-    build(Settings()).run()
+    with mistakes_told():
+        build(Settings()).run()

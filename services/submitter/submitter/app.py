@@ -10,10 +10,10 @@ from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from backstop_contracts import CaseExpired, SubmissionRequested
 from chassis.app import Service
-from chassis.settings import ServiceSettings
+from chassis.settings import ServiceSettings, mistakes_told, set_by
 from chassis.work import Lease
 from m365 import M365Settings, connect
-from mail import MailStore
+from mail import MailStore, StoreUnavailable
 from submitter.handlers import on_case_expired, on_submission_requested
 from submitter.rules import Quota
 from submitter.store import DUE
@@ -48,7 +48,8 @@ def build(settings: Settings) -> Service:
         migrations=Path(__file__).parent / "migrations",
     )
     quota = Quota(settings.submissions_per_15_minutes, settings.same_item_per_day)
-    mails = MailStore(settings.mail_store)
+    with set_by("BACKSTOP_MAIL_STORE", "a place that this service can write to", ValueError, StoreUnavailable):
+        mails = MailStore(settings.mail_store)
 
     @asynccontextmanager
     async def microsoft_365() -> AsyncIterator[None]:
@@ -75,4 +76,5 @@ def build(settings: Settings) -> Service:
 
 def main() -> None:
     """Run the service with the settings of the environment."""
-    build(Settings()).run()
+    with mistakes_told():
+        build(Settings()).run()

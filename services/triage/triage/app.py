@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any
 from uuid import UUID
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator
 from pydantic_settings import NoDecode
 
 from backstop_contracts import (
@@ -23,7 +23,7 @@ from backstop_contracts import (
     VerdictReady,
 )
 from chassis.app import Service
-from chassis.settings import ServiceSettings
+from chassis.settings import ServiceSettings, mistakes_told
 from triage import handlers
 from triage.http import make_router
 from triage.rules import Retention, load_policy
@@ -52,13 +52,25 @@ class Settings(ServiceSettings):
     retention_days_by_tenant: Annotated[dict[UUID, int], NoDecode, BeforeValidator(_days_by_tenant)] = Field({})
     """The same for single tenants, where it differs."""
 
-    @model_validator(mode="after")
-    def _check_retention(self) -> "Settings":
-        self.retention()
-        return self
+    @field_validator("policy_file")
+    @classmethod
+    def _check_policy(cls, file: Path | None) -> Path | None:
+        load_policy(file)
+        return file
+
+    @field_validator("retention_days")
+    @classmethod
+    def _check_retention(cls, days: int) -> int:
+        return Retention(days).days
+
+    @field_validator("retention_days_by_tenant")
+    @classmethod
+    def _check_retention_by_tenant(cls, days: dict[UUID, int]) -> dict[UUID, int]:
+        Retention(by_tenant=days)
+        return days
 
     def retention(self) -> Retention:
-        """Return both. Raises ValueError when days are too few."""
+        """Return both."""
         return Retention(self.retention_days, self.retention_days_by_tenant)
 
 
@@ -94,4 +106,5 @@ def build(settings: Settings) -> Service:
 
 def main() -> None:
     """Run the service with the settings of the environment."""
-    build(Settings()).run()
+    with mistakes_told():
+        build(Settings()).run()

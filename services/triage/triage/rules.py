@@ -171,12 +171,14 @@ def load_policy(file: Path | None) -> Policy:
     try:
         return Policy.model_validate(tomllib.loads(file.read_text()))
     except OSError as error:
-        raise PolicyError(f"policy file {file}: {error.strerror}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise PolicyError(f"policy file {file} is not TOML: {error}") from None
+        raise PolicyError(f"the policy file cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise PolicyError(f"the policy file is not TOML: {error}") from None
+    except RecursionError:
+        raise PolicyError("the policy file is not TOML that can be read: it is nested too deeply") from None
     except ValidationError as error:
         first = error.errors()[0]
-        raise PolicyError(f"policy file {file}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        raise PolicyError(f"the policy file: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
 
 
 def category_of(then: Then, reported_as: Iterable[ReportedAs]) -> Category:
@@ -228,10 +230,10 @@ class Retention:
     by_tenant: Mapping[UUID, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for days, whose in ((self.days, ""), *((days, f" of tenant {id_}") for id_, days in self.by_tenant.items())):
+        for days in (self.days, *self.by_tenant.values()):
             if days < LEAST_RETENTION_DAYS:
                 raise ValueError(
-                    f"the retention{whose} is {days} days; {LEAST_RETENTION_DAYS} is the least: Kafka may hold the"
+                    f"the retention is too few days; {LEAST_RETENTION_DAYS} is the least: Kafka may hold the"
                     f" events of a case for {_TOPIC_DAYS + _SEGMENT_DAYS} days ({_TOPIC_DAYS} of the topic, a log"
                     " segment more), and if they were read again after the case is forgotten, its mail would be"
                     " reported, submitted and blocked once more"

@@ -7,12 +7,12 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 from pydantic_settings import NoDecode
 
 from backstop_contracts import CaseExpired, SubmissionCreated
 from chassis.app import Service
-from chassis.settings import CommaSeparated, ServiceSettings
+from chassis.settings import CommaSeparated, ServiceSettings, mistakes_told
 from chassis.work import Lease
 from m365 import M365Settings, connect
 from verdict_poller.handlers import on_case_expired, on_submission_created
@@ -24,9 +24,11 @@ from verdict_poller.worker import Explainer, Poller
 class Settings(ServiceSettings, M365Settings):
     """Verdict-poller's settings."""
 
-    verdict_pauses: Annotated[tuple[float, ...], NoDecode, CommaSeparated] = Schedule.pauses
+    verdict_pauses: Annotated[tuple[PositiveFloat, ...], NoDecode, CommaSeparated, Field(min_length=1)] = (
+        Schedule.pauses
+    )
     """Seconds between the questions about one submission; the last repeats."""
-    verdict_grid_seconds: float = Schedule.grid_seconds
+    verdict_grid_seconds: PositiveFloat = Schedule.grid_seconds
     """Questions are asked at multiples of this, so that one list answers many."""
     explain_batch: PositiveInt = 100
     settings_live_seconds: float = 300
@@ -70,4 +72,5 @@ def build(settings: Settings) -> Service:
 
 def main() -> None:
     """Run the service with the settings of the environment."""
-    build(Settings()).run()
+    with mistakes_told():
+        build(Settings()).run()
