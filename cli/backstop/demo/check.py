@@ -3,11 +3,10 @@
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote
 from uuid import UUID
 
 from backstop.journal import Journal
-from backstop_contracts import Block, BlockV2
 
 NONE: Counter[str] = Counter()
 
@@ -70,16 +69,11 @@ def _applied(journal: Journal, scope: str, addresses: Mapping[str, str]) -> Coun
     applied = [
         story.applied for story in journal.blocks.values() if story.applied and not story.applied.already_present
     ]
-    blocks = [event.block for event in applied if event.block.scope == scope]
-    return Counter(_place(addresses.get(block.mailbox or "", block.mailbox), _entry(block)) for block in blocks)
-
-
-def _entry(block: Block | BlockV2) -> str:
-    """Write a block's value as its entry has it: of a URL, host and path."""
-    if block.kind != "url":
-        return block.value
-    parts = urlsplit(block.value)
-    return f"{parts.hostname}{parts.path}".rstrip("/")
+    return Counter(
+        _place(addresses.get(event.block.mailbox or "", event.block.mailbox), event.entry or event.block.value)
+        for event in applied
+        if event.block.scope == scope
+    )
 
 
 def _carried_out(journal: Journal) -> Counter[str]:
@@ -120,7 +114,8 @@ def _twice(ledger: Mapping[str, Any]) -> list[str]:
 
 
 def _place(mailbox: str | None, value: str) -> str:
-    return f"{mailbox} {value}".lower() if mailbox else value.lower()
+    """Name a list and a value in it, which the tenant's list holds with special characters percent-encoded."""
+    return f"{mailbox or ''} {unquote(value)}".strip().lower()
 
 
 def _compare(what: str, claimed: Counter[str], done: Counter[str], maybe: Counter[str] = NONE) -> list[str]:

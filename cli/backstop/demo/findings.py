@@ -102,14 +102,18 @@ def summarise(console: Console, journal: Journal, outcomes: Sequence[Outcome]) -
 
 
 def findings(
-    journal: Journal, outcomes: Sequence[Outcome], ledger: Mapping[str, Any], wrong: Sequence[str]
+    journal: Journal, outcomes: Sequence[Outcome], ledger: Mapping[str, Any] | None, wrong: Sequence[str]
 ) -> dict[str, Any]:
-    """Put what became of each file into one object, with the ledger's counts and the durations in seconds."""
+    """
+    Put what became of each file into one object, with the ledger's counts and the durations in seconds.
+
+    *ledger* is None when the run was broken off.
+    """
     seconds = submission_seconds(journal)
     cuts = quantiles(seconds, n=100, method="inclusive") if len(seconds) > 1 else None
     return {
         "files": [_file(journal, outcome) for outcome in outcomes],
-        "ledger": {"counts": ledger["counts"], "requests": ledger["requests"]},
+        "ledger": {"counts": ledger["counts"], "requests": ledger["requests"]} if ledger else None,
         "accepted_to_submitted_seconds": {"p50": cuts[49], "p99": cuts[98]} if cuts else None,
         "claims_that_do_not_hold": list(wrong),
     }

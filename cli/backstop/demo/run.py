@@ -2,8 +2,9 @@
 
 import asyncio
 import json
+import re
 import ssl
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -41,7 +42,8 @@ Everything runs. Below, a line is an event that a service has published: when, w
 R01 to R22 are the causes for which a mail can have been allowed; what follows an arrow (->) is what to change, with the
 command for it. A block that is refused belongs to the story: nobody should block their own domain.
 """
-USERS = tuple(f"user{number}@contoso.example" for number in range(1, 6))
+USERS = 5
+_MESSAGE_ID = re.compile(rb"^message-id:\s*(<[^>]{0,1000}>|\S{1,1000})", re.IGNORECASE | re.MULTILINE)
 
 
 class Demo:
@@ -120,6 +122,8 @@ class Demo:
                 )
             except RefusedError as error:
                 outcome.refusal = str(error)
+            except (aiohttp.ClientError, TimeoutError) as error:
+                outcome.refusal = f"the gateway did not answer ({type(error).__name__})"
             else:
                 outcome.report_ids.append(UUID(answer["report_id"]))
         return outcome
@@ -141,16 +145,16 @@ class Demo:
         decision = self._decision(case) if case else None
         if decision is None:
             return False
-        try:
-            await self._gateway.decide(self._admin, str(case_id), decision)
-        except RefusedError as error:
-            if error.status == 409 and decision.get("block"):
-                # The mail names nobody to block: submit it all the same.
-                decision = {key: value for key, value in decision.items() if key != "block"}
-                await self._gateway.decide(self._admin, str(case_id), decision)
-            elif error.status != 409:
-                raise
-        self.decided[case_id] = decision
+        for said in (decision, {key: value for key, value in decision.items() if key != "block"}):
+            try:
+                await self._gateway.decide(self._admin, str(case_id), said)
+            except RefusedError as error:
+                # The sender cannot be blocked, or the case is decided: that is heard of a moment after it has happened.
+                if error.status != 409:
+                    raise
+            else:
+                break
+        self.decided[case_id] = said
         return True
 
     def _decision(self, case: CaseStory) -> dict[str, Any] | None:
@@ -183,12 +187,16 @@ async def run_demo(mails: Path | None, report_file: Path | None) -> bool:
     started = datetime.now().astimezone()
     flows: QuarantineFlows | None = None
     async with _running(console, quota, told=mails is None, bulk=mails is not None) as demo:
-        await demo.sign_in(sorted({reporter for act in acts for reporter in act.reporters}))
-        if mails is None:
-            flows = await _tell_story(demo, console, acts)
-        else:
-            await _feed(demo, console, acts)
-        ledger = await demo.control("GET", "/ledger")
+        try:
+            await demo.sign_in(sorted({reporter for act in acts for reporter in act.reporters}))
+            if mails is None:
+                flows = await _tell_story(demo, console, acts)
+            else:
+                await _feed(demo, console, acts)
+            ledger = await demo.control("GET", "/ledger")
+        except BaseException as error:
+            _write(console, report_file, demo, None, [f"The run was broken off: {error or type(error).__name__}"])
+            raise
     wrong = differences(demo.journal, demo.accepted, ledger, demo.addresses)
     console.print()
     if len(demo.journal.cases) <= 40:
@@ -208,10 +216,7 @@ async def run_demo(mails: Path | None, report_file: Path | None) -> bool:
     done = {name: count for name, count in ledger["counts"].items() if count and name != "submitted_items"}
     counts = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in done.items())
     console.print(f"The ledger of what was done to Microsoft: {counts}.")
-    if report_file:
-        text = json.dumps(findings(demo.journal, demo.outcomes, ledger, wrong), indent=1, default=str)
-        await asyncio.to_thread(report_file.write_text, text)
-        console.print(f"What became of each mail is in {report_file}.")
+    _write(console, report_file, demo, ledger, wrong)
     for difference in wrong:
         console.print(f"[red]WRONG[/] {difference}", highlight=False)
     console.print(
@@ -220,6 +225,15 @@ async def run_demo(mails: Path | None, report_file: Path | None) -> bool:
         else f"[red]{len(wrong)} claims do not hold.[/]"
     )
     return not wrong
+
+
+def _write(
+    console: Console, file: Path | None, demo: Demo, ledger: dict[str, Any] | None, wrong: Sequence[str]
+) -> None:
+    """Write what became of each mail, at once: a run that is broken off waits for nothing."""
+    if file:
+        file.write_text(json.dumps(findings(demo.journal, demo.outcomes, ledger, wrong), indent=1, default=str))
+        console.print(f"What became of each mail{'' if ledger else ' so far'} is in {file}.")
 
 
 @asynccontextmanager
@@ -376,10 +390,18 @@ def _give_up_after(demo: Demo, heard: float) -> None:
 
 
 def bulk_story(folder: Path) -> tuple[Reported, ...]:
-    """Send every other file of *folder* through the Inbox flow and the Junk flow."""
+    """
+    Send every other file of *folder* through the Inbox flow and the Junk flow.
+
+    Different users report mails that share a Message-ID: of one user, Microsoft takes that id once in 15 minutes.
+    """
     acts = []
+    seen = Counter[bytes]()
     for number, file in enumerate(sorted(folder.rglob("*.eml"))):
-        reporter = USERS[number % len(USERS)]
+        found = _MESSAGE_ID.search(file.read_bytes())
+        name = b"".join(found[1].split()) if found else b""
+        reporter = f"user{number % USERS + 1 + USERS * seen[name]}@contoso.example"
+        seen[name] += bool(name)
         if number % 2 == 0:
             acts.append(Reported(file, (reporter,), block_sender=number % 10 == 0))
         else:
