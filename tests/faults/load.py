@@ -304,7 +304,9 @@ class Load:
         number = f"{self._mails}-{copy}"
         return (
             f"From: sender{number}@{name}.example\r\nTo: user@contoso.example\r\nSubject: {kind} {number}\r\n"
-            f"Message-ID: <{number}@mail.example>\r\n\r\n{text}\r\nLook at {link} soon.\r\n"
+            f"Message-ID: <{number}@mail.example>\r\n"
+            f"Authentication-Results: dmarc=pass action=none header.from={name}.example\r\n"
+            f"\r\n{text}\r\nLook at {link} soon.\r\n"
         ).encode()
 
     def _words(self, count: int) -> str:
