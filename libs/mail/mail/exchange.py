@@ -12,7 +12,8 @@ from typing import Literal
 
 from mail.mime import Headers
 
-_COMMENT = re.compile(r'"(?:[^"\\]|\\.)*+"|\((?:[^()\\]|\\.)*+\)')
+_QUOTED_OR_COMMENT = re.compile(r'"(?:[^"\\]|\\.?)*+(?:"|\Z)|\(')
+_PARENTHESIS = re.compile(r"\\.|[()]")
 _PAIR = re.compile(r"(?<![\w.-])([\w.-]++)\s*+=\s*+([^\s;]+)", re.ASCII)
 _SENDER_IP = re.compile(r"\(sender ip is ([0-9a-f.:]{2,45})\)", re.IGNORECASE)
 _NUMBER = re.compile(r"-?\d{1,2}", re.ASCII)
@@ -100,13 +101,25 @@ def read_authentication(headers: Headers) -> Authentication:
 
 
 def _without_comments(field: str) -> str:
-    """Remove quoted strings and comments, nested ones too: senders choose what stands in them."""
-    for _ in range(10):
-        shorter = _COMMENT.sub(" ", field)
-        if shorter == field:
-            break
-        field = shorter
-    return field
+    """
+    Remove quoted strings and comments, nested ones too: senders choose what stands in them.
+
+    One that is not closed reaches to the end of the field.
+    """
+    kept, at = [], 0
+    while found := _QUOTED_OR_COMMENT.search(field, at):
+        kept.append(field[at : found.start()])
+        at = _end_of_comment(field, found.end()) if found[0] == "(" else found.end()
+    return " ".join((*kept, field[at:]))
+
+
+def _end_of_comment(field: str, at: int) -> int:
+    depth = 1
+    for found in _PARENTHESIS.finditer(field, at):
+        depth += {"(": 1, ")": -1}.get(found[0], 0)
+        if not depth:
+            return found.end()
+    return len(field)
 
 
 def read_antispam(headers: Headers) -> Antispam:

@@ -58,7 +58,8 @@ def fingerprint(
     large = sorted({sha256 for sha256, size in files if size >= MINIMUM_FILE_BYTES})
     if len(words) < MINIMUM_LETTERS and not large:
         return None
-    title = _letters(_REPLY.sub("", subject, count=1) if _REPLY.match(subject) else subject, names, locals_)
+    reply = _REPLY.match(subject)
+    title = _letters(subject[reply.end() :] if reply else subject, names, locals_)
     places = sorted({"".join(_WORD.findall(host)) or host for host in hosts})
     said = "\n".join((title, words, " ".join(places), " ".join(large)))
     return f"v1:{hashlib.sha256(said.encode()).hexdigest()}"

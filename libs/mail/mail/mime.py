@@ -30,9 +30,9 @@ _END_OF_HEADER = re.compile(rb"\n\r?\n")
 _FIELD = re.compile(r"^([A-Za-z0-9][A-Za-z0-9_.-]*)[ \t]*:([^\n]*(?:\n[ \t][^\n]*)*)", re.MULTILINE)
 _TYPE = re.compile(r"\s*([\w.+-]+/[\w.+-]+)", re.ASCII)
 _PARAMETER = re.compile(r';\s*([^\s=;"]+)\s*=\s*(?:"((?:[^"\\]|\\.)*+)"|([^;]*))')
-_ENCODED_WORD = re.compile(r"=\?([^?\s]{1,60})\?([bBqQ])\?((?:[^?]|\?(?!=))*+)\?=")
+_ENCODED_WORD = re.compile(r"=\?([^?\s]{1,60})\?([bBqQ])\?((?:[^?]|\?(?!=))*+)(?:\?=|(\Z))")
 _NOT_BASE64 = re.compile(rb"[^A-Za-z0-9+/]+")
-_META_CHARSET = re.compile(rb"<meta[^>]{1,200}?charset\s*=\s*[\"']?\s*([\w.:-]{1,40})", re.IGNORECASE)
+_META_CHARSET = re.compile(rb"<meta[^>]{1,200}?charset\s*+=\s*+[\"']?\s*+([\w.:-]{1,40})", re.IGNORECASE)
 
 _SUPERSETS = {
     "iso8859-1": "cp1252",
@@ -257,15 +257,14 @@ def _extended(pairs: list[tuple[str, str]]) -> dict[str, str]:
 
 def decode_words(value: str) -> str:
     """Decode the encoded words (RFC 2047) of a header field. What cannot be decoded stays as it is."""
-    # Behind the last "?=" there is no encoded word, and without this cut the search would be quadratic there.
-    head, end, tail = value.rpartition("?=")
-    if "=?" not in head:
+    if "=?" not in value:
         return value
     pieces: list[str] = []
     pending, charset, at = b"", "", 0
-    head += end
-    for word in _ENCODED_WORD.finditer(head):
-        gap, at = head[at : word.start()], word.end()
+    for word in _ENCODED_WORD.finditer(value):
+        if word[4] is not None:  # it has no end, and so has no other behind it
+            break
+        gap, at = value[at : word.start()], word.end()
         name = word[1].partition("*")[0].lower()
         data = word[3].encode()
         data = decode_base64(data)[0] if word[2] in "bB" else binascii.a2b_qp(data, header=True)
@@ -277,7 +276,7 @@ def decode_words(value: str) -> str:
         if gap.strip() or not charset:
             pieces.append(gap)
         pending, charset = data, name
-    pieces += (decode_text(pending, charset), head[at:], tail)
+    pieces += (decode_text(pending, charset), value[at:])
     return "".join(pieces)
 
 

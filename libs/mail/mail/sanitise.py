@@ -99,7 +99,7 @@ _SIZE = r"\d{1,2}(?:\.\d{1,3})?(?:px|pt)?"
 _BOX = rf"(?:{_SIZE}|auto)(?:\s+(?:{_SIZE}|auto)){{0,3}}"
 _COLOUR = r"(?:#[0-9a-f]{3,8}|(?!transparent)[a-z]{3,25}|(?:rgb|hsl)a?\([\d\s.,%/]{1,40}\))"
 _LENGTH = r"(?:[0-9]{1,3}(?:\.\d{1,3})?(?:px|pt|em|rem|%)|0)"
-_LINE = rf"(?:{_SIZE}\s+)?(?:solid|dashed|dotted|double|none|inset|outset|ridge|groove)?(?:\s*{_COLOUR})?"
+_LINE = rf"(?:{_SIZE}\s++)?(?:solid|dashed|dotted|double|none|inset|outset|ridge|groove)?(?:\s*{_COLOUR})?"
 _VALUES = {
     name: re.compile(pattern)
     for pattern, names in {
@@ -165,9 +165,11 @@ _SEEN = {
         "outlook-comments": r"<!--\[if",
     }.items()
 }
-_BREAK = re.compile(r"<(?:br|hr|/(?:p|div|tr|li|h[1-6]|table|blockquote|dt|dd|pre|center|section|article))\b[^>]*>")
+_BREAK = re.compile(
+    r"<(?:br|hr|/(?:p|div|tr|li|h[1-6]|table|blockquote|dt|dd|pre|center|section|article))\b[^>]*+(?:>|\Z)"
+)
 _CELL = re.compile(r"</t[dh]>")
-_TAG = re.compile(r"<[^>]*>")
+_TAG = re.compile(r"<[^>]*+(?:>|\Z)")
 
 
 @dataclass(slots=True)

@@ -38,7 +38,8 @@ _PLAIN_MAILBOX = re.compile(
     rf'(?P<name>"[^"\\]*"\s*|[^"<>,;:()\\@]*)<(?P<angle>{_WORD}@{_WORD})>|(?P<bare>{_WORD}@{_WORD})'
 )
 """Nearly all address fields with one mailbox, for which the tokens below would take five times as long."""
-_COMMENT = re.compile(r"\((?:[^()\\]|\\.)*+\)")
+_COMMENT = re.compile(r"\((?:[^()\\]|\\.)*+(\)?)")
+"""One without an end, too: it is left as it is, and not tried again from each parenthesis inside."""
 _ADDRESS = re.compile(r'(?:"[^"]{0,100}"|[^\s"@<>,;()]{1,200}+)@[^\s"<>,;()]+')
 
 _URL = re.compile(r"(?:https?|ftp)://[^\s<>\"\x00-\x1f]+|(?<![\w@/.-])www\.[^\s<>\"\x00-\x1f]+", re.IGNORECASE)
@@ -111,7 +112,7 @@ def _mailbox(phrase: str, comment: str, angle: str) -> Mailbox | None:
             return None
         address, name = found[0], comment
     if "(" in address:
-        address = _COMMENT.sub("", address)
+        address = _COMMENT.sub(lambda comment: "" if comment[1] else comment[0], address)
     local, _, domain = printable(address).replace(" ", "").rpartition("@")
     domain = ascii_domain(domain)
     if not local or not domain or len(local) + len(domain) > 320:

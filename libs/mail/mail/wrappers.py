@@ -23,7 +23,7 @@ _MOST_FIELDS = 50
 _GOOGLE = re.compile(r"(?:www\.)?google\.(?:com?\.)?[a-z]{2,3}")
 _PROOFPOINT_3 = re.compile(r"/v3/__([^\s]+?)__(?:;([\w-]*)|$)", re.ASCII)
 _PROOFPOINT_GAP = re.compile(r"\*(?:\*(.))?", re.DOTALL)
-_ONE_SLASH = re.compile(r"(\w+:/)(?!/)")
+_ONE_SLASH = re.compile(r"(?<=\w):/(?!/)")
 _RUNS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 
 
@@ -87,7 +87,7 @@ def _proofpoint_3(rest: str) -> str | None:
         length = _RUNS.find(gap[1]) + 2 if gap[1] else 1
         return "".join(islice(left_out, length))
 
-    return _ONE_SLASH.sub(r"\1/", _PROOFPOINT_GAP.sub(fill, found[1]), count=1)
+    return _ONE_SLASH.sub("://", _PROOFPOINT_GAP.sub(fill, found[1]), count=1)
 
 
 def _last_segment(rest: str) -> str | None:

@@ -326,6 +326,12 @@ HOSTILE = {
     "encoded words without an end": b"From: " + b"=?a?q?x" * (LONG // 7),
     "encoded words in From": b"From: " + b"=?a?q?" * (LONG // 6) + b"<a@example.com>",
     "one long result": b"Authentication-Results: " + b"w" * LONG,
+    "escaped quotes in results": b'Authentication-Results: "' + b'\\"' * (LONG // 2) + b"\\",
+    "escaped comments in results": b"Authentication-Results: " + b"\\(" * (LONG // 2) + b"(",
+    "escaped comments in an address": b"To: <" + b"\\(" * (LONG // 2) + b"(@example.com>",
+    "escaped comments in twenty fields": (b"To: <" + b"(\\" * 10_000 + b"@x>\nCc: <" + b"(\\" * 10_000 + b"@x>\n") * 10,
+    "charsets of many pages": b"Content-Type: multipart/mixed; boundary=cut\n\n"
+    + (b"--cut\nContent-Type: text/html\n\n\xff" + b"<meta" * 30 + b"charset=" + b" " * 800 + b"\n") * 100,
     "nested comments": b"Authentication-Results: " + b"(" * (LONG // 2) + b")" * (LONG // 2),
     "parameters": b"Content-Type: text/plain" + b"; a=" * (LONG // 4),
     "digits in a parameter": b"Content-Type: text/plain; name*" + b"9" * 5_000 + b"=x",
@@ -338,6 +344,8 @@ HOSTILE = {
     "spaces in a refresh": b"Content-Type: text/html\n\n<meta http-equiv=refresh content='url=" + b" " * 90_000 + b"'>",
     "conditional comments": b"Content-Type: text/html\n\n" + b"<!--[if " * 200_000 + b"<![endif]-->",
     "brackets behind a link": b"\nhttp://x" + b")" * 1_000_000,
+    "wrapped links": b"\n"
+    + b"".join(b"https://urldefense.com/v3/__%d" % n + b"a" * 8_000 + b"__ " for n in range(120)),
     "nested lines": nested(300, b"x\n" * 1_000_000)[len(HEAD) :],
 }
 

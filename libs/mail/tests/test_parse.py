@@ -178,6 +178,8 @@ def test_a_subject_of_raw_bytes_is_read_as_utf8_or_else_as_windows_1252(raw_subj
         ("ann@here@example.com", "ann@here@example.com", None),
         ("ann@example.com, bob@example.com", "ann@example.com", None),
         ("(((<<<ann@example.com", "ann@example.com", None),
+        ("Ann <ann(at (\\(home)@example.com>", "ann(at@example.com", "Ann"),
+        (f"{'x' * 300}ann@example.com (Ann)", f"{'x' * 197}ann@example.com", "Ann"),
     ],
 )
 def test_the_sender_is_the_address_that_mail_programs_answer_to(sender: str, address: str, name: str | None) -> None:
@@ -465,6 +467,10 @@ def test_only_the_topmost_authentication_results_counts() -> None:
         ("spf=fail; spf=pass; dmarc=fail dmarc=pass", "fail", None, "fail"),
         ("none", None, None, None),
         ("; ;=;((((", None, None, None),
+        ("spf=fail (x) (" + "y (" * 12 + "; dmarc=pass)" * 13 + "; dmarc=none", "fail", None, "none"),
+        (r'spf=fail (a\) "b; dkim=pass) ; dmarc=fail', "fail", None, "fail"),
+        ("spf=fail; (x; dmarc=pass", "fail", None, None),
+        ('spf=fail; "x (y); dmarc=pass', "fail", None, None),
     ],
 )
 def test_comments_and_quotes_cannot_forge_a_result(

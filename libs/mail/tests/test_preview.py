@@ -407,6 +407,7 @@ def test_anything_like_html_has_a_preview(pieces: list[bytes]) -> None:
         b"&" * 2_000_000,
         b"<" * 2_000_000,
         b'<p style="' + b"padding: " * 100_000 + b'">',
+        (b'<p style="border:1px' + b" " * 1_985 + b'!">') * 99,
         b"data:image/png;base64," * 100_000,
         (b"data:x;base64," + b" " * 190) * 10_000,
         b"\xe2\x80\x8d" * 700_000,
@@ -424,6 +425,7 @@ def test_anything_like_html_has_a_preview(pieces: list[bytes]) -> None:
         "ampersands",
         "less-thans",
         "style",
+        "borders",
         "data URLs",
         "blank data URLs",
         "joiners",
@@ -440,6 +442,19 @@ def test_hostile_sizes_take_bounded_time(markup: bytes, kind: str) -> None:
     assert time.thread_time() - begin < SECONDS
     assert len(page) < 3_000_000
     assert shown.is_cut or len(markup) < 200_000 or kind == "plain"
+
+
+@pytest.mark.parametrize(
+    "field",
+    ["To: <{}@example.com>", "Authentication-Results: {}", 'Authentication-Results: "{}', "From: a({}@example.com"],
+)
+@pytest.mark.parametrize("piece", ["(\\", '\\"', "\\(", "((", '"\\"\\'])
+def test_a_hostile_header_takes_bounded_time(field: str, piece: str) -> None:
+    """What begins again and again and never ends is read once."""
+    begin = time.thread_time()
+    shown = mail("\nhello", field.format(piece * (60_000 // len(piece))), "Subject: x")
+    assert time.thread_time() - begin < SECONDS
+    assert (shown.subject, shown.text) == ("x", "hello")
 
 
 def test_many_texts_share_the_bounds_of_one() -> None:

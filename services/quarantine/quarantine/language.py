@@ -11,7 +11,7 @@ from mail import ENGLISH
 
 FALLBACK = "en"
 _FOLDER = Path(__file__).parent / "languages"
-_WANTED = re.compile(r"\s*([a-z]{2,3})(?:-[a-z0-9-]+)?\s*(?:;\s*q\s*=\s*([0-9.]+))?\s*", re.IGNORECASE)
+_WANTED = re.compile(r"\s*([a-z]{2,3})(?:-[a-z0-9-]+)?\s*+(?:;\s*q\s*=\s*([0-9.]+))?\s*", re.IGNORECASE)
 _DATES = {"de": "%d.%m.%Y", "fr": "%d/%m/%Y", "es": "%d/%m/%Y"}
 
 
