@@ -9,11 +9,15 @@ original bytes, and every bound that a mail crosses is a defect, never an except
 
 import binascii
 import codecs
+import encodings
 import re
 from collections.abc import Iterator, KeysView
 from dataclasses import dataclass
 from email.utils import decode_params
+from encodings import normalize_encoding
+from encodings.aliases import aliases
 from functools import lru_cache
+from pkgutil import iter_modules
 
 HEADER_BYTES = 1_048_576
 """Bytes read of the mail's header; Exchange Online accepts 256 KB."""
@@ -42,6 +46,17 @@ _SUPERSETS = {
     "shift_jis": "cp932",
 }
 """What mail programs send and mean under the name on the left: the sets that the WHATWG Encoding Standard reads."""
+
+
+def _codec_key(charset: str) -> str:
+    return normalize_encoding(charset).replace(".", "_").lower()
+
+
+_CODECS = {
+    _codec_key(name)
+    for name in (*aliases, *aliases.values(), *(module.name for module in iter_modules(encodings.__path__)))
+}
+"""Names that Python may know. For any other it would look on the disk, and remember for ever that it is unknown."""
 _NO_CHARSETS = {"idna", "punycode", "unicode_escape", "raw_unicode_escape", "undefined", "mbcs", "oem"}
 """Codecs of Python that are no charsets of mail, and that are slow or unsafe on hostile input."""
 _UNPRINTABLE = dict.fromkeys([*range(0x20), *range(0x7F, 0xA0), *range(0xD800, 0xE000)], " ")
@@ -341,6 +356,8 @@ def decode_text(data: bytes, charset: str, *, html: bool = False) -> str:
 def codec_of(charset: str) -> str | None:
     """Return the name of the codec that reads *charset*, or None when there is none."""
     if not re.fullmatch(r"[\w.:+()-]{1,40}", charset, re.ASCII):
+        return None
+    if _codec_key(charset) not in _CODECS:
         return None
     try:
         name = codecs.lookup(charset).name

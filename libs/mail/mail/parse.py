@@ -39,6 +39,8 @@ TEXT_BYTES = 2_097_152
 """Encoded bytes of all texts of a mail that are read for links and for the fingerprint."""
 SUBJECT_CHARS = 1_000
 ADDRESSES = 1_000
+MAILBOXES = 10_000
+"""Mailboxes of To and Cc that are read, the same ones again and again too."""
 URLS = 500
 
 _START = re.compile(rb"(?:\xef\xbb\xbf)?[ \t\r\n]*+")
@@ -275,13 +277,13 @@ def _sender(headers: Headers, defects: set[str]) -> Mailbox | None:
 def _recipients(headers: Headers, defects: set[str]) -> list[Mailbox]:
     """Return the mailboxes of To and Cc, each address once."""
     found: dict[str, Mailbox] = {}
-    for field in chain(islice(headers.all("to"), 10), islice(headers.all("cc"), 10)):
-        for mailbox in mailboxes(field):
-            found.setdefault(mailbox.address.lower(), mailbox)
-            if len(found) > ADDRESSES:
-                defects.add("too-many-recipients")
-                return list(found.values())[:ADDRESSES]
-    return list(found.values())
+    fields = chain(islice(headers.all("to"), 10), islice(headers.all("cc"), 10))
+    for count, mailbox in enumerate(chain.from_iterable(map(mailboxes, fields))):
+        found.setdefault(mailbox.address.lower(), mailbox)
+        if len(found) > ADDRESSES or count == MAILBOXES:
+            defects.add("too-many-recipients")
+            break
+    return list(found.values())[:ADDRESSES]
 
 
 def _envelope_sender(headers: Headers, authentication: Authentication) -> str | None:

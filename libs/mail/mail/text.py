@@ -9,6 +9,7 @@ the beginning of the markup becomes a tree; in the rest, links are searched as t
 
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 from html import unescape
 from itertools import islice
 from typing import NamedTuple
@@ -40,7 +41,10 @@ _PLAIN_MAILBOX = re.compile(
 """Nearly all address fields with one mailbox, for which the tokens below would take five times as long."""
 _COMMENT = re.compile(r"\((?:[^()\\]|\\.)*+(\)?)")
 """One without an end, too: it is left as it is, and not tried again from each parenthesis inside."""
-_ADDRESS = re.compile(r'(?:"[^"]{0,100}"|[^\s"@<>,;()]{1,200}+)@[^\s"<>,;()]+')
+_ADDRESS = re.compile(r'(?:"[^"]{0,100}"|(?<![^\s"@<>,;()])[^\s"@<>,;()]++)@[^\s"<>,;()]+')
+_LOCAL_CHARS = 200
+"""Read of a local part that is not in angle brackets."""
+_ADDRESS_CHARS = 320
 
 _URL = re.compile(r"(?:https?|ftp)://[^\s<>\"\x00-\x1f]+|(?<![\w@/.-])www\.[^\s<>\"\x00-\x1f]+", re.IGNORECASE)
 _ABSOLUTE = re.compile(r"(https?|ftp):[\\/]*([^\\/?#]+)(.*)|[\\/]{2}([^\\/?#]+)(.*)", re.IGNORECASE | re.DOTALL)
@@ -110,12 +114,16 @@ def _mailbox(phrase: str, comment: str, angle: str) -> Mailbox | None:
         found = _ADDRESS.search(text) or _ADDRESS.search(text.replace('"', " "))
         if not found:
             return None
-        address, name = found[0], comment
+        # Of a local part that does not end, the last characters may be one.
+        address, name = found[0][max(0, found[0].index("@") - _LOCAL_CHARS) :], comment
     if "(" in address:
         address = _COMMENT.sub(lambda comment: "" if comment[1] else comment[0], address)
     local, _, domain = printable(address).replace(" ", "").rpartition("@")
+    domain = domain.strip(".")
+    if not local or len(local) + len(domain) > _ADDRESS_CHARS:
+        return None
     domain = ascii_domain(domain)
-    if not local or not domain or len(local) + len(domain) > 320:
+    if not domain or len(local) + len(domain) > _ADDRESS_CHARS:
         return None
     if '"' in name:
         name = re.sub(r'\\(.)|"', r"\1", name)
@@ -125,12 +133,15 @@ def _mailbox(phrase: str, comment: str, angle: str) -> Mailbox | None:
 def ascii_domain(domain: str) -> str:
     """Return *domain* in lower case and as DNS knows it: `MÜNCHEN.example.` is `xn--mnchen-3ya.example`."""
     domain = domain.strip(".").lower()
-    if domain.isascii():
-        return domain
+    return domain if domain.isascii() else _encoded(domain[:255]) or domain
+
+
+@lru_cache(maxsize=1024)  # half a millisecond for the longest ones, which a mail may repeat thousands of times
+def _encoded(domain: str) -> str | None:
     try:
-        return idna.encode(domain[:255], uts46=True).decode()
+        return idna.encode(domain, uts46=True).decode()
     except idna.IDNAError:
-        return domain
+        return None
 
 
 def read_html(markup: str, room: int) -> tuple[str, list[str], str]:

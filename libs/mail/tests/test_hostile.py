@@ -2,6 +2,7 @@
 
 import base64
 import dataclasses
+import encodings
 import hashlib
 import io
 import subprocess
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 
 from mail import MailFacts, parse
 from mail.mime import DEPTH, PARTS
-from mail.parse import ADDRESSES, SUBJECT_CHARS, URLS
+from mail.parse import ADDRESSES, MAILBOXES, SUBJECT_CHARS, URLS
 from mail.text import URL_CHARS
 
 HEAD = b"From: ann@example.com\nDate: Mon, 2 Nov 2026 10:00:00 +0000\n"
@@ -356,6 +357,22 @@ def test_nothing_takes_quadratic_time(name: str) -> None:
     started = time.thread_time()
     check(parse(HEAD + HOSTILE[name]))
     assert time.thread_time() - started < SECONDS
+
+
+def test_the_same_mailboxes_again_and_again_are_read_only_so_often() -> None:
+    """Addresses are counted once each, the work for them each time."""
+    facts = parse(HEAD + b"To: " + b"ann@b\xc3\xbccher.example, " * 1_000 + b"\nCc: " + b"a@b, " * MAILBOXES + b"\n\n")
+    assert facts.recipients == ("ann@xn--bcher-kva.example", "a@b")
+    assert "too-many-recipients" in facts.defects
+
+
+def test_charsets_that_do_not_exist_are_not_searched() -> None:
+    """Python looks on the disk for each, and remembers it for ever: a megabyte of them took a second and stayed."""
+    names = [b"klingon-%d" % number for number in range(100)]
+    fields = b"".join(b"To: =?%b?q?x?= <a@b>\n" % name for name in names[:10])
+    parts = b"".join(b"--cut\nContent-Type: text/plain; charset=%b\n\nx\n" % name for name in names)
+    assert "unknown-charset" in parse(fields + MULTIPART + parts).defects
+    assert not [name for name in encodings._cache if "klingon" in name]
 
 
 MEGABYTES = 200
