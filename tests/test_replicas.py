@@ -66,7 +66,8 @@ def write(folder: Path, sender: str) -> Path:
     name = uuid4().hex
     file = folder / f"{name}.eml"
     file.write_text(
-        f"From: {sender}\nTo: user@contoso.example\nSubject: {name}\nMessage-ID: <{name}@mail.example>\n\n"
+        f"From: {sender}\nTo: user@contoso.example\nSubject: {name}\nMessage-ID: <{name}@mail.example>\n"
+        f"Authentication-Results: dmarc=pass action=none header.from={sender.rpartition('@')[2]}\n\n"
         f"Open https://{name}.phish.example and tell {uuid4().hex} what {uuid4().hex} shows you.\n"
     )
     return file

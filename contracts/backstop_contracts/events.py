@@ -115,22 +115,31 @@ class Message(Part):
     delivery: Delivery = Delivery()
 
     @property
+    def is_authenticated(self) -> bool:
+        """Whether DMARC or composite authentication passed for the domain of the sender that the mail shows."""
+        passed = "pass" in (self.delivery.dmarc, self.delivery.compauth)
+        return passed and self.delivery.header_from == self.sender_domain
+
+    @property
     def content(self) -> str:
         """
-        What makes two copies the same mail: what they say; of a mail that says too little, its id, sender and subject.
+        What makes two copies the same mail: what they say, and from whom it is.
 
-        A sender chooses the Message-ID, so it alone makes nothing the same.
+        Of a mail that says too little, its id and subject stand for that. A sender chooses the Message-ID: alone, it
+        makes nothing the same.
         """
-        return self.fingerprint or f"{self._named} {self.subject or ''}"
+        said = self.fingerprint or f"{self.internet_message_id or self.sha256} {self.subject or ''} {self._address}"
+        return f"{said} {self.sender_domain or ''} {self.is_authenticated}"
 
     @property
     def identity(self) -> str:
-        """What makes two reports of one person be about the same mail, whatever the channel: delivery and content."""
-        return f"{self.network_message_id or ''} {self._named} {self.content}"
+        """What makes two reports of one person be about the same mail: the delivery, or the bytes, and the content."""
+        delivery = self.network_message_id or self.sha256
+        return f"{delivery} {self.internet_message_id or ''} {self._address} {self.content}"
 
     @property
-    def _named(self) -> str:
-        return f"{self.internet_message_id or self.sha256} {(self.sender or '').lower()}"
+    def _address(self) -> str:
+        return (self.sender or "").lower()
 
 
 class MailboxMessage(Part):

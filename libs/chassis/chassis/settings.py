@@ -107,7 +107,8 @@ class EnvironmentSettings(BaseSettings):
             super().__init__(**values)
         except SettingsError as error:
             # A file that may not be read, or is no text. The text says which field it is for.
-            name = re.sub(r'.*field "(\w+)".*', r"BACKSTOP_\1", str(error)).upper()
+            found = re.search(r'field "(\w+)"', str(error))
+            name = f"BACKSTOP_{found[1]}".upper() if found else "BACKSTOP_SECRETS_DIR"
             raise SetupError(f"{name}: its file cannot be read ({type(error.__cause__ or error).__name__})") from None
 
     @field_validator("*")

@@ -10,6 +10,8 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+import idna
+
 from mail.mime import Headers
 
 _QUOTED_OR_COMMENT = re.compile(r'"(?:[^"\\]|\\.?)*+(?:"|\Z)|\(')
@@ -94,10 +96,23 @@ def read_authentication(headers: Headers) -> Authentication:
         dmarc_action=value("dmarc", "action"),
         compauth=value("compauth", "compauth"),
         compauth_reason=value("compauth", "reason"),
-        header_from=value("dmarc", "header.from"),
+        header_from=_domain(value("dmarc", "header.from") or ""),
         mail_from=value("spf", "smtp.mailfrom"),
         sender_ip=_ip(found[1]) if found else None,
     )
+
+
+def _domain(name: str) -> str | None:
+    """
+    Return a domain as DNS knows it.
+
+    Letters are not mapped to those that they resemble: a domain in mathematical letters is not the one in plain ones.
+    """
+    name = name.strip(".")
+    try:
+        return (name if name.isascii() else idna.encode(name).decode()) or None
+    except idna.IDNAError:
+        return name
 
 
 def _without_comments(field: str) -> str:

@@ -114,7 +114,7 @@ def _mailbox(phrase: str, comment: str, angle: str) -> Mailbox | None:
         found = _ADDRESS.search(text) or _ADDRESS.search(text.replace('"', " "))
         if not found:
             return None
-        # Of a local part that does not end, the last characters may be one.
+        # A local part that is too long is cut to its last characters: they may be one.
         address, name = found[0][max(0, found[0].index("@") - _LOCAL_CHARS) :], comment
     if "(" in address:
         address = _COMMENT.sub(lambda comment: "" if comment[1] else comment[0], address)

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping
 from itertools import islice
 from typing import TypeAlias
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote
 
 Reader: TypeAlias = Callable[[str], str | None]
 """Takes what follows the host of a link, returns the link inside; None when there is none."""
@@ -91,7 +91,7 @@ def _proofpoint_3(rest: str) -> str | None:
 
 
 def _last_segment(rest: str) -> str | None:
-    return unquote(urlsplit(rest).path.rpartition("/")[2])
+    return unquote(rest.partition("?")[0].partition("#")[0].rpartition("/")[2])
 
 
 def _base64_field(name: str, *, prefix: str = "") -> Reader:
@@ -109,7 +109,7 @@ def _base64(text: str) -> bytes | None:
         return None
 
 
-def _untold(_rest: str) -> None:
+def _opaque(_rest: str) -> None:
     """Stand for a service whose links name their target to itself alone."""
 
 
@@ -117,9 +117,9 @@ _WRAPPERS: dict[str, Reader] = {
     "clicktime.symantec.com": _field("u"),
     "ctp.trendmicro.com": _field("url"),
     "cudasvc.com": _field("a"),
-    "emailprotection.link": _untold,
-    "mimecast.com": _untold,
-    "mimecastprotect.com": _untold,
+    "emailprotection.link": _opaque,
+    "mimecast.com": _opaque,
+    "mimecastprotect.com": _opaque,
     "protect2.fireeye.com": _field("u"),
     "protection.sophos.com": _base64_field("u"),
     "safelinks.protection.office365.us": _field("url"),

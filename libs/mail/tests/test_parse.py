@@ -8,6 +8,7 @@ from urllib.parse import quote
 import pytest
 
 from mail import MailFacts, normal_url, parse
+from mail.wrappers import _REDIRECTORS, _WRAPPERS
 
 HEAD = b"From: Ann <ann@example.com>\nDate: Mon, 2 Nov 2026 10:00:00 +0100\n"
 
@@ -349,6 +350,41 @@ def test_wrappers_are_undone(wrapped: str, target: str | None) -> None:
     """What a service rewrote on delivery is the recipient's; the indicator is where it leads."""
     assert normal_url(wrapped) == (target or wrapped)
     assert parse(mail(body=f"Look: {wrapped}\n")).urls == (target or wrapped,)
+
+
+@pytest.mark.parametrize("host", [*_WRAPPERS, *_REDIRECTORS, "www.google.com"])
+def test_a_wrapped_link_of_anything_raises_nothing(host: str) -> None:
+    """Else one link would keep a mail from being reported."""
+    odd = (
+        "[",
+        "]",
+        "//",
+        "//[x",
+        "%",
+        "%ff",
+        "__",
+        "@",
+        ":",
+        "?",
+        "#",
+        "*",
+        "**",
+        "**A",
+        "=",
+        "&",
+        ";",
+        "\\",
+        "https://[",
+    )
+    rests = [
+        f"/{path}{one}{other}"
+        for path in ("", "v2/", "v3/__", "url?q=", "?url=", "?u=")
+        for one in odd
+        for other in odd
+    ]
+    body = "\n".join(f"https://{host}{rest}" for rest in rests)
+    assert parse(mail(body=body)).is_mail
+    assert all(normal_url(f"https://{host}{rest}") for rest in rests)
 
 
 def test_no_link_is_wrapped_without_end() -> None:

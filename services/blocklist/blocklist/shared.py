@@ -42,39 +42,47 @@ SERVICES = frozenset((
 """Services that send mail for whoever uses them, from addresses that all of these share. Their subdomains too."""
 
 _SIGN_IN = frozenset((
-    "account.apple.com", "account.live.com", "account.microsoft.com", "accounts.google.com", "appleid.apple.com",
+    "account.apple.com", "account.docusign.com", "account.live.com", "account.microsoft.com", "accounts.google.com",
+    "appleid.apple.com", "auth.openai.com", "id.atlassian.com", "idmsa.apple.com", "login.docusign.net",
     "login.live.com", "login.microsoft.com", "login.microsoftonline.com", "login.microsoftonline.us",
-    "login.salesforce.com", "login.windows.net", "login.yahoo.com", "signin.aws.amazon.com", "sts.windows.net",
+    "login.okta.com", "login.salesforce.com", "login.windows.net", "login.yahoo.com", "myaccount.google.com",
+    "myaccount.microsoft.com", "mysignins.microsoft.com", "outlook.office.com", "outlook.office365.com",
+    "portal.azure.com", "secure.login.gov", "signin.aws.amazon.com", "signin.ebay.com", "sts.windows.net",
+    "www.office.com",
 ))
-"""Pages on which everybody signs in: what tells an attack from anybody's sign-in is never the path."""
+"""Where everybody signs in or works: what tells an attack from anybody's visit is never the path."""
 
 _SITES = SERVICES | frozenset((
-    "1drv.ms", "acrobat.com", "aka.ms", "archive.org", "azure.com", "bing.com", "bit.ly", "bitbucket.org", "buff.ly",
-    "cloud.microsoft", "cutt.ly", "discord.gg", "docsend.com", "dropboxusercontent.com", "duckduckgo.com",
-    "dweb.link", "evernote.com", "fb.me", "firebasestorage.googleapis.com", "forms.gle", "githubusercontent.com",
-    "goo.gl", "googleusercontent.com", "ipfs.io", "is.gd", "linktr.ee", "list-manage.com", "lnkd.in", "mediafire.com",
-    "medium.com", "mega.nz", "netflix.com", "office.net", "onedrive.com", "onenote.com", "ow.ly", "pastebin.com",
-    "pcloud.com", "powerapps.com", "qr.io", "rb.gy", "rebrand.ly", "reddit.com", "s.id", "scribd.com",
-    "sharefile.com", "shorturl.at", "storage.googleapis.com", "t.co", "t.ly", "t.me", "telegra.ph", "telegram.me",
-    "tiktok.com", "tiny.cc", "tinyurl.com", "v.gd", "vk.com", "wa.me", "we.tl", "weebly.com", "whatsapp.com",
-    "wikipedia.org", "windows.net", "youtu.be", "youtube.com",
+    "acrobat.com", "archive.org", "azure.com", "bing.com", "cloud.microsoft", "docsend.com", "dropboxusercontent.com",
+    "duckduckgo.com", "dweb.link", "evernote.com", "firebasestorage.googleapis.com", "googleusercontent.com",
+    "ipfs.io", "list-manage.com", "mediafire.com", "mega.nz", "netflix.com", "office.net", "okta.com", "onedrive.com",
+    "onenote.com", "pcloud.com", "powerapps.com", "powerbi.com", "reddit.com", "scribd.com", "sharefile.com",
+    "storage.googleapis.com", "teams.live.com", "tiktok.com", "vk.com", "weebly.com", "whatsapp.com", "wikipedia.org",
+    "windows.net", "youtube.com",
 ))
 """Sites where strangers keep documents, forms, files and short links side by side. Their subdomains too."""
 _OWN_HOSTS = frozenset((
-    "atlassian.net", "freshdesk.com", "onmicrosoft.com", "sharefile.com", "weebly.com", "zendesk.com",
+    "atlassian.net", "freshdesk.com", "okta.com", "onmicrosoft.com", "sharefile.com", "weebly.com", "zendesk.com",
 ))
 """Sites that give each customer a host of its own: that host can be blocked, the site cannot."""
 
-_COMMON_SEGMENTS = frozenset((
-    "about", "app", "apps", "authorize", "click", "common", "default.aspx", "doc", "docs", "document", "documents",
-    "download", "drive", "edit", "file", "files", "folder", "folders", "form", "forms", "home", "index.html",
-    "index.php", "login", "logout", "mail", "oauth", "oauth2", "open", "page", "pages", "personal", "presentation",
-    "preview", "redirect", "responsepage.aspx", "search", "share", "shared", "sharing", "signin", "site", "sites",
-    "spreadsheets", "track", "url", "user", "users", "view", "viewer", "viewform", "watch", "web",
+_ANY_PATH = frozenset((
+    "1drv.ms", "aka.ms", "bit.ly", "bitbucket.org", "buff.ly", "canva.site", "cutt.ly", "discord.gg", "fb.me",
+    "forms.cloud.microsoft", "forms.gle", "forms.office.com", "github.com", "githubusercontent.com", "gitlab.com",
+    "goo.gl", "is.gd", "linktr.ee", "lnkd.in", "medium.com", "ow.ly", "pastebin.com", "qr.io", "rb.gy", "rebrand.ly",
+    "s.id", "shorturl.at", "sites.google.com", "t.co", "t.ly", "t.me", "telegra.ph", "telegram.me", "tiny.cc",
+    "tinyurl.com", "typeform.com", "v.gd", "wa.me", "we.tl", "youtu.be",
 ))
+"""Sites whose paths are what strangers named themselves, or short for it; elsewhere only an id names one thing."""
+_COMMON = frozenset((
+    "about", "account", "accounts", "app", "apps", "business", "dashboard", "explore", "features", "feed", "groups",
+    "help", "home", "index.html", "index.php", "join", "latest", "login", "marketplace", "new", "notifications",
+    "pages", "plans", "pricing", "privacy", "search", "security", "settings", "signin", "signup", "support", "terms",
+    "topics", "trending",
+))
+"""Pages that such a site has of its own."""
 # fmt: on
-_VERSION_OR_LOCALE = re.compile(r"v\d{1,2}(?:\.\d{1,2})?|[a-z]{2}-[a-z]{2}|.{1,2}")
-_ID = re.compile(r"(?=.{0,200}\d)(?=.{0,200}[A-Za-z])[\w.!~-]{10,}", re.ASCII)
+_ID = re.compile(r"(?=[^0-9]{0,200}[0-9])[A-Za-z0-9_!~-]{10,}")
 
 _SUFFIXES = PublicSuffixList()
 
@@ -83,7 +91,7 @@ def why_not_domain(domain: str, *, for_tenant: bool, protected: frozenset[str] =
     """Say why to block all mail of *domain* would hit bystanders. *protected* are providers beside those known here."""
     if _SUFFIXES.is_public(domain):
         return f"{domain} is a public suffix: strangers have domains of their own below it"
-    if domain in PROVIDERS | protected or _is_national_provider(domain):
+    if domain in PROVIDERS or _is_below(domain, protected) or _is_national_provider(domain):
         return "so many strangers share this domain that only single addresses are blocked"
     return why_not_sender(domain) if for_tenant else None
 
@@ -105,13 +113,14 @@ def why_not_url(host: str, path: str, *, has_query: bool, protected: frozenset[s
     if is_wrapper(host):
         return f"{host} only leads elsewhere: block the URL that it leads to"
     if _is_below(host, _SIGN_IN):
-        return f"everybody signs in at {host}"
+        return f"{host} is where everybody signs in or works"
     shared = (
         _SUFFIXES.is_public(host)
         or _is_below(host, PROVIDERS | protected)
         or _is_national_provider(_SUFFIXES.privatesuffix(host) or "")
     )
-    if not (shared or _is_shared(host, _SITES)) or _names_one_thing(path, has_query=has_query):
+    any_path = not has_query and (_SUFFIXES.is_public(host) or _is_below(host, _ANY_PATH))
+    if not (shared or _is_shared(host, _SITES | _ANY_PATH)) or _names_one_thing(path, any_path=any_path):
         return None
     return f"so many strangers share {host} that only single pages of it are blocked" + (
         ", and an entry holds no query, by which alone this URL names one" if has_query else ""
@@ -136,11 +145,9 @@ def _is_national_provider(domain: str) -> bool:
     return name in _PROVIDER_NAMES and len(suffix.rpartition(".")[2]) == 2 and _SUFFIXES.is_public(suffix)
 
 
-def _names_one_thing(path: str, *, has_query: bool) -> bool:
+def _names_one_thing(path: str, *, any_path: bool) -> bool:
+    """Tell whether *path* holds an id, of ten characters with a digit; *any_path*: anything but pages of the site."""
     segments = [segment for segment in path.split("/") if segment]
-    if has_query:
-        return any(_ID.fullmatch(segment) for segment in segments)
-    return any(
-        segment.lower() not in _COMMON_SEGMENTS and not _VERSION_OR_LOCALE.fullmatch(segment.lower())
-        for segment in segments
-    )
+    if any_path and any(len(segment) > 2 and segment.lower() not in _COMMON for segment in segments):
+        return True
+    return any(_ID.fullmatch(segment) for segment in segments)

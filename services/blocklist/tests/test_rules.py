@@ -119,6 +119,7 @@ def test_a_domain_of_many_strangers_is_blocked_by_single_addresses_only() -> Non
     assert refusal.reason == "protected-domain"
     assert refuse(block("bad@mail.example"), protected) is None
     assert refuse(block("evil-mail.example"), protected) is None
+    assert refuse(block("news.mail.example"), protected) is not None
 
 
 SHARED = [
@@ -157,6 +158,7 @@ NOT_SHARED = [
     "microsoft.com.evil.example",
     "evil-microsoft.com",
     "outlook.support",
+    "news.partner.example.evil.example",
 ]
 
 
@@ -205,6 +207,11 @@ def url(value: str) -> BlockV2:
         ("https://evil.web.app/?u=anna", None),
         ("https://evil.blob.core.windows.net/", None),
         ("https://evil.zendesk.com/", None),
+        ("https://evil.okta.com/", None),
+        ("https://www.dropbox.com/s/abc123xyz456def/invoice.pdf?dl=0", None),
+        ("https://www.jotform.com/241234567890", None),
+        ("https://sites.google.com/view/evil", None),
+        ("https://evil.typeform.com/to/AbCdEf", None),
     ],
 )
 def test_a_url_is_blocked_as_the_entry_that_is_really_bad(asked: str, entry: str | None) -> None:
@@ -228,6 +235,21 @@ def test_a_url_is_blocked_as_the_entry_that_is_really_bad(asked: str, entry: str
         "https://forms.office.com/Pages/ResponsePage.aspx?id=1FAIpQLSc0xYz",
         "https://evil-my.sharepoint.com/",
         "https://www.paypal.com/signin",
+        "https://www.paypal.com/myaccount",
+        "https://signin.ebay.com/ws/eBayISAPI.dll",
+        "https://na4.docusign.net/Signing/EmailStart.aspx",
+        "https://github.com/settings",
+        "https://www.linkedin.com/feed",
+        "https://www.facebook.com/marketplace",
+        "https://www.dropbox.com/scl/fi",
+        "https://docs.google.com/accounts",
+        "https://www.google.com/maps",
+        "https://outlook.office365.com/owa",
+        "https://teams.microsoft.com/l/meetup-join",
+        "https://portal.azure.com/dashboard",
+        "https://forms.office.com/pages/designpagev2.aspx?id=1FAIpQLSc0xYz",
+        "https://login.okta.com/",
+        "https://app.powerbi.com/view?r=eyJrIjoi",
         "https://www.microsoft.com/en-us/",
         "https://portal.azure.com/",
         "https://bit.ly/",

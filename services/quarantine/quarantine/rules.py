@@ -102,7 +102,7 @@ def read_policies(rows: Iterable[Row]) -> list[Policy]:
         permissions = read[0] if read else NO_PERMISSIONS
         if len(set(read)) > 1:
             doubt, permissions = Doubt.CONTRADICTORY, _lesser(*read)
-        policies.append(Policy(name, permissions, bool(row.get("ESNEnabled")), doubt))
+        policies.append(Policy(name, permissions, str(row.get("ESNEnabled")).lower() == "true", doubt))
     return policies
 
 
@@ -171,7 +171,7 @@ AdminTriggered and PPI, as no page lets users release them; and what nobody know
 
 
 def _types_of(*values: Any) -> list[str]:
-    """Read quarantine types, each of *values* one, several or none, as Microsoft names them; the gravest first."""
+    """Read quarantine types, each of *values* one, several or none, as Microsoft names them; what users may not release first."""
     given = [item for value in values for item in (value if isinstance(value, list | tuple) else [value])]
     parts = [part for item in given if item is not None for part in re.split(r"[,;|+/\n]", str(item)) if part.strip()]
     names = dict.fromkeys(_TYPES.get(re.sub(r"[\s_-]", "", part).lower(), part.strip()) for part in parts)

@@ -131,8 +131,10 @@ def make_router(db: Database, mails: MailStore, uploads: Uploads) -> APIRouter:
 async def _facts(raw: bytes) -> MailFacts:
     facts = parse(raw) if len(raw) <= SMALL_BYTES else await asyncio.to_thread(parse, raw)
     if not facts.is_mail:
-        what = "an Outlook .msg file is not read: save the mail as .eml" if raw.startswith(OLE) else "send the raw mail"
-        raise Problem(422, "This is not a mail", f"{what}, with its headers, as in an .eml file; nothing was kept")
+        detail = "send the raw mail with its headers, as in an .eml file; nothing was kept"
+        if raw.startswith(OLE):
+            detail = f"Outlook's .msg files are not read; save the message as .eml, or {detail}"
+        raise Problem(422, "This is not a mail", detail)
     if rules.carries_messages(facts):
         raise Problem(
             422,

@@ -102,8 +102,8 @@ def folder_of(facts: MailFacts) -> Folder:
 
 
 def blockable(message: Message) -> str | None:
-    """Return the sender that a user can block, in lower case; None when the mail names none."""
-    sender = message.sender
+    """Return the sender that a user can block, in lower case; None when the mail names none, or only pretends one."""
+    sender = message.sender if message.delivery.header_from in (None, message.sender_domain) else None
     return sender.lower() if sender and len(sender) <= LONGEST_ADDRESS else None
 
 

@@ -69,7 +69,8 @@ async def test_an_accepted_report_is_durable_and_published_as_it_is(
         mailbox_message={"user_id": ANN["oid"], "message_id": "AAMk="},
     )
 
-    identity = f" <parcel-1@fabrikam.example> mallory@fabrikam.example {parse(raw).fingerprint}"
+    said = f"{parse(raw).fingerprint} fabrikam.example False"
+    identity = f"{hashlib.sha256(raw).hexdigest()} <parcel-1@fabrikam.example> mallory@fabrikam.example {said}"
     report_id = uuid5(tenant, f"report:ann@contoso.example:{identity}:phishing")
     block_id = uuid5(tenant, f"block:{ANN['oid']}:mallory@fabrikam.example:1")
     assert status == 202
@@ -199,11 +200,12 @@ DELIVERY = "X-MS-Exchange-Organization-Network-Message-Id: 4c8e3f3a-8d0b-4b6a-1f
     [
         ("Subject: Parcel\n\nhello", "Subject: Parcel\n\nhallo"),
         ("Message-ID: <a@x.example>\nSubject: Parcel\n\nhello", "Message-ID: <a@x.example>\nSubject: Card\n\nhello"),
+        ("Message-ID: <a@x.example>\n\nhello", "Message-ID: <a@x.example>\n\nhello, see https://l.phish.example"),
         ("Message-ID: <a@x.example>\n\nhello", f"Message-ID: <a@x.example>\n\n{'Confirm your account. ' * 9}"),
         (f"Message-ID: <a@x.example>\n{DELIVERY}1\n\nhello", f"Message-ID: <a@x.example>\n{DELIVERY}2\n\nhello"),
         ("Message-ID: <a@x.example>\n\nhello", "Message-ID: <a@x.example>\nFrom: bank@fabrikam.example\n\nhello"),
     ],
-    ids=["bytes without a Message-ID", "subject", "text", "delivery", "sender"],
+    ids=["bytes without a Message-ID", "subject", "short text", "text", "delivery", "sender"],
 )
 async def test_another_mail_is_another_report_whatever_its_message_id(
     running: Any, token: Any, first: str, second: str

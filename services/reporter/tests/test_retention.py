@@ -510,9 +510,11 @@ async def test_reporting_expiring_and_deleting_at_once_leaves_each_report_its_ma
 
 
 async def test_a_repeat_with_other_bytes_leaves_no_mail_behind(running: Any, token: Any, make_mail: Any) -> None:
-    """The same Message-ID is the same report; the mail that counts is the one that came with it first."""
+    """The same delivery is the same report; the mail that counts is the one that came with it first."""
     headers = await token("Reporter", **ANN)
-    first, second = (make_mail(Message_ID="<same@fabrikam.example>", X_Copy=copy) for copy in ("1", "2"))
+    delivery = "4c8e3f3a-8d0b-4b6a-1f5d-08dc6b1f2a31"
+    same = {"Message_ID": "<same@fabrikam.example>", "X_MS_Exchange_Organization_Network_Message_Id": delivery}
+    first, second = (make_mail(**same, X_Copy=copy) for copy in ("1", "2"))
     await send(running, headers, first)
     _, repeat = await send(running, headers, second)
     assert (repeat["repeated"], len(running.stored())) == (True, 2)

@@ -80,10 +80,16 @@ def test_an_ended_block_is_explained() -> None:
 
 def test_a_report_is_named_after_tenant_reporter_mail_and_word() -> None:
     """The id of a report is part of the contract: other channels make the same one."""
-    for mail in (message(), message(None)):
-        assert rules.report_id(TENANT, "Ann@Contoso.example", mail, ReportedAs.JUNK) == uuid5(
-            TENANT, f"report:ann@contoso.example:{mail.identity}:junk"
-        )
+    short = f"{'a' * 64} <1@fabrikam.example> bad@x.example <1@fabrikam.example>  bad@x.example  False"
+    assert rules.report_id(TENANT, "Ann@Contoso.example", message(sender="Bad@x.example"), ReportedAs.JUNK) == uuid5(
+        TENANT, f"report:ann@contoso.example:{short}:junk"
+    )
+    delivered = message(None).model_copy(
+        update={"network_message_id": "n", "fingerprint": "v1:f", "sender_domain": "x.example"}
+    )
+    assert rules.report_id(TENANT, "ann@contoso.example", delivered, ReportedAs.NOT_JUNK) == uuid5(
+        TENANT, "report:ann@contoso.example:n   v1:f x.example False:not-junk"
+    )
 
 
 def test_mails_of_one_message_id_that_say_different_things_are_different_reports() -> None:

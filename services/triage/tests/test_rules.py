@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
@@ -13,7 +14,7 @@ TENANT = uuid4()
 EXAMPLE = Path(__file__).parents[1] / "policy.example.toml"
 
 
-def report(message_id: str | None = None, fingerprint: str | None = None, **facts: str) -> MessageReported:
+def report(message_id: str | None = None, fingerprint: str | None = None, **facts: Any) -> MessageReported:
     """Make a report of a mail with these facts."""
     return MessageReported(
         tenant_id=TENANT,
@@ -34,6 +35,7 @@ def cases(*reports: MessageReported, standing: dict[bytes, UUID] | None = None) 
     return [case_id for _, case_id in assign(TENANT, reports, standing or {})[0]]
 
 
+PASSED = {"dmarc": "pass", "header_from": "x.example"}
 PHISH = {"sender": "bank@phish.example", "subject": "Confirm"}
 
 
@@ -43,6 +45,13 @@ PHISH = {"sender": "bank@phish.example", "subject": "Confirm"}
         # A campaign gives each copy an id of its own.
         (report("<a@x.example>", "v1:same"), report("<b@x.example>", "v1:same"), True),
         (report("<a@x.example>", "v1:one"), report("<b@x.example>", "v1:two"), False),
+        # The words of one sender, copied by another, or by somebody who forges the name.
+        (report(None, "v1:same", sender_domain="x.example"), report(None, "v1:same", sender_domain="y.example"), False),
+        (
+            report(None, "v1:same", sender_domain="x.example", delivery=PASSED),
+            report(None, "v1:same", sender_domain="x.example", delivery=PASSED | {"dmarc": "fail"}),
+            False,
+        ),
         # The sender chooses the Message-ID: for a known one it sends something else.
         (report("<a@x.example>", "v1:lunch", **PHISH), report("<a@x.example>", "v1:phish", **PHISH), False),
         (report("<a@x.example>", "v1:lunch", **PHISH), report("<a@x.example>", **PHISH), False),
@@ -87,10 +96,11 @@ def test_a_mail_of_a_standing_case_leaves_it_its_message_id() -> None:
     assert keys == {keys_of(phish.message)[0]: opened}
 
 
-def test_the_id_of_a_new_case_follows_from_its_mail() -> None:
-    """A transaction that is tried again opens the same case."""
+def test_the_id_of_a_new_case_follows_from_its_report() -> None:
+    """A transaction that is tried again opens the same case; a report of the same moment, another."""
     mail = report("<a@x.example>")
     assert cases(mail) == cases(mail)
+    assert cases(mail) != cases(mail.model_copy(update={"report_id": uuid4()}))
 
 
 def test_an_endless_message_id_makes_a_key_like_any_other() -> None:

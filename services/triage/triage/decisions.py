@@ -21,7 +21,7 @@ from backstop_contracts import (
 from chassis import outbox
 from chassis.db import Tx
 from triage import store
-from triage.rules import why_doubtful, why_pretended
+from triage.rules import why_not_the_sender, why_unauthenticated
 from triage.store import Case, Entry
 
 
@@ -157,7 +157,7 @@ async def block_all(tx: Tx, wishes: Sequence[BlockWish]) -> list[UUID | NotPossi
         blocks.append((asked, rounds + 1))
         said = asked.model_dump(mode="json", include={"block_id", "kind", "value", "expires_at"})
         detail = {**said, "note": wish.note}
-        if kind != "url" and (doubt := why_doubtful(case.message)):
+        if kind != "url" and (doubt := why_unauthenticated(case.message)):
             detail["warning"] = doubt
         entries.append(Entry(case.case_id, f"block:{asked.block_id}", now, "block.requested", detail, wish.by))
         events.append((_block_requested(wish, asked, now), wish.cause))
@@ -177,8 +177,8 @@ def _why_not(wish: BlockWish, *, standing: bool) -> str | None:
         return f"this case has already blocked that {kind}"
     if kind == "url":
         return None
-    doubt = why_doubtful(case.message) if wish.by.kind == "policy" else None
-    return why_pretended(case.message) or (f"{doubt}: only an admin blocks it" if doubt else None)
+    doubt = why_unauthenticated(case.message) if wish.by.kind == "policy" else None
+    return why_not_the_sender(case.message) or (f"{doubt}: only an admin blocks it" if doubt else None)
 
 
 def _block_requested(wish: BlockWish, asked: BlockV2, now: datetime) -> Event:

@@ -60,8 +60,8 @@ def assign(
     *standing* are the keys of cases that are neither resolved nor dismissed. A closed case takes in nothing, because
     its answer was given for other mails: a report of its content opens a new case, which takes the key along.
 
-    The id of a new case follows from the mail and the time of the report that opens it, so that it is another case,
-    with submissions and blocks of its own. Returns the reports with their cases, in order, and the keys that are new
+    The id of a new case follows from the report that opens it, so that it is another case, with submissions and blocks
+    of its own. Returns the reports with their cases, in order, and the keys that are new
     or lead elsewhere now.
     """
     new: dict[Key, UUID] = {}
@@ -72,7 +72,7 @@ def assign(
         case_id = (
             standing.get(content)
             or new.get(content)
-            or uuid5(tenant_id, f"case:{content.hex()}:{report.reported_at.isoformat()}")
+            or uuid5(tenant_id, f"case:{content.hex()}:{report.reported_at.isoformat()}:{report.report_id}")
         )
         for key in keys:
             if key not in standing:
@@ -186,7 +186,7 @@ def category_of(then: Then, reported_as: Iterable[ReportedAs]) -> Category:
     return CATEGORY[gravest(reported_as)] if then.submit in (None, "as-reported") else Category(then.submit)
 
 
-def why_pretended(message: Message) -> str | None:
+def why_not_the_sender(message: Message) -> str | None:
     """Say whom a block of the sender would hit, when Microsoft read another sender than the message shows."""
     delivery = message.delivery
     if delivery.header_from is None or delivery.header_from == message.sender_domain:
@@ -197,12 +197,13 @@ def why_pretended(message: Message) -> str | None:
     )
 
 
-def why_doubtful(message: Message) -> str | None:
-    """Say why the sender may be innocent, when neither DMARC nor composite authentication passed for its domain."""
-    delivery = message.delivery
-    if "pass" in (delivery.dmarc, delivery.compauth) and delivery.header_from == message.sender_domain:
+def why_unauthenticated(message: Message) -> str | None:
+    """Say why the sender may be innocent: Microsoft did not find that the message comes from its domain."""
+    if message.is_authenticated:
         return None
-    return "neither dmarc nor compauth passed for the sender, so its name may be forged and its owner innocent"
+    return (
+        "neither dmarc nor compauth is known to have passed for the sender: the name may be forged, its owner innocent"
+    )
 
 
 def block_lifetime(then: Then) -> timedelta:

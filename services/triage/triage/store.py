@@ -139,13 +139,16 @@ async def count_people(tx: Tx, case_ids: Sequence[UUID]) -> dict[UUID, int]:
     """
     Return how many people have reported each case.
 
-    An application names a person by address alone. Who reports both ways, or under several addresses, is counted once.
+    A person is known by the object id, and by the address where only an application has spoken for them; an address
+    that somebody signed in with is that person's.
     """
     if not case_ids:
         return {}
     rows = await tx.fetch(
-        "SELECT case_id, least(count(DISTINCT lower(reporter)), count(DISTINCT coalesce(reporter_id, lower(reporter))))"
-        " AS people FROM reports WHERE case_id = ANY($1::uuid[]) GROUP BY case_id",
+        "SELECT case_id, count(DISTINCT coalesce(reporter_id, known, address)) AS people"
+        " FROM (SELECT case_id, reporter_id, lower(reporter) AS address,"
+        " max(reporter_id) OVER (PARTITION BY case_id, lower(reporter)) AS known"
+        " FROM reports WHERE case_id = ANY($1::uuid[])) AS said GROUP BY case_id",
         case_ids,
     )
     return {row["case_id"]: row["people"] for row in rows}
