@@ -55,7 +55,7 @@ class RefusedConnectionError(ConnectionError):
 
 
 class UnreadableDsnError(ValueError):
-    """The DSN cannot be parsed. What is wrong with it is not repeated: that is a piece of the password more often than not."""
+    """The DSN cannot be parsed. What is wrong is not repeated: more often than not it is a piece of the password."""
 
 
 class MigrationError(RuntimeError):

@@ -10,9 +10,8 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-import idna
-
 from mail.mime import Headers
+from mail.text import mail_domain
 
 _QUOTED_OR_COMMENT = re.compile(r'"(?:[^"\\]|\\.?)*+(?:"|\Z)|\(')
 _PARENTHESIS = re.compile(r"\\.|[()]")
@@ -96,23 +95,10 @@ def read_authentication(headers: Headers) -> Authentication:
         dmarc_action=value("dmarc", "action"),
         compauth=value("compauth", "compauth"),
         compauth_reason=value("compauth", "reason"),
-        header_from=_domain(value("dmarc", "header.from") or ""),
+        header_from=mail_domain(value("dmarc", "header.from") or "") or None,
         mail_from=value("spf", "smtp.mailfrom"),
         sender_ip=_ip(found[1]) if found else None,
     )
-
-
-def _domain(name: str) -> str | None:
-    """
-    Return a domain as DNS knows it.
-
-    Letters are not mapped to those that they resemble: a domain in mathematical letters is not the one in plain ones.
-    """
-    name = name.strip(".")
-    try:
-        return (name if name.isascii() else idna.encode(name).decode()) or None
-    except idna.IDNAError:
-        return name
 
 
 def _without_comments(field: str) -> str:

@@ -79,7 +79,8 @@ class MailFacts:
 
     Every text is valid UTF-8 without NUL. A fact that the mail does not carry is None or empty. Of fields that occur
     more than once the topmost counts: what stands below may have come with the mail. `from_domain` and the domains of
-    all addresses are lower-case and ASCII. `envelope_sender` may be a domain alone, when no more is known.
+    all addresses are lower-case, and ASCII where DNS knows such a name. `envelope_sender` may be a domain alone, when
+    no more is known.
     """
 
     sha256: str

@@ -66,7 +66,7 @@ _INVISIBLE = (
 
 
 class Mailbox(NamedTuple):
-    """One address of an address field; the domain is lower-case ASCII, the name may be empty."""
+    """One address of an address field; the domain is that of `mail_domain`, the name may be empty."""
 
     name: str
     address: str
@@ -122,7 +122,7 @@ def _mailbox(phrase: str, comment: str, angle: str) -> Mailbox | None:
     domain = domain.strip(".")
     if not local or len(local) + len(domain) > _ADDRESS_CHARS:
         return None
-    domain = ascii_domain(domain)
+    domain = mail_domain(domain)
     if not domain or len(local) + len(domain) > _ADDRESS_CHARS:
         return None
     if '"' in name:
@@ -130,16 +130,27 @@ def _mailbox(phrase: str, comment: str, angle: str) -> Mailbox | None:
     return Mailbox(printable(decode_words(name[:2000]))[:255] if name else "", f"{local}@{domain}")
 
 
+def mail_domain(domain: str) -> str:
+    """
+    Return the domain of an address in lower case and as DNS knows it, or as it is written when DNS knows no such name.
+
+    Unlike browsers, mail maps no letters to those that they resemble: `bank.example` in mathematical letters is not the
+    bank's.
+    """
+    domain = domain.strip(".").lower()
+    return domain if domain.isascii() else _encoded(domain[:255], mapped=False) or domain
+
+
 def ascii_domain(domain: str) -> str:
     """Return *domain* in lower case and as DNS knows it: `MÜNCHEN.example.` is `xn--mnchen-3ya.example`."""
     domain = domain.strip(".").lower()
-    return domain if domain.isascii() else _encoded(domain[:255]) or domain
+    return domain if domain.isascii() else _encoded(domain[:255], mapped=True) or domain
 
 
 @lru_cache(maxsize=1024)  # half a millisecond for the longest ones, which a mail may repeat thousands of times
-def _encoded(domain: str) -> str | None:
+def _encoded(domain: str, *, mapped: bool) -> str | None:
     try:
-        return idna.encode(domain, uts46=True).decode()
+        return idna.encode(domain, uts46=mapped).decode()
     except idna.IDNAError:
         return None
 

@@ -54,11 +54,12 @@ def _query(rest: str) -> dict[str, str]:
 
 
 def _field(*names: str, at: str = "/") -> Reader:
-    """Read the first of the query's fields *names* that is there, under the path *at*."""
+    """Read the link that a field of the query, one of *names*, holds under the path *at*; of several, none."""
 
     def read(rest: str) -> str | None:
         fields = _query(rest) if rest.startswith((at, "?")) else {}
-        return next((fields[name] for name in names if name in fields), None)
+        found = {fields[name] for name in names if "://" in fields.get(name, "")}
+        return found.pop() if len(found) == 1 else None
 
     return read
 

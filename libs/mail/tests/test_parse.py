@@ -175,6 +175,11 @@ def test_a_subject_of_raw_bytes_is_read_as_utf8_or_else_as_windows_1252(raw_subj
         ("ann@BÜCHER。example", "ann@xn--bcher-kva.example", None),
         ("ann@XN--BCHER-KVA.example.", "ann@xn--bcher-kva.example", None),
         ("<@relay.example.net:ann@example.com>", "ann@example.com", None),
+        (
+            "ann@\U0001d41b\U0001d41a\U0001d427\U0001d424.example",
+            "ann@\U0001d41b\U0001d41a\U0001d427\U0001d424.example",
+            None,
+        ),
         ('"Ann" <"ann@example.com">', "ann@example.com", "Ann"),
         ("ann@here@example.com", "ann@here@example.com", None),
         ("ann@example.com, bob@example.com", "ann@example.com", None),
@@ -337,6 +342,7 @@ def test_links_that_only_outlook_shows_are_found() -> None:
         ("https://google.co.uk/url?url=https%3A%2F%2Fevil.example%2Fa", "https://evil.example/a"),
         ("https://www.google.com/amp/s/evil.example/a", "https://evil.example/a"),
         ("https://www.bing.com/ck/a?!&u=a1aHR0cHM6Ly9ldmlsLmV4YW1wbGUvYQ&ntb=1", "https://evil.example/a"),
+        ("https://www.google.com/url?q=cats&url=https://evil.example/a", "https://evil.example/a"),
         # What only looks like a wrapper, or does not tell.
         ("https://www.google.com/search?q=https://evil.example/a", None),
         ("https://safelinks.protection.outlook.com.evil.example/?url=https://good.example/", None),

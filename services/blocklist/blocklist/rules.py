@@ -52,17 +52,25 @@ def refuse(block: AnyBlock, protected: frozenset[str] = frozenset()) -> Refusal 
         return Refusal("invalid", "the Blocked Senders list of a mailbox knows no end date")
     if block.scope == "mailbox" and block.kind == "url":
         return Refusal("invalid", "a mailbox blocks senders, not URLs")
-    if block.kind == "url" and len(entry_of(block.value)) > LONGEST_URL:
-        return Refusal("invalid", f"the list takes URLs of at most {LONGEST_URL} characters")
+    if block.kind == "url" and (refusal := _refuse_entry(_url_entry(block.value))):
+        return refusal
     hit = _bystanders(block, protected)
     return Refusal("protected-domain", hit) if hit else None
+
+
+def _refuse_entry(entry: str) -> Refusal | None:
+    if len(entry) > LONGEST_URL:
+        return Refusal("invalid", f"the list takes URLs of at most {LONGEST_URL} characters")
+    if _url_entry(f"https://{entry}") != entry:
+        return Refusal("invalid", "the URL is wrapped too often: give the one that it leads to")
+    return None
 
 
 def _bystanders(block: AnyBlock, protected: frozenset[str]) -> str | None:
     """Say whom *block* would hit beside whoever sent the message."""
     if block.kind == "url":
         parts = _target(block.value)
-        has_query = bool(parts.query or parts.fragment)
+        has_query = bool(parts.query)
         return shared.why_not_url(parts.hostname or "", parts.path, has_query=has_query, protected=protected)
     domain = block.value.lower().rpartition("@")[2]
     if block.kind == "domain":
@@ -155,7 +163,8 @@ def refuse_own(block: AnyBlock, accepted: Iterable[AcceptedDomain]) -> Refusal |
         return Refusal("own-domain", f"{host} is a site of this organization ({own_site.name})") if own_site else None
     domain = block.value.lower().rpartition("@")[2]
     for own in accepted:
-        if domain == own.name or (own.with_subdomains and domain.endswith(f".{own.name}")):
+        below = own.with_subdomains or block.scope == "tenant"
+        if domain == own.name or (below and domain.endswith(f".{own.name}")):
             return Refusal(
                 "own-domain", f"{own.name} is a domain of this organization: a block would stop its own mail"
             )
@@ -175,7 +184,7 @@ def place_of(block: AnyBlock) -> tuple[str, str]:
 
     Both are what a database index takes, whatever a forged sender looks like; only valid values ever get further.
     """
-    value = f"https://{entry_of(block.value)}" if block.kind == "url" and _is_url(block.value) else block.value
+    value = f"https://{_url_entry(block.value)}" if block.kind == "url" and _is_url(block.value) else block.value
     return _tame(block.mailbox or "") if block.scope == "mailbox" else "", _tame(value)
 
 
@@ -198,10 +207,14 @@ def entry_of(value: str) -> str:
     the Tenant Allow/Block List".
     """
     if list_of(value) == "Url":
-        parts = _target(value)
-        return f"{parts.hostname}{parts.path}".rstrip("/")
+        return _url_entry(value)
     local, at, domain = value.rpartition("@")
     return quote(local, safe="").replace("~", "%7E") + at + domain
+
+
+def _url_entry(url: str) -> str:
+    parts = _target(url)
+    return f"{parts.hostname}{parts.path}".rstrip("/")
 
 
 def notes_of(block: AnyBlock) -> str:

@@ -6,6 +6,7 @@ are is what their own pages say; which of them phishers hide behind is what publ
 """
 
 import re
+from urllib.parse import unquote
 
 from publicsuffixlist import PublicSuffixList
 
@@ -13,65 +14,86 @@ from mail import is_wrapper
 
 # fmt: off
 PROVIDERS = frozenset((
-    "163.com", "aol.com", "att.net", "bellsouth.net", "bigpond.com", "bluewin.ch", "btinternet.com", "comcast.net",
-    "cox.net", "fastmail.com", "free.fr", "freenet.de", "gmail.com", "gmx.at", "gmx.ch", "gmx.com", "gmx.de",
-    "gmx.net", "googlemail.com", "hotmail.com", "icloud.com", "laposte.net", "libero.it", "live.com", "mac.com",
-    "mail.com", "mail.ru", "me.com", "msn.com", "naver.com", "orange.fr", "outlook.com", "pm.me", "proton.me",
-    "protonmail.com", "qq.com", "rediffmail.com", "rocketmail.com", "rogers.com", "sbcglobal.net", "sfr.fr",
-    "shaw.ca", "sky.com", "t-online.de", "terra.com.br", "tiscali.it", "uol.com.br", "verizon.net", "virgilio.it",
-    "wanadoo.fr", "web.de", "yahoo.com", "yandex.com", "yandex.ru", "ymail.com", "zoho.com",
+    "126.com", "163.com", "1und1.de", "a1.net", "abv.bg", "alice.it", "aliyun.com", "aol.com", "aon.at", "arcor.de",
+    "att.net", "bellsouth.net", "bigpond.com", "bk.ru", "bluewin.ch", "bol.com.br", "btinternet.com", "centrum.cz",
+    "centurylink.net", "charter.net", "chello.at", "club-internet.fr", "comcast.net", "consultant.com", "cox.net",
+    "daum.net", "docomo.ne.jp", "earthlink.net", "email.com", "email.cz", "engineer.com", "ezweb.ne.jp",
+    "fastmail.com", "foxmail.com", "free.fr", "freenet.de", "frontier.com", "globo.com", "gmail.com", "gmx.at",
+    "gmx.ch", "gmx.com", "gmx.de", "gmx.net", "googlemail.com", "hanmail.net", "hey.com", "hispeed.ch", "home.nl",
+    "hotmail.com", "hushmail.com", "i.ua", "icloud.com", "ig.com.br", "inbox.lv", "inbox.ru", "interia.pl",
+    "juno.com", "kabelmail.de", "kpnmail.nl", "laposte.net", "libero.it", "list.ru", "live.com", "mac.com",
+    "mail.com", "mail.de", "mail.ee", "mail.ru", "mailbox.org", "me.com", "msn.com", "naver.com", "netzero.net",
+    "neuf.fr", "nifty.com", "ntlworld.com", "numericable.fr", "o2.pl", "onet.pl", "online.no", "optonline.net",
+    "orange.fr", "outlook.com", "planet.nl", "pm.me", "post.com", "posteo.de", "proton.me", "protonmail.com",
+    "qq.com", "rambler.ru", "rediffmail.com", "rocketmail.com", "rogers.com", "sbcglobal.net", "seznam.cz", "sfr.fr",
+    "shaw.ca", "sina.com", "sky.com", "skynet.be", "softbank.ne.jp", "sohu.com", "sunrise.ch", "t-online.de",
+    "talktalk.net", "telenet.be", "telia.com", "terra.com.br", "tin.it", "tiscali.it", "tuta.com", "tuta.io",
+    "tutanota.com", "ukr.net", "uol.com.br", "usa.com", "verizon.net", "versanet.de", "virgilio.it",
+    "virginmedia.com", "vodafone.de", "wanadoo.fr", "web.de", "windstream.net", "wp.pl", "xs4all.nl", "yahoo.com",
+    "yandex.com", "yandex.ru", "yeah.net", "ymail.com", "ziggo.nl", "zoho.com", "zohomail.com",
 ))
 """Mail providers of consumers: an address is one person's, the domain is everybody's."""
-_PROVIDER_NAMES = frozenset(("aol", "gmx", "hotmail", "live", "msn", "outlook", "yahoo", "yandex"))
-"""Providers that have a domain in many countries, such as yahoo.co.jp."""
+_NATIONAL_PROVIDERS = frozenset(("aol", "gmx", "hotmail", "live", "outlook", "yahoo"))
+_NATIONAL_SERVICES = frozenset(("amazon", "ebay", "google", "paypal"))
+"""Those that have a domain in many countries, such as yahoo.co.jp."""
+_COUNTRIES = frozenset((
+    "ae", "at", "be", "ca", "ch", "cl", "co.id", "co.il", "co.in", "co.jp", "co.kr", "co.nz", "co.th", "co.uk",
+    "co.za", "com.ar", "com.au", "com.br", "com.co", "com.hk", "com.mx", "com.my", "com.pe", "com.ph", "com.sg",
+    "com.tr", "com.tw", "com.vn", "cz", "de", "dk", "es", "eu", "fi", "fr", "gr", "hu", "ie", "in", "it", "jp", "nl",
+    "no", "pl", "pt", "ro", "se",
+))
+"""Under what they are registered; under others the names belong to whoever was faster."""
 
 SERVICES = frozenset((
     "adobe.com", "adobesign.com", "airtable.com", "amazon.com", "amazonses.com", "apple.com", "asana.com",
     "atlassian.com", "atlassian.net", "box.com", "calendly.com", "canva.com", "cloudflare.com", "constantcontact.com",
-    "discord.com", "docusign.com", "docusign.net", "dropbox.com", "dropboxmail.com", "ebay.com", "echosign.com",
-    "eventbrite.com", "facebook.com", "facebookmail.com", "figma.com", "formstack.com", "freshdesk.com", "github.com",
-    "gitlab.com", "google.com", "hubspot.com", "hubspotemail.net", "instagram.com", "intuit.com", "jotform.com",
-    "linkedin.com", "mailchimp.com", "mailchimpapp.net", "mailgun.net", "mailgun.org", "mailjet.com",
-    "mandrillapp.com", "mcsv.net", "microsoft.com", "microsoftonline.com", "miro.com", "monday.com", "notion.so",
-    "office.com", "office365.com", "onmicrosoft.com", "paypal.com", "pinterest.com", "postmarkapp.com", "rsgsv.net",
-    "salesforce.com", "sendgrid.com", "sendgrid.net", "sendinblue.com", "sharepoint.com", "sharepointonline.com",
-    "shopify.com", "shopifyemail.com", "slack.com", "smartsheet.com", "sparkpostmail.com", "square.com",
-    "squareup.com", "stripe.com", "surveymonkey.com", "teamviewer.com", "trello.com", "twitter.com", "typeform.com",
-    "wetransfer.com", "wix.com", "x.com", "xero.com", "yammer.com", "zendesk.com", "zoom.us",
+    "discord.com", "docusign.com", "docusign.eu", "docusign.net", "dropbox.com", "dropboxmail.com", "ebay.com",
+    "echosign.com", "eventbrite.com", "facebook.com", "facebookmail.com", "figma.com", "formstack.com",
+    "freshdesk.com", "github.com", "gitlab.com", "google.com", "hubspot.com", "hubspotemail.net", "instagram.com",
+    "intuit.com", "jotform.com", "linkedin.com", "mailchimp.com", "mailchimpapp.net", "mailgun.net", "mailgun.org",
+    "mailjet.com", "mandrillapp.com", "mcsv.net", "microsoft.com", "microsoftonline.com", "miro.com", "monday.com",
+    "notion.so", "office.com", "office365.com", "onmicrosoft.com", "paypal.com", "pinterest.com", "postmarkapp.com",
+    "rsgsv.net", "salesforce.com", "sendgrid.com", "sendgrid.net", "sendinblue.com", "sharepoint.com",
+    "sharepointonline.com", "shopify.com", "shopifyemail.com", "slack.com", "smartsheet.com", "sparkpostmail.com",
+    "square.com", "squareup.com", "stripe.com", "surveymonkey.com", "teamviewer.com", "trello.com", "twitter.com",
+    "typeform.com", "wetransfer.com", "wix.com", "x.com", "xero.com", "yammer.com", "zendesk.com", "zoom.us",
 ))
 """Services that send mail for whoever uses them, from addresses that all of these share. Their subdomains too."""
 
 _SIGN_IN = frozenset((
     "account.apple.com", "account.docusign.com", "account.live.com", "account.microsoft.com", "accounts.google.com",
-    "appleid.apple.com", "auth.openai.com", "id.atlassian.com", "idmsa.apple.com", "login.docusign.net",
-    "login.live.com", "login.microsoft.com", "login.microsoftonline.com", "login.microsoftonline.us",
-    "login.okta.com", "login.salesforce.com", "login.windows.net", "login.yahoo.com", "myaccount.google.com",
-    "myaccount.microsoft.com", "mysignins.microsoft.com", "outlook.office.com", "outlook.office365.com",
-    "portal.azure.com", "secure.login.gov", "signin.aws.amazon.com", "signin.ebay.com", "sts.windows.net",
-    "www.office.com",
+    "appleid.apple.com", "auth.openai.com", "autologon.microsoftazuread-sso.com", "devicelogin.microsoft.com",
+    "id.atlassian.com", "idmsa.apple.com", "login.docusign.net", "login.live.com", "login.microsoft.com",
+    "login.microsoftonline.com", "login.microsoftonline.us", "login.okta.com", "login.partner.microsoftonline.cn",
+    "login.salesforce.com", "login.windows.net", "login.yahoo.com", "myaccount.google.com", "myaccount.microsoft.com",
+    "mysignins.microsoft.com", "outlook.live.com", "outlook.office.com", "outlook.office365.com", "portal.azure.com",
+    "secure.login.gov", "signin.aws.amazon.com", "signin.ebay.com", "sts.windows.net", "www.office.com",
 ))
 """Where everybody signs in or works: what tells an attack from anybody's visit is never the path."""
 
 _SITES = SERVICES | frozenset((
-    "acrobat.com", "archive.org", "azure.com", "bing.com", "cloud.microsoft", "docsend.com", "dropboxusercontent.com",
-    "duckduckgo.com", "dweb.link", "evernote.com", "firebasestorage.googleapis.com", "googleusercontent.com",
-    "ipfs.io", "list-manage.com", "mediafire.com", "mega.nz", "netflix.com", "office.net", "okta.com", "onedrive.com",
-    "onenote.com", "pcloud.com", "powerapps.com", "powerbi.com", "reddit.com", "scribd.com", "sharefile.com",
-    "storage.googleapis.com", "teams.live.com", "tiktok.com", "vk.com", "weebly.com", "whatsapp.com", "wikipedia.org",
-    "windows.net", "youtube.com",
+    "acrobat.com", "aka.ms", "archive.org", "azure.com", "bing.com", "cloud.microsoft", "docsend.com",
+    "doubleclick.net", "dropboxusercontent.com", "duckduckgo.com", "dweb.link", "evernote.com", "exct.net",
+    "fbsbx.com", "googleadservices.com", "googleapis.com", "googleusercontent.com", "hsforms.com", "ipfs.io",
+    "jsdelivr.net", "list-manage.com", "mediafire.com", "mega.nz", "netflix.com", "office.net", "okta.com",
+    "onedrive.com", "onenote.com", "pcloud.com", "powerapps.com", "powerbi.com", "reddit.com", "rs6.net",
+    "scribd.com", "sharefile.com", "tally.so", "teams.live.com", "tiktok.com", "vk.com", "w3.org", "weebly.com",
+    "whatsapp.com", "wikipedia.org", "windows.net", "youtube.com", "zohopublic.com",
 ))
 """Sites where strangers keep documents, forms, files and short links side by side. Their subdomains too."""
 _OWN_HOSTS = frozenset((
-    "atlassian.net", "freshdesk.com", "okta.com", "onmicrosoft.com", "sharefile.com", "weebly.com", "zendesk.com",
+    "app.box.com", "atlassian.net", "freshdesk.com", "my.salesforce.com", "okta.com", "onmicrosoft.com",
+    "sharefile.com", "weebly.com", "zendesk.com",
 ))
 """Sites that give each customer a host of its own: that host can be blocked, the site cannot."""
 
 _ANY_PATH = frozenset((
-    "1drv.ms", "aka.ms", "bit.ly", "bitbucket.org", "buff.ly", "canva.site", "cutt.ly", "discord.gg", "fb.me",
-    "forms.cloud.microsoft", "forms.gle", "forms.office.com", "github.com", "githubusercontent.com", "gitlab.com",
-    "goo.gl", "is.gd", "linktr.ee", "lnkd.in", "medium.com", "ow.ly", "pastebin.com", "qr.io", "rb.gy", "rebrand.ly",
-    "s.id", "shorturl.at", "sites.google.com", "t.co", "t.ly", "t.me", "telegra.ph", "telegram.me", "tiny.cc",
-    "tinyurl.com", "typeform.com", "v.gd", "wa.me", "we.tl", "youtu.be",
+    "1drv.ms", "bit.ly", "bitbucket.org", "buff.ly", "cutt.ly", "discord.gg", "fb.me",
+    "firebasestorage.googleapis.com", "forms.cloud.microsoft", "forms.gle", "forms.office.com", "github.com",
+    "githubusercontent.com", "gitlab.com", "goo.gl", "is.gd", "linktr.ee", "lnkd.in", "medium.com", "ow.ly",
+    "pastebin.com", "qr.io", "rb.gy", "rebrand.ly", "s.id", "shorturl.at", "sites.google.com",
+    "storage.googleapis.com", "t.co", "t.ly", "t.me", "telegra.ph", "telegram.me", "tiny.cc", "tinyurl.com",
+    "typeform.com", "v.gd", "wa.me", "we.tl", "youtu.be",
 ))
 """Sites whose paths are what strangers named themselves, or short for it; elsewhere only an id names one thing."""
 _COMMON = frozenset((
@@ -82,7 +104,8 @@ _COMMON = frozenset((
 ))
 """Pages that such a site has of its own."""
 # fmt: on
-_ID = re.compile(r"(?=[^0-9]{0,200}[0-9])[A-Za-z0-9_!~-]{10,}")
+_ID = re.compile(r"(?=[^0-9]{0,200}[0-9])[A-Za-z0-9_!~:-]{10,}")
+_PROGRAM = re.compile(r"[^.]{1,100}\.(?:aspx?|jsp|php|do)", re.IGNORECASE)
 
 _SUFFIXES = PublicSuffixList()
 
@@ -91,14 +114,14 @@ def why_not_domain(domain: str, *, for_tenant: bool, protected: frozenset[str] =
     """Say why to block all mail of *domain* would hit bystanders. *protected* are providers beside those known here."""
     if _SUFFIXES.is_public(domain):
         return f"{domain} is a public suffix: strangers have domains of their own below it"
-    if domain in PROVIDERS or _is_below(domain, protected) or _is_national_provider(domain):
+    if domain in PROVIDERS or _is_below(domain, protected) or _is_national(domain, _NATIONAL_PROVIDERS):
         return "so many strangers share this domain that only single addresses are blocked"
     return why_not_sender(domain) if for_tenant else None
 
 
 def why_not_sender(domain: str) -> str | None:
     """Say why to block an address of *domain* for a tenant would hit bystanders."""
-    if _is_shared(domain, SERVICES):
+    if _is_shared(domain, SERVICES) or _is_national(domain, _NATIONAL_SERVICES):
         return f"{domain} sends mail for everybody who uses that service: block what the message links to instead"
     return None
 
@@ -107,8 +130,7 @@ def why_not_url(host: str, path: str, *, has_query: bool, protected: frozenset[s
     """
     Say why an entry of *host* and *path* would hit bystanders.
 
-    *has_query* tells whether the URL says more (a query, a fragment), which no entry holds: what is left must still
-    name one thing.
+    *has_query* tells whether the URL says more in a query, which no entry holds: the rest must still name one thing.
     """
     if is_wrapper(host):
         return f"{host} only leads elsewhere: block the URL that it leads to"
@@ -117,10 +139,11 @@ def why_not_url(host: str, path: str, *, has_query: bool, protected: frozenset[s
     shared = (
         _SUFFIXES.is_public(host)
         or _is_below(host, PROVIDERS | protected)
-        or _is_national_provider(_SUFFIXES.privatesuffix(host) or "")
+        or _is_national(host, _NATIONAL_PROVIDERS | _NATIONAL_SERVICES)
+        or _is_shared(host, _SITES | _ANY_PATH)
     )
-    any_path = not has_query and (_SUFFIXES.is_public(host) or _is_below(host, _ANY_PATH))
-    if not (shared or _is_shared(host, _SITES | _ANY_PATH)) or _names_one_thing(path, any_path=any_path):
+    any_path = _SUFFIXES.is_public(host) or _is_below(host, _ANY_PATH)
+    if not shared or _names_one_thing(path, any_path=any_path, has_query=has_query):
         return None
     return f"so many strangers share {host} that only single pages of it are blocked" + (
         ", and an entry holds no query, by which alone this URL names one" if has_query else ""
@@ -140,14 +163,21 @@ def _is_shared(domain: str, table: frozenset[str]) -> bool:
     return not (_is_below(above, _OWN_HOSTS) or _is_below(_SUFFIXES.publicsuffix(domain) or "", table))
 
 
-def _is_national_provider(domain: str) -> bool:
-    name, _, suffix = domain.partition(".")
-    return name in _PROVIDER_NAMES and len(suffix.rpartition(".")[2]) == 2 and _SUFFIXES.is_public(suffix)
+def _is_national(domain: str, names: frozenset[str]) -> bool:
+    name, _, suffix = (_SUFFIXES.privatesuffix(domain) or "").partition(".")
+    return name in names and suffix in _COUNTRIES
 
 
-def _names_one_thing(path: str, *, any_path: bool) -> bool:
-    """Tell whether *path* holds an id, of ten characters with a digit; *any_path*: anything but pages of the site."""
-    segments = [segment for segment in path.split("/") if segment]
-    if any_path and any(len(segment) > 2 and segment.lower() not in _COMMON for segment in segments):
+def _names_one_thing(path: str, *, any_path: bool, has_query: bool) -> bool:
+    """
+    Tell whether *path* holds an id, of ten characters with a digit.
+
+    With *any_path*, what is no page of the site's own is enough; a program (`.aspx`) is its own where a query follows.
+    """
+    segments = [segment for segment in unquote(path).split("/") if segment]
+    if ".." in segments:
+        return False
+    own = (segment for segment in segments if len(segment) > 1 and segment.lower() not in _COMMON)
+    if any_path and any(not (has_query and _PROGRAM.fullmatch(segment)) for segment in own):
         return True
     return any(_ID.fullmatch(segment) for segment in segments)

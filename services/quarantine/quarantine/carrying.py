@@ -143,6 +143,7 @@ class Carrier:
             # An admin's decision must not be taken for the user's report, which may have been made before.
             report_id=action.action_id if action.kind is Kind.SUBMIT else by_user,
             reporter=message.recipient,
+            reporter_id=action.by.id if action.by.kind == "user" and action.by.id != message.recipient else None,
             reported_as=said,
             folder=Folder.JUNK,
             origin="quarantine",

@@ -171,7 +171,7 @@ AdminTriggered and PPI, as no page lets users release them; and what nobody know
 
 
 def _types_of(*values: Any) -> list[str]:
-    """Read quarantine types, each of *values* one, several or none, as Microsoft names them; what users may not release first."""
+    """Read quarantine types, of which each value holds any number, by Microsoft's names; users' own ones last."""
     given = [item for value in values for item in (value if isinstance(value, list | tuple) else [value])]
     parts = [part for item in given if item is not None for part in re.split(r"[,;|+/\n]", str(item)) if part.strip()]
     names = dict.fromkeys(_TYPES.get(re.sub(r"[\s_-]", "", part).lower(), part.strip()) for part in parts)

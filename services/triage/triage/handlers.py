@@ -133,7 +133,8 @@ async def _block_as_wanted(tx: Tx, case: Case, report: MessageReported, wish: Wa
     try:
         await decisions.block(
             tx,
-            case,
+            # Who decided saw this mail, which need not be the one that opened the case.
+            replace(case, message=report.message),
             cast("Literal['sender', 'domain', 'url']", wish.kind),
             url=wish.url,
             expires_at=wish.expires_at,
