@@ -118,7 +118,7 @@ class Message(Part):
     def is_authenticated(self) -> bool:
         """Whether DMARC or composite authentication passed for the domain of the sender that the mail shows."""
         passed = "pass" in (self.delivery.dmarc, self.delivery.compauth)
-        return passed and self.delivery.header_from == self.sender_domain
+        return passed and self.sender_domain is not None and self.delivery.header_from == self.sender_domain
 
     @property
     def content(self) -> str:

@@ -410,7 +410,7 @@ def test_the_retention_is_30_days_unless_the_settings_say_otherwise(monkeypatch:
         ("RETENTION_DAYS", "0", "15 is the least: Kafka may hold the events of a case for 14 days"),
         ("RETENTION_DAYS", "14", "would be reported, submitted and blocked once more"),
         ("RETENTION_DAYS", "a month", "valid integer"),
-        ("RETENTION_DAYS_BY_TENANT", f"{TENANT}=7", "the retention is too few days; 15 is the least"),
+        ("RETENTION_DAYS_BY_TENANT", f"{TENANT}=7", "the retention is too short; 15 days are the least"),
         ("RETENTION_DAYS_BY_TENANT", f"{TENANT}:60", "write it as tenant=days,tenant=days"),
         ("RETENTION_DAYS_BY_TENANT", f"{TENANT}=60,{TENANT}=90", "a tenant is named twice"),
         ("RETENTION_DAYS_BY_TENANT", "contoso=60", "valid UUID"),

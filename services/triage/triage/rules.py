@@ -61,8 +61,7 @@ def assign(
     its answer was given for other mails: a report of its content opens a new case, which takes the key along.
 
     The id of a new case follows from the report that opens it, so that it is another case, with submissions and blocks
-    of its own. Returns the reports with their cases, in order, and the keys that are new
-    or lead elsewhere now.
+    of its own. Returns the reports with their cases, in order, and the keys that are new or lead elsewhere now.
     """
     new: dict[Key, UUID] = {}
     assigned = []
@@ -234,7 +233,7 @@ class Retention:
         for days in (self.days, *self.by_tenant.values()):
             if days < LEAST_RETENTION_DAYS:
                 raise ValueError(
-                    f"the retention is too few days; {LEAST_RETENTION_DAYS} is the least: Kafka may hold the"
+                    f"the retention is too short; {LEAST_RETENTION_DAYS} days are the least: Kafka may hold the"
                     f" events of a case for {_TOPIC_DAYS + _SEGMENT_DAYS} days ({_TOPIC_DAYS} of the topic, a log"
                     " segment more), and if they were read again after the case is forgotten, its mail would be"
                     " reported, submitted and blocked once more"
