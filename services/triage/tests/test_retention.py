@@ -407,7 +407,7 @@ def test_the_retention_is_30_days_unless_the_settings_say_otherwise(monkeypatch:
 @pytest.mark.parametrize(
     ("name", "value", "complaint"),
     [
-        ("RETENTION_DAYS", "0", "15 is the least: Kafka may hold the events of a case for 14 days"),
+        ("RETENTION_DAYS", "0", "15 days are the least: Kafka may hold the events of a case for 14 days"),
         ("RETENTION_DAYS", "14", "would be reported, submitted and blocked once more"),
         ("RETENTION_DAYS", "a month", "valid integer"),
         ("RETENTION_DAYS_BY_TENANT", f"{TENANT}=7", "the retention is too short; 15 days are the least"),
