@@ -40,6 +40,13 @@ def folder_of(folder: Path, mails: dict[str, str]) -> Path:
     return folder
 
 
+async def test_the_demos_own_story_comes_to_its_end(tmp_path: Path) -> None:
+    """Every step of the guide is walked, and every claim agrees with the ledger."""
+    report = tmp_path / "out.json"
+    assert await run_demo(None, report)
+    assert all(file["status"] in ("resolved", "dismissed") for file in json.loads(report.read_text())["files"])
+
+
 async def test_every_mail_of_a_folder_comes_to_an_end(tmp_path: Path) -> None:
     """Hostile ones, some without a sender to block, two of one Message-ID, and what is refused."""
     report = tmp_path / "out.json"

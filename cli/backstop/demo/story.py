@@ -58,7 +58,7 @@ STORY = (
     _mail(10, "jon", reported_as="junk", folder="junk", decision=_submit("spam", kind="sender")),
     _mail(11, "kim", decision=_submit(kind="sender", note="until we know more")),
     _mail(12, "lea", decision=_submit(kind="sender")),
-    _mail(13, "mia", folder="junk"),
+    _mail(13, "mia", folder="junk", decision=_submit()),
     _mail(14, "nils", folder="junk", decision=_submit(kind="domain")),
     _mail(15, "olga", decision={"action": "dismiss", "note": "our own facility service"}),
 )
