@@ -351,10 +351,12 @@ async def _feed(demo: Demo, console: Console, acts: Sequence[Reported]) -> None:
         feeding = asyncio.gather(*map(one, acts))
 
         async def over() -> bool:
-            await demo.triage()
+            settled = feeding.done() and demo.journal.settled(demo.accepted) and _clean_blocks_lifted(demo)
+            # A case about which Microsoft could say nothing is open again, and dismissed.
+            decided = await demo.triage()
             done = sum(case.has_outcome for case in demo.journal.cases.values())
             progress.update(judging, completed=done, total=max(len(demo.journal.cases), 1))
-            return feeding.done() and demo.journal.settled(demo.accepted) and _clean_blocks_lifted(demo)
+            return settled and not decided
 
         heard = asyncio.get_running_loop().time()
         while not await over():
