@@ -10,6 +10,7 @@ from backstop.demo.run import Demo
 from backstop.demo.story import Reported
 from local_stack.stack import Stack
 
+TWO = ("paul", "petra")
 FAILED = "spf=fail smtp.mailfrom=phish.example; dkim=none; dmarc=fail header.from={0}; compauth=fail reason=000"
 PASSED = "spf=pass smtp.mailfrom={0}; dkim=pass header.d={0}; dmarc=pass action=none header.from={0}; compauth=pass"
 
@@ -22,14 +23,14 @@ def mail(folder: Path, sender: str, results: str) -> Path:
     return write(folder, "notice", sender, text, headers=headers)
 
 
-async def reported(demo: Demo, file: Path, *people: str) -> dict[str, Any]:
-    """Have *people* report a mail as phishing; return its case once everything about it is done."""
+async def reported(demo: Demo, file: Path, *people: str, until_told: str) -> dict[str, Any]:
+    """Have *people* report a mail as phishing; return its case when all is done and its timeline tells *until_told*."""
     users = tuple(f"{name}@contoso.example" for name in people)
     await demo.sign_in(users)
     outcome = await demo.report(Reported(file, users))
     await case_that(demo, outcome.report_ids[0], lambda case: case["status"] == "resolved")
     await settled(demo)
-    return await case_that(demo, outcome.report_ids[0], lambda case: case["report_count"] == len(users))
+    return await case_that(demo, outcome.report_ids[0], lambda case: until_told in kinds_of(case))
 
 
 async def tenant_blocks(demo: Demo) -> set[str]:
@@ -39,7 +40,7 @@ async def tenant_blocks(demo: Demo) -> set[str]:
 
 async def test_a_partner_whose_name_was_forged_is_not_blocked(demo: Demo, tmp_path: Path) -> None:
     """Two honest people report it, so the policy submits and would block; the admin reads why it did not."""
-    case = await reported(demo, mail(tmp_path, "boss@partner-corp.example", FAILED), "paul", "petra")
+    case = await reported(demo, mail(tmp_path, "boss@partner-corp.example", FAILED), *TWO, until_told="block.skipped")
     skipped = next(entry for entry in case["timeline"] if entry["kind"] == "block.skipped")
 
     assert "forged" in skipped["detail"]["why"]
@@ -48,15 +49,16 @@ async def test_a_partner_whose_name_was_forged_is_not_blocked(demo: Demo, tmp_pa
 
 async def test_a_sender_that_is_authenticated_is_blocked_by_the_policy(demo: Demo, tmp_path: Path) -> None:
     """The control: the rule works."""
-    case = await reported(demo, mail(tmp_path, "boss@real-phish.example", PASSED), "paul", "petra")
-    assert "block.applied" in kinds_of(case)
+    case = await reported(demo, mail(tmp_path, "boss@real-phish.example", PASSED), *TWO, until_told="block.applied")
     assert [block["entry"] for block in case["blocks"]] == ["boss@real-phish.example"]
     assert "boss@real-phish.example" in await tenant_blocks(demo)
 
 
 async def test_a_service_that_a_phisher_uses_is_not_blocked(demo: Demo, tmp_path: Path) -> None:
     """Its mail passes DMARC, and millions get theirs from the same address."""
-    case = await reported(demo, mail(tmp_path, "no-reply@sharepointonline.com", PASSED), "paul", "petra")
+    case = await reported(
+        demo, mail(tmp_path, "no-reply@sharepointonline.com", PASSED), *TWO, until_told="block.failed"
+    )
     failed = next(entry for entry in case["timeline"] if entry["kind"] == "block.failed")
 
     assert failed["detail"]["reason"] == "protected-domain"
@@ -79,8 +81,7 @@ async def test_one_person_is_no_campaign_however_often_they_report(demo: Demo, t
 async def test_nobody_is_blocked_for_the_name_that_a_mail_pretends(demo: Demo, tmp_path: Path) -> None:
     """Mail programs show the quoted address, Microsoft authenticates the other one; an admin is refused too."""
     file = mail(tmp_path, '"alerts@bank.example", <news@sender.example>', PASSED)
-    case = await reported(demo, file, "paul", "petra")
-    assert "block.skipped" in kinds_of(case)
+    await reported(demo, file, *TWO, until_told="block.skipped")
     assert not any("bank.example" in value for value in await tenant_blocks(demo))
 
 
@@ -101,7 +102,9 @@ async def test_a_link_is_blocked_where_it_leads_and_never_a_site_of_everybody(st
     """An admin copies links from a mail in the quarantine; the case shows the entries, or why there is none."""
     await demo.sign_in([])
     await demo.control("PATCH", f"/tenants/{stack.tenant_id}/mailboxes/lina@contoso.example", {})
-    eml = "From: a@lures.example\r\nTo: lina@contoso.example\r\nSubject: links\r\n\r\nSee them all.\r\n"
+    eml = "From: a@lures.example\r\nTo: lina@contoso.example\r\nSubject: links\r\n\r\n"
+    # A clean verdict would lift the blocks.
+    eml += "See https://wrapped.phish.example/a today.\r\n"
     await demo.control("POST", f"/tenants/{stack.tenant_id}/quarantine", {"eml": eml})
 
     async def listed() -> Any:
