@@ -3,10 +3,10 @@ PYTHON ?= python3
 RUN := .venv/bin/python -m
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up down status logs test faults bench check lock clean
+.PHONY: help setup demo up down status logs test faults bench check contracts lock clean
 
 help: ## List what can be made
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## Make .venv with everything that Backstop needs (the other targets do this by themselves)
 	@command -v "$(PYTHON)" >/dev/null || { echo "There is no $(PYTHON): install Python 3.11 or newer, or run make PYTHON=/path/to/python3." >&2; exit 1; }
@@ -41,6 +41,9 @@ check: setup ## Check style, types and the direction of imports
 	@$(RUN) ruff format --check
 	@$(RUN) mypy
 	@.venv/bin/lint-imports
+
+contracts: setup ## Write what is derived from the contracts: schemas, FIELDS.md, asyncapi.json, openapi.json (ARGS=--check)
+	@PYTHONPATH=contracts exec $(RUN) generator $(ARGS)
 
 lock: ## Choose exact versions anew from what the parts ask for: ARGS=--upgrade for the newest ones
 	@[ -x .venv/bin/uv ] || exec "$(PYTHON)" deploy/local/bootstrap.py

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, settings
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 
+from backstop_contracts import Category, Message
 from chassis.app import server
 from chassis.auth import Authenticator
 from chassis.http import make_api
@@ -23,6 +24,12 @@ from simulator import Simulator, serve
 pytest_plugins = ["local_stack.pytest_plugin"]
 
 AUDIENCE = "0a1b2c3d-0000-4000-8000-00000000b001"
+JUDGED: dict[str, Any] = {
+    "category": Category.PHISHING,
+    "recipient": "ann@contoso.example",
+    "message": Message(sha256="a" * 64, size=1),
+}
+"""What a verdict says of its message, where a test looks at the verdict alone."""
 
 # Plain lines: a test that fails on purpose should not pay for a coloured traceback.
 trace.set_tracer_provider(TracerProvider())

@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from uuid import UUID, uuid4, uuid5
 
-from backstop_contracts import Event, Folder, Message, MessageReported, ReportedAs, headers_for
+from backstop_contracts import Event, Folder, Message, MessageReported, ReportedAs, headers_for, message_of
 from mail import parse
-from reporter.rules import message_of
 
 SMALLEST, LARGEST = 600, 50_000
 """Bytes of a mail. Sizes in between are equally likely on a logarithmic scale: half of the mails are below 5.5 KB."""
@@ -77,7 +76,7 @@ def reported(tenant_id: UUID, seed: int, *, mails_: int, reporters: int) -> Iter
                 reporter=address(person),
                 reported_as=ReportedAs.PHISHING,
                 folder=Folder.INBOX,
-                origin="api",
+                channel="api",
                 reported_at=datetime.now(UTC),
                 message=message,
             )

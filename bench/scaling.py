@@ -8,14 +8,13 @@ from datetime import UTC, datetime
 from itertools import cycle
 from uuid import UUID, uuid4
 
-from backstop_contracts import Actor, Category, SubmissionRequested
+from backstop_contracts import Actor, Category, SubmissionRequested, message_of
 from bench.http import post, report_request
 from bench.mails import address, mails, record, reported
 from bench.report import Cell, Chart, Result
 from bench.stand import Ends, Record, Stand, app_token, cpu_seconds, fill, ours, resident_mb, settle, stand
 from local_stack.stack import Stack
 from mail import MailStore, parse
-from reporter.rules import message_of
 
 _RAISED = 10_000_000
 

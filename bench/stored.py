@@ -42,7 +42,8 @@ SELECT gen_random_uuid(), TENANT, (ARRAY['open', 'submitted', 'resolved', 'dismi
 FROM generate_series(1, ROWS) AS n, LATERAL (SELECT now() - n * interval '1 second') AS moment (at);
 INSERT INTO case_keys SELECT tenant_id, sha256(('mail ' || case_id)::bytea), case_id FROM cases;
 INSERT INTO case_keys SELECT tenant_id, sha256(('text ' || case_id)::bytea), case_id FROM cases;
-INSERT INTO reports SELECT gen_random_uuid(), tenant_id, case_id, 'ann@contoso.example', 'phishing', 'inbox',
+INSERT INTO reports (report_id, tenant_id, case_id, reporter, reported_as, folder, sha256, reported_at)
+SELECT gen_random_uuid(), tenant_id, case_id, 'ann@contoso.example', 'phishing', 'inbox',
     md5(case_id::text) || md5(case_id::text), opened_at FROM cases;
 INSERT INTO timeline (case_id, entry, at, kind, detail)
 SELECT case_id, 'report:' || report_id, reported_at, 'message.reported', '{"reporter": "ann@contoso.example"}'
@@ -50,10 +51,10 @@ FROM reports;
 """,
     "submitter": """
 INSERT INTO submissions (submission_id, tenant_id, case_id, category, recipient, message, requested_at, item, state,
-    due_at, attempts, graph_id)
+    due_at, attempts, graph_id, folders)
 SELECT gen_random_uuid(), TENANT, gen_random_uuid(), 'phishing', 'user@contoso.example', MESSAGE, now(), 'item ' || n,
     (ARRAY['due', 'created'])[1 + n % 2], now() + interval '1 hour' + n * interval '1 ms', 1,
-    CASE n % 2 WHEN 1 THEN 'graph ' || n END
+    CASE n % 2 WHEN 1 THEN 'graph ' || n END, '{inbox}'
 FROM generate_series(1, ROWS) AS n;
 UPDATE submissions SET due_at = now() WHERE submission_id IN
     (SELECT submission_id FROM submissions WHERE state = 'due' LIMIT DUE);
@@ -70,9 +71,10 @@ FROM entries, LATERAL (SELECT gen_random_uuid() WHERE value IS NOT NULL) AS new 
 UPDATE entries SET due_at = now() WHERE value IN (SELECT value FROM entries LIMIT DUE);
 """,
     "verdict_poller": """
-INSERT INTO watches (submission_id, tenant_id, case_id, graph_id, recipient, message, created_at, state, due_at)
-SELECT gen_random_uuid(), TENANT, gen_random_uuid(), 'graph ' || n, 'user@contoso.example', MESSAGE, now(),
-    (ARRAY['watching', 'told'])[1 + n % 2], now() + interval '1 hour' + n * interval '1 ms'
+INSERT INTO watches (submission_id, tenant_id, case_id, graph_id, category, recipient, folders, message, created_at,
+    state, due_at)
+SELECT gen_random_uuid(), TENANT, gen_random_uuid(), 'graph ' || n, 'phishing', 'user@contoso.example', '{inbox}',
+    MESSAGE, now(), (ARRAY['watching', 'told'])[1 + n % 2], now() + interval '1 hour' + n * interval '1 ms'
 FROM generate_series(1, ROWS) AS n;
 UPDATE watches SET due_at = now() WHERE submission_id IN
     (SELECT submission_id FROM watches WHERE state = 'watching' LIMIT DUE);
@@ -171,7 +173,7 @@ async def _report(tx: Tx, messages: list[Message]) -> None:
             reporter="user@contoso.example",
             reported_as=ReportedAs.PHISHING,
             folder=Folder.INBOX,
-            origin="api",
+            channel="api",
             reported_at=now,
             message=message,
         )

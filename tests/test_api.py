@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -111,7 +112,7 @@ async def _open_case(service: Service, tenant_id: UUID) -> UUID:
         reporter="ann@contoso.example",
         reported_as=ReportedAs.PHISHING,
         folder=Folder.INBOX,
-        origin="api",
+        channel="api",
         reported_at=datetime.now(UTC),
         message=Message(sha256=sha256, size=1, sender="a@fabrikam.example", sender_domain="fabrikam.example"),
     )
@@ -127,14 +128,11 @@ async def _take(triage: Service, report: MessageReported) -> UUID:
     return case_id
 
 
-async def _document(url: str, token: str) -> dict[str, Any]:
-    async with (
-        aiohttp.ClientSession() as session,
-        session.get(f"{url}/openapi.json", headers={"Authorization": f"Bearer {token}"}) as answer,
-    ):
-        assert answer.status == 200
-        document: dict[str, Any] = await answer.json()
+def _document(served: Served, service: str) -> dict[str, Any]:
+    if service == "gateway":
+        document: dict[str, Any] = orjson.loads((files("backstop_contracts") / "openapi.json").read_bytes())
         return document
+    return served.services[service].api.openapi()
 
 
 @pytest.mark.parametrize("service", ["reporter", "triage", "quarantine", "gateway"])
@@ -146,7 +144,7 @@ async def test_whatever_is_asked_is_answered_as_described(
 ) -> None:
     """Good requests and bad ones, by each role and by nobody: no 5xx, no status or body that is not in the document."""
     url = served.urls[service]
-    schema = schemathesis.openapi.from_dict(await _document(url, token(*ROLES)))
+    schema = schemathesis.openapi.from_dict(_document(served, service))
     headers = {"Authorization": f"Bearer {token(role)}"} if role else {}
     await asyncio.to_thread(_try_all, schema, url, headers)
 
@@ -178,7 +176,7 @@ async def test_no_text_in_any_field_makes_a_service_fail(
 ) -> None:
     """Every parameter and every field of every body, one at a time, with everything else as it should be."""
     url, admin = served.urls[service], token(*ROLES)
-    document = await _document(url, admin)
+    document = _document(served, service)
     headers = {"Authorization": f"Bearer {admin}"}
     async with aiohttp.ClientSession(headers=headers) as session:
         for request in _requests(document, text):
@@ -193,8 +191,8 @@ async def test_no_text_in_any_field_makes_a_service_fail(
 
 
 DECISIONS: tuple[dict[str, Any], ...] = (
-    {"action": "submit", "category": "phishing", "block": {"note": "a block"}},
-    {"action": "block", "kind": "domain"},
+    {"action": "submit", "category": "phishing", "blocks": [{"kind": "domain"}]},
+    {"action": "block", "blocks": [{"kind": "domain"}]},
     {"action": "dismiss"},
 )
 
@@ -283,8 +281,8 @@ def _requests(document: dict[str, Any], text: str) -> list[tuple[str, str, dict[
 
 _BODIES = {
     ("post", "/v1/cases/{case_id}/decisions"): (
-        {"action": "submit", "category": "phishing", "note": "x", "block": {"kind": "sender", "note": "x"}},
-        {"action": "block", "kind": "sender", "note": "x", "expires_at": "2030-01-01T00:00:00Z"},
+        {"action": "submit", "category": "phishing", "note": "x", "blocks": [{"kind": "sender"}]},
+        {"action": "block", "note": "x", "blocks": [{"kind": "url", "url": "x", "expires_at": "2030-01-01T00:00:00Z"}]},
         {"action": "dismiss", "note": "x"},
     ),
     ("post", "/v1/reports"): (
@@ -302,7 +300,7 @@ _BODIES = {
             "messages": [str(UUID(int=0))],
             "category": "phishing",
             "note": "x",
-            "block": [{"kind": "url", "url": "https://bad.example/x", "expires_at": "2030-01-01T00:00:00Z"}],
+            "blocks": [{"kind": "url", "url": "https://bad.example/x", "expires_at": "2030-01-01T00:00:00Z"}],
         },
         {"action": "deny", "messages": [str(UUID(int=0))], "reason": "x"},
         {"action": "release", "messages": [str(UUID(int=0))], "all_recipients": True, "reason": "x"},

@@ -113,7 +113,7 @@ async def test_a_link_is_blocked_where_it_leads_and_never_a_site_of_everybody(st
     message_id = (await until(listed))[0]["message_id"]
     wish = {"action": "submit", "category": "phishing", "messages": [message_id]}
     blocks = [{"kind": "url", "url": url} for url in LURES]
-    answer = await demo._gateway.act_on_quarantine(demo._admin, {**wish, "block": blocks})
+    answer = await demo._gateway.act_on_quarantine(demo._admin, {**wish, "blocks": blocks})
     report_id = UUID(answer["results"][0]["submission"]["report_id"])
     demo.quarantine_reports.add(report_id)
     case = await case_that(

@@ -84,7 +84,7 @@ async def test_a_case_that_is_decided_already_is_no_end(tmp_path: Path) -> None:
     asked: list[dict[str, Any]] = []
 
     async def cases(_request: web.Request) -> web.Response:
-        return web.json_response({"items": [{"case_id": str(case_id)}], "next": None})
+        return web.json_response({"items": [{"case_id": str(case_id)}], "next_cursor": None})
 
     async def decide(request: web.Request) -> web.Response:
         asked.append(await request.json())
@@ -94,7 +94,7 @@ async def test_a_case_that_is_decided_already_is_no_end(tmp_path: Path) -> None:
     app.add_routes([web.get("/v1/cases", cases), web.post("/v1/cases/{id}/decisions", decide)])
     journal = Journal("", prefix="", listener=lambda _event, _time: None)
     journal.cases[case_id] = CaseStory(case_id, reports=[report_id])
-    decision = {"action": "submit", "category": "spam", "block": {"kind": "sender"}}
+    decision = {"action": "submit", "category": "spam", "blocks": [{"kind": "sender"}]}
     async with TestServer(app) as server, Gateway(str(server.make_url("/"))) as gateway:
         nothing = cast("Any", None)
         demo = Demo(nothing, gateway, nothing, journal, {})
@@ -103,7 +103,7 @@ async def test_a_case_that_is_decided_already_is_no_end(tmp_path: Path) -> None:
         ]
         assert await demo.triage() == 1
 
-    assert ["block" in decision for decision in asked] == [True, False]
+    assert ["blocks" in decision for decision in asked] == [True, False]
     assert case_id in demo.decided
 
 

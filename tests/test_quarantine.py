@@ -65,7 +65,7 @@ async def test_a_user_does_not_release_what_is_held_as_high_confidence_phishing(
 
     async def only_asked_for() -> bool:
         (mail,) = (await demo._gateway.list_quarantine(demo._admin, recipient=xenia))["items"]
-        return "request-release" in mail["permitted"]
+        return "request-release" in mail["user_permissions"]
 
     digest = await demo.control("GET", f"{tenant}/mails/{(await _until(told))['number']}")
     (link,) = [link["url"] for link in digest["links"] if link["text"].strip() == "Release"]

@@ -142,7 +142,7 @@ async def test_a_malicious_mail_in_junk(demo: Demo, tmp_path: Path) -> None:
     headers = "X-Forefront-Antispam-Report: SCL:1;SFV:NSPM;CAT:NONE;\nX-Microsoft-Antispam-Mailbox-Delivery: dest:J;\n"
     text = "Your order failed. Correct your card at https://orders.phish.example/fix before noon, or it is cancelled."
     mail = write(tmp_path, "order", "orders@alpine.example", text, headers=headers)
-    decision = {"action": "submit", "category": "phishing", "block": {"kind": "domain", "note": "fake shop"}}
+    decision = {"action": "submit", "category": "phishing", "blocks": [{"kind": "domain"}], "note": "fake shop"}
 
     outcome = await demo.report(Reported(mail, (mia,), folder="junk", decision=decision))
     waiting = await case_with(demo, outcome.report_ids[0], "open")
@@ -243,7 +243,7 @@ async def test_a_block_is_lifted_when_the_verdict_says_clean(demo: Demo, tmp_pat
     )
     outcome = await demo.report(Reported(mail, (kim,)))
     case = await case_with(demo, outcome.report_ids[0], "open")
-    await demo._gateway.decide(demo._admin, case["case_id"], {"action": "block", "kind": "sender"})
+    await demo._gateway.decide(demo._admin, case["case_id"], {"action": "block", "blocks": [{"kind": "sender"}]})
     await case_that(demo, outcome.report_ids[0], lambda case: blocks_of(case) == ["applied"])
 
     await demo._gateway.decide(demo._admin, case["case_id"], {"action": "submit", "category": "phishing"})
@@ -259,7 +259,7 @@ async def test_a_closed_case_expires_everywhere_and_an_open_one_of_the_same_age_
     """Rows, mail and answers are gone; the same mail, reported again, is a new case with its mail."""
     zoe = "zoe@contoso.example"
     await demo.sign_in([zoe])
-    decision = {"action": "submit", "category": "phishing", "block": {"kind": "sender"}}
+    decision = {"action": "submit", "category": "phishing", "blocks": [{"kind": "sender"}]}
     closing = write(tmp_path, "menu", "menu@cafe.example", f"Today there is soup, and bread with {uuid4()} on it.")
     waiting = write(tmp_path, "lease", "lease@estate.example", f"Your lease {uuid4()} is ready. See you on Monday.")
     first = await demo.report(Reported(closing, (zoe,), folder="junk", decision=decision))
@@ -352,9 +352,10 @@ async def test_an_id_token_gets_nobody_in_anywhere(stack: Stack, demo: Demo) -> 
     report = {"url": f"/v1/reports?reported_as=phishing&reporter={chief}&block_sender=true", "data": mail}
     token = await demo._token(["Reporter"], sue, id_token=True)
     headers = {"Authorization": f"Bearer {token}", "Content-Type": "message/rfc822"}
-    for service in SERVICES:
+    paths = {"gateway": "/v1/cases", "reporter": f"/v1/reports/{uuid4()}", "triage": "/v1/cases"}
+    for service, path in (paths | {"quarantine": "/v1/quarantine"}).items():
         async with aiohttp.ClientSession(stack.urls[service], headers=headers) as session:
-            async with session.get("/openapi.json") as answer:
+            async with session.get(path) as answer:
                 assert (answer.status, service) == (401, service)
             if service in ("gateway", "reporter"):
                 async with session.post(**report) as answer:

@@ -111,11 +111,11 @@ class Reporter:
             "reporter": reporter,
             "reported_as": said["reported_as"],
             "folder": said["folder"],
-            "origin": "api",
+            "channel": "api",
             "reported_at": now,
             "message": message,
             "mailbox_message": None,
-            "wanted": None,
+            "decision": None,
         }
         key = f"{TENANT}:{facts.internet_message_id}"
         await self._sender.send_and_wait(

@@ -32,10 +32,10 @@ from backstop_contracts import (
     ReportedAs,
     SubmissionRequested,
     headers_for,
+    message_of,
 )
 from bench.rivals.settings import DSN, KAFKA, MAILS, PORT, PREFIX, TENANT, keep, keys_of
 from mail import parse
-from reporter.rules import message_of
 
 RULE = Actor(kind="policy", id="phishing that reached an Inbox", name="phishing that reached an Inbox")
 
@@ -80,7 +80,7 @@ async def report_mail(request: Request, reported_as: ReportedAs, folder: Folder,
         reporter=reporter,
         reported_as=reported_as,
         folder=folder,
-        origin="api",
+        channel="api",
         reported_at=datetime.now(UTC),
         message=message,
     )

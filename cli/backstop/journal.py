@@ -13,13 +13,9 @@ from pydantic import ValidationError
 from backstop_contracts import (
     EVENTS,
     BlockApplied,
-    BlockAppliedV2,
     BlockFailed,
-    BlockFailedV2,
     BlockRemoved,
-    BlockRemovedV2,
     BlockRequested,
-    BlockRequestedV2,
     CaseExpired,
     CaseStatus,
     CaseUpdated,
@@ -65,10 +61,10 @@ class CaseStory:
 class BlockStory:
     """What is known about one wish to block."""
 
-    wanted: BlockRequested | BlockRequestedV2 | None = None
-    applied: BlockApplied | BlockAppliedV2 | None = None
-    failed: BlockFailed | BlockFailedV2 | None = None
-    removed: BlockRemoved | BlockRemovedV2 | None = None
+    wanted: BlockRequested | None = None
+    applied: BlockApplied | None = None
+    failed: BlockFailed | None = None
+    removed: BlockRemoved | None = None
 
     @property
     def outcome(self) -> str | None:
@@ -144,13 +140,13 @@ class Journal:
                 self._case(event.case_id).expired = event
             case ReleaseDecided():
                 self.releases[event.decision_id] = event
-            case BlockRequested() | BlockRequestedV2():
+            case BlockRequested():
                 self._block(event.block.block_id).wanted = event
-            case BlockApplied() | BlockAppliedV2():
+            case BlockApplied():
                 self._block(event.block.block_id).applied = event
-            case BlockFailed() | BlockFailedV2():
+            case BlockFailed():
                 self._block(event.block.block_id).failed = event
-            case BlockRemoved() | BlockRemovedV2():
+            case BlockRemoved():
                 self._block(event.block.block_id).removed = event
 
     def _case(self, case_id: UUID) -> CaseStory:

@@ -12,7 +12,7 @@ from jsonschema import Draft7Validator
 from backstop_contracts import EVENTS, Event, schema_of, type_of
 
 CONTRACTS = Path(__file__).resolve().parents[1]
-DOCUMENT: dict[str, Any] = json.loads((CONTRACTS / "asyncapi.json").read_text())
+DOCUMENT: dict[str, Any] = json.loads((CONTRACTS / "backstop_contracts" / "asyncapi.json").read_text())
 CHANNELS: dict[str, Any] = DOCUMENT["channels"]
 OPERATIONS: dict[str, Any] = DOCUMENT["operations"]
 DAY_MS = 24 * 60 * 60 * 1000
@@ -41,11 +41,6 @@ def resolve(reference: str) -> Any:
     return place
 
 
-def channel_of(model: type[Event]) -> str:
-    """Name the channel of an event: a later version has a topic of its own."""
-    return model.TOPIC if model.VERSION == 1 else f"{model.TOPIC}.v{model.VERSION}"
-
-
 def services(action: str, channel: str) -> set[str]:
     """Name the services that send to, or receive from, a channel."""
     return {
@@ -71,12 +66,8 @@ def test_every_reference_resolves() -> None:
 
 
 def test_every_topic_is_a_channel_and_every_channel_a_topic() -> None:
-    """Each event has its topic, each service that receives has its dead letters, and nothing else exists."""
-    receivers = {name.partition(".")[0] for name, operation in OPERATIONS.items() if operation["action"] == "receive"}
-    topics = {channel_of(model) for model in EVENTS} | {f"{service}.dead" for service in receivers}
-
-    assert {channel["address"] for channel in CHANNELS.values()} == {f"{{prefix}}.{topic}" for topic in topics}
-    assert all(CHANNELS[topic]["address"] == f"{{prefix}}.{topic}" for topic in topics)
+    """Each event has its topic, and nothing else exists."""
+    assert {channel["address"] for channel in CHANNELS.values()} == {f"{{prefix}}.{model.topic()}" for model in EVENTS}
     assert all(set(channel["parameters"]) == {"prefix"} for channel in CHANNELS.values())
 
 
@@ -96,35 +87,18 @@ def test_every_operation_names_a_channel_and_a_message_of_it() -> None:
 @every_event
 def test_an_event_is_published_by_whom_its_model_names_and_is_read_by_somebody(model: type[Event]) -> None:
     """The document and the docstrings agree about the publisher; an event that nobody reads would not be one."""
-    publishers = services("send", channel_of(model))
+    publishers = services("send", model.topic())
     everybody = {name.partition(".")[0] for name in OPERATIONS}
     (told,) = re.findall(r"Published by ([^.;]+)", model.__doc__ or "")
 
     assert publishers == {service for service in everybody if service in told}
-    assert services("receive", channel_of(model)) - publishers
-
-
-def test_a_service_sends_dead_letters_to_its_own_topic_only() -> None:
-    """What a service cannot handle goes where its operators look."""
-    for channel in CHANNELS:
-        if channel.endswith(".dead"):
-            assert services("send", channel) == {channel.removesuffix(".dead")}
-            assert services("receive", channel) == set()
-
-
-def test_a_service_reads_as_one_consumer_group() -> None:
-    """All that a service receives, it receives in one group of its own."""
-    for name, operation in OPERATIONS.items():
-        if operation["action"] == "receive":
-            group = operation["bindings"]["kafka"]["groupId"]["default"]
-
-            assert group == f"backstop.{name.partition('.')[0]}"
+    assert services("receive", model.topic()) - publishers
 
 
 @every_event
 def test_a_topic_keeps_all_events_as_long_as_the_model_says(model: type[Event]) -> None:
     """Nothing is compacted, because each event of a key counts."""
-    topic = CHANNELS[channel_of(model)]["bindings"]["kafka"]
+    topic = CHANNELS[model.topic()]["bindings"]["kafka"]
 
     assert topic["topicConfiguration"]["cleanup.policy"] == ["delete"]
     assert topic["topicConfiguration"]["retention.ms"] == model.RETENTION_DAYS * DAY_MS
@@ -134,7 +108,7 @@ def test_a_topic_keeps_all_events_as_long_as_the_model_says(model: type[Event]) 
 @every_event
 def test_a_message_says_how_it_is_keyed_traced_and_described(model: type[Event]) -> None:
     """Key, trace, headers and payload of every event stand in the document."""
-    message = DOCUMENT["components"]["messages"][channel_of(model)]
+    message = DOCUMENT["components"]["messages"][model.topic()]
 
     assert message["name"] == type_of(model)
     assert message["contentType"] == "application/json"
@@ -147,7 +121,7 @@ def test_a_message_says_how_it_is_keyed_traced_and_described(model: type[Event])
 @every_event
 def test_the_examples_of_a_message_are_what_the_document_describes(model: type[Event]) -> None:
     """Every committed example is shown with its headers, and both are valid against the document's own schemas."""
-    place = f"#/components/messages/{channel_of(model)}"
+    place = f"#/components/messages/{model.topic()}"
     examples = resolve(place)["examples"]
 
     assert len(examples) == len(list((CONTRACTS / "examples").glob(f"{model.TOPIC}.v{model.VERSION}.*json")))
@@ -159,7 +133,7 @@ def test_the_examples_of_a_message_are_what_the_document_describes(model: type[E
 @every_event
 def test_the_headers_of_another_event_are_not_valid(model: type[Event]) -> None:
     """The headers schema of an event tells it from the others, and insists on every CloudEvents attribute."""
-    place = f"#/components/messages/{channel_of(model)}"
+    place = f"#/components/messages/{model.topic()}"
     headers = resolve(place)["examples"][0]["headers"]
     other = next(other for other in EVENTS if other is not model)
 

@@ -221,7 +221,7 @@ def _timelines(journal: Journal, diary: Sequence[Mapping[str, Any]]) -> Iterator
 
 def _digests(journal: Journal, diary: Sequence[Mapping[str, Any]], mails: Sequence[str]) -> Iterator[str]:
     """Look whether each held mail is told of once, in a mail to its recipient, and each decision about one once."""
-    decided = Counter(one.message_id for one in journal.releases.values() if one.succeeded and not one.already)
+    decided = Counter(one.message_id for one in journal.releases.values() if one.succeeded and not one.already_done)
     for message_id, count in decided.items():
         if count > 1:
             yield f"held mail {message_id} was decided on {count} times"

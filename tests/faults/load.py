@@ -156,7 +156,7 @@ class Load:
         if dice.random() < 0.1:
             decision = {"action": "dismiss"}
         elif dice.random() < 0.5:
-            decision["block"] = {"kind": dice.choice(("sender", "domain"))}
+            decision["blocks"] = [{"kind": dice.choice(("sender", "domain"))}]
         tries: list[None] = []
 
         async def ask(door: Gateway) -> dict[str, Any]:

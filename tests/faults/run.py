@@ -62,7 +62,7 @@ UNFINISHED: Mapping[str, Sequence[str]] = {
     "quarantine": (
         "quarantine.actions WHERE state = 'pending'",
         "quarantine.digests WHERE state = 'pending'",
-        "quarantine.syncs WHERE trouble IS NOT NULL",
+        "quarantine.syncs WHERE warning IS NOT NULL",
     ),
 }
 """Rows that somebody will take up again when they are due."""

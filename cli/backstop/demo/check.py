@@ -80,7 +80,7 @@ def _carried_out(journal: Journal) -> Counter[str]:
     return Counter(
         f"{one.decision} {one.identity} for {one.recipient}".lower()
         for one in journal.releases.values()
-        if one.succeeded and not one.already
+        if one.succeeded and not one.already_done
     )
 
 

@@ -83,7 +83,7 @@ def _walked(journal: Journal, decided: Collection[UUID], flow: str) -> Counter[s
 
 
 def _came_from(report: MessageReported) -> str:
-    return "quarantine" if report.origin == "quarantine" else report.folder
+    return report.folder
 
 
 def summarise(console: Console, journal: Journal, outcomes: Sequence[Outcome]) -> None:

@@ -183,7 +183,7 @@ class QuarantineFlows:
             "category": "malware",
             "messages": [message_id],
             "note": "seen in quarantine",
-            "block": [{"kind": "sender"}, {"kind": "url", "url": lure}],
+            "blocks": [{"kind": "sender"}, {"kind": "url", "url": lure}],
         }
         answer = await self._gateway.act_on_quarantine(self._admin, wish)
         self.reports.add(UUID(answer["results"][0]["submission"]["report_id"]))

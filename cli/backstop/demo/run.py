@@ -136,7 +136,7 @@ class Demo:
                 self._admin, status="open", limit="200", **({"cursor": cursor} if cursor else {})
             )
             made += sum(await asyncio.gather(*(self._decide(UUID(item["case_id"])) for item in page["items"])))
-            cursor = page["next"]
+            cursor = page["next_cursor"]
             if cursor is None:
                 return made
 
@@ -145,7 +145,7 @@ class Demo:
         decision = self._decision(case) if case else None
         if decision is None:
             return False
-        for said in (decision, {key: value for key, value in decision.items() if key != "block"}):
+        for said in (decision, {key: value for key, value in decision.items() if key != "blocks"}):
             try:
                 await self._gateway.decide(self._admin, str(case_id), said)
             except RefusedError as error:
@@ -331,7 +331,7 @@ def _clean_blocks_lifted(demo: Demo) -> bool:
     for block in demo.journal.blocks.values():
         if block.applied and not block.removed and (case_id := block.applied.block.case_id):
             verdict = demo.journal.cases[case_id].verdict
-            standing[block.applied.block.value].append(bool(verdict and verdict.conclusion is Conclusion.CLEAN))
+            standing[block.applied.block.value].append(bool(verdict and verdict.conclusion == Conclusion.CLEAN))
     return not any(all(clean) for clean in standing.values())
 
 
@@ -407,7 +407,7 @@ def bulk_story(folder: Path) -> tuple[Reported, ...]:
         if number % 2 == 0:
             acts.append(Reported(file, (reporter,), block_sender=number % 10 == 0))
         else:
-            block = {"block": {"kind": "sender"}} if number % 3 == 0 else {}
+            block = {"blocks": [{"kind": "sender"}]} if number % 3 == 0 else {}
             decision = {"action": "submit", "category": "spam", **block}
             acts.append(Reported(file, (reporter,), reported_as="junk", folder="junk", decision=decision))
     return tuple(acts)

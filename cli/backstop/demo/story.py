@@ -41,8 +41,8 @@ def _mail(number: int, *reporters: str, **act: Any) -> Reported:
     return Reported(file, tuple(f"{name}@contoso.example" for name in reporters), **act)
 
 
-def _submit(category: str = "phishing", **block: Any) -> dict[str, Any]:
-    return {"action": "submit", "category": category} | ({"block": block} if block else {})
+def _submit(category: str = "phishing", note: str | None = None, **block: Any) -> dict[str, Any]:
+    return {"action": "submit", "category": category, "note": note, "blocks": [block] if block else []}
 
 
 STORY = (

@@ -14,14 +14,9 @@ from backstop_contracts import (
     Actor,
     Block,
     BlockApplied,
-    BlockAppliedV2,
     BlockFailed,
-    BlockFailedV2,
     BlockRemoved,
-    BlockRemovedV2,
     BlockRequested,
-    BlockRequestedV2,
-    BlockV2,
     CaseUpdated,
     Conclusion,
     Event,
@@ -34,7 +29,7 @@ from backstop_contracts import (
     VerdictReady,
 )
 
-COLOURS = {
+COLOURS: Mapping[str, str] = {
     Conclusion.THREAT: "red",
     Conclusion.CLEAN: "green",
     Conclusion.SIMULATION: "cyan",
@@ -97,10 +92,10 @@ def short(identity: UUID | None) -> str:
 def _sentence(event: Event) -> tuple[str, str, str] | None:  # noqa: C901, PLR0911, PLR0912 - one per event
     match event:
         case MessageReported():
-            place = "quarantine" if event.origin == "quarantine" else event.folder.title()
+            place = event.folder.title()
             sender = escape(event.message.sender or "nobody it names")
-            if event.wanted:
-                by = escape(event.wanted.by.name or event.wanted.by.id)
+            if event.decision:
+                by = escape(event.decision.decided_by.name or event.decision.decided_by.id)
                 return "report", "blue", f"{by} submits a mail from {sender} in {place}"
             said = f"{escape(event.reporter)} reports a mail from {sender}"
             return "report", "blue", f"{said} in {place} as {event.reported_as}"
@@ -119,20 +114,25 @@ def _sentence(event: Event) -> tuple[str, str, str] | None:  # noqa: C901, PLR09
         case SubmissionCreated():
             return "submitted", "yellow", f"{short(event.case_id)} taken by Microsoft as {short(UUID(event.graph_id))}"
         case SubmissionDelayed():
-            return "delayed", "yellow", f"{short(event.case_id)} until {event.until:%H:%M:%S}: {escape(event.detail)}"
+            detail = escape(event.detail)
+            return (
+                "delayed",
+                "yellow",
+                f"{short(event.case_id)} until {event.retry_at:%H:%M:%S}: {detail}",
+            )
         case SubmissionFailed():
             return "refused", "red", f"{short(event.case_id)} {event.reason}: {escape(event.detail)}"
-        case BlockRequested() | BlockRequestedV2():
+        case BlockRequested():
             return "block", "bright_red", f"{_block(event.block)}, wanted by {_actor(event.requested_by)}"
-        case BlockApplied() | BlockAppliedV2():
+        case BlockApplied():
             there = " (it was there already)" if event.already_present else ""
             return "blocked", "bright_red", f"{_block(event.block)}{there}"
-        case BlockFailed() | BlockFailedV2():
+        case BlockFailed():
             return "not blocked", "red", f"{_block(event.block)}: {event.reason}: {escape(event.detail)}"
-        case BlockRemoved() | BlockRemovedV2():
+        case BlockRemoved():
             return "unblocked", "green", f"{_block(event.block)}: {event.reason}"
         case VerdictReady():
-            colour = COLOURS[event.conclusion]
+            colour = COLOURS.get(event.conclusion, "yellow")
             detail = f" / {escape(event.detail)}" if event.detail else ""
             return "verdict", colour, f"{short(event.case_id)} [bold]{escape(event.verdict)}[/]{detail}"
     return None
@@ -142,7 +142,7 @@ def _actor(actor: Actor) -> str:
     return f"{actor.kind} {escape(actor.name or actor.id)}"
 
 
-def _block(block: Block | BlockV2) -> str:
+def _block(block: Block) -> str:
     where = (
         f"the mailbox {escape(block.mailbox or '')}"
         if block.scope == "mailbox"
@@ -177,7 +177,7 @@ def table(journal: Journal) -> Table:
             ", ".join(request.category for request in case.requested.values()),
             escape(_sender(journal, case)),
             escape("\n".join(blocks)),
-            f"[{COLOURS[verdict.conclusion]}]{escape(verdict.verdict)}[/]" if verdict else "",
+            f"[{COLOURS.get(verdict.conclusion, 'yellow')}]{escape(verdict.verdict)}[/]" if verdict else "",
             escape(f"{verdict.causes[0].rule} {verdict.causes[0].title}") if verdict and verdict.causes else "",
         )
     return result

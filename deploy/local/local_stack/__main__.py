@@ -188,7 +188,7 @@ See the cases as an admin; `$CASE` below is the `case_id` of one of them:
 
 Decide on a case that the policy left open (reported as junk, or from the Junk folder):
   curl -H "Authorization: Bearer $ADMIN" -H "Content-Type: application/json" "{gateway}/v1/cases/$CASE/decisions" \\
-    -d '{{"action": "submit", "category": "phishing", "block": {{"kind": "sender"}}}}'
+    -d '{{"action": "submit", "category": "phishing", "blocks": [{{"kind": "sender"}}]}}'
 
 For programs that subscribe, and for `.venv/bin/backstop dead list`:
   export BACKSTOP_KAFKA_BOOTSTRAP={addresses["kafka_bootstrap"]} BACKSTOP_TOPIC_PREFIX={addresses["topic_prefix"]}

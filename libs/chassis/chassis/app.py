@@ -12,11 +12,11 @@ import asyncpg
 import structlog
 import uvicorn
 from aiokafka.errors import KafkaError
-from fastapi import APIRouter, Depends, FastAPI
+from fastapi import APIRouter, FastAPI
 
 from backstop_contracts import Event
 from chassis import telemetry
-from chassis.auth import Authenticator, require
+from chassis.auth import Authenticator
 from chassis.db import Database, MigrationError, UnreadableDsnError, is_away
 from chassis.http import Check, Told, make_api
 from chassis.kafka import Consumer, Handler
@@ -78,9 +78,11 @@ class Service:
         )
         self.api.state.authenticator = authenticator(settings)
         self.api.router.lifespan_context = self._lifespan
-        self.api.add_api_route(
-            "/openapi.json", self._openapi, dependencies=[Depends(require())], include_in_schema=False
-        )
+
+    @property
+    def subscriptions(self) -> frozenset[type[Event]]:
+        """The events that the service handles."""
+        return self._consumer.models if self._consumer else frozenset()
 
     def consumes(self, handlers: Mapping[type[Event], Handler]) -> None:
         """Handle the events of these models; a batch of several topics is handled in this order."""
@@ -134,9 +136,6 @@ class Service:
     def _wake_works(self) -> None:
         for work in self._woken:
             work.wake()
-
-    async def _openapi(self) -> dict[str, Any]:
-        return self.api.openapi()
 
     @asynccontextmanager
     async def _lifespan(self, _api: FastAPI) -> AsyncIterator[None]:

@@ -5,7 +5,7 @@ from http import HTTPStatus
 from typing import Any
 
 import structlog
-from fastapi import FastAPI, Request, Response
+from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -85,6 +85,7 @@ def make_api(
         redoc_url=None,
         openapi_url=None,
         redirect_slashes=False,
+        dependencies=[Depends(_refuse_unknown_parameters)],
         # A request is one span, of _Traces; FastAPI's own would be five more.
         telemetry={"tracing": False, "metrics": False, "logs": False, "operation_spans": False},
     )
@@ -111,6 +112,25 @@ def make_api(
         return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
     return api
+
+
+async def _refuse_unknown_parameters(request: Request) -> None:
+    """
+    Refuse query parameters that the route's description does not name: a filter with a typo would match everything.
+
+    Routes that are not described, such as those that pass a request on, look at their parameters themselves.
+    """
+    if not request.query_params:
+        return
+    path = request.app.openapi()["paths"].get(request.scope["route"].path_format, {})
+    operation = path.get(request.method.lower())
+    if operation is None:
+        return
+    known = {parameter["name"] for parameter in operation.get("parameters", ()) if parameter["in"] == "query"}
+    unknown = sorted(request.query_params.keys() - known)[:_MOST_ERRORS]
+    if unknown:
+        errors = [{"where": _told(f"query.{name}"), "what": "Unknown parameter"} for name in unknown]
+        raise Problem(422, "The request is not valid", "nothing was kept; see errors", errors=errors)
 
 
 async def _report(checks: Mapping[str, Check]) -> Response:

@@ -84,6 +84,7 @@ class Consumer:
     ) -> None:
         self.group = f"{topic_prefix}.{service}"
         self._handlers = {f"{topic_prefix}.{model.topic()}": (model, handler) for model, handler in handlers.items()}
+        self.models = frozenset(handlers)
         self._service = service
         self._database = database
         self._bootstrap = kafka_bootstrap

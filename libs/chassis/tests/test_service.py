@@ -246,6 +246,5 @@ async def test_only_health_and_metrics_need_no_token(
     async with running(made.api) as url, aiohttp.ClientSession() as session:
         async with session.get(f"{url}/metrics") as response:
             assert "backstop_outbox_oldest_seconds" in await response.text()
-        assert (await ask(session, f"{url}/openapi.json"))[0] == 401
-        status, problem = await ask(session, f"{url}/docs")
-        assert (status, problem["title"]) == (404, "Not Found")
+        for path in ("/docs", "/openapi.json"):
+            assert (await ask(session, f"{url}{path}"))[0] == 404

@@ -9,7 +9,7 @@ from typing import Annotated
 from pydantic import Field, PositiveInt
 from pydantic_settings import NoDecode
 
-from backstop_contracts import BlockRequested, BlockRequestedV2, CaseExpired, VerdictReady
+from backstop_contracts import BlockRequested, CaseExpired, VerdictReady
 from blocklist.handlers import on_block_requested, on_case_expired, on_verdict_ready
 from blocklist.store import DUE
 from blocklist.worker import Worker
@@ -56,7 +56,6 @@ def build(settings: Settings) -> Service:
         {
             VerdictReady: on_verdict_ready,
             BlockRequested: on_block_requested,
-            BlockRequestedV2: on_block_requested,
             CaseExpired: on_case_expired,
         }
     )

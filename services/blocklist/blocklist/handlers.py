@@ -4,15 +4,15 @@ from collections import defaultdict
 from collections.abc import Sequence
 from uuid import UUID
 
-from backstop_contracts import BlockRequested, BlockRequestedV2, CaseExpired, Conclusion, VerdictReady
+from backstop_contracts import BlockRequested, CaseExpired, Conclusion, VerdictReady
 from blocklist import store
 from chassis.db import Tx
 from chassis.kafka import Received
 
 
-async def on_block_requested(tx: Tx, wishes: Sequence[Received[BlockRequested | BlockRequestedV2]]) -> None:
+async def on_block_requested(tx: Tx, wishes: Sequence[Received[BlockRequested]]) -> None:
     """Store the wishes that are new; the worker does the rest."""
-    by_tenant: defaultdict[UUID, list[Received[BlockRequested | BlockRequestedV2]]] = defaultdict(list)
+    by_tenant: defaultdict[UUID, list[Received[BlockRequested]]] = defaultdict(list)
     for received in wishes:
         by_tenant[received.event.tenant_id].append(received)
     for tenant_id in sorted(by_tenant):
@@ -29,7 +29,7 @@ async def on_verdict_ready(tx: Tx, verdicts: Sequence[Received[VerdictReady]]) -
     """
     by_tenant: defaultdict[UUID, dict[UUID, VerdictReady]] = defaultdict(dict)
     for event in sorted((received.event for received in verdicts), key=lambda event: event.read_at):
-        if event.conclusion is Conclusion.CLEAN:
+        if event.conclusion == Conclusion.CLEAN:
             by_tenant[event.tenant_id][event.case_id] = event
     for tenant_id in sorted(by_tenant):
         clean = list(by_tenant[tenant_id].values())

@@ -9,13 +9,11 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 from urllib.parse import SplitResult, quote, unquote, urlsplit
 from uuid import UUID
 
-from backstop_contracts import Block, BlockV2
+from backstop_contracts import Block, BlockFailure, BlockKind, BlockScope
 from blocklist import shared
 from mail import normal_url
 
-Reason: TypeAlias = Literal["own-domain", "protected-domain", "invalid", "limit", "refused", "gave-up"]
 Rows: TypeAlias = Sequence[Mapping[str, Any]]
-AnyBlock: TypeAlias = Block | BlockV2
 
 LONGEST_URL = 250
 """Characters of a URL entry (Microsoft Learn: "Allow or block URLs using the Tenant Allow/Block List")."""
@@ -34,48 +32,56 @@ _DUPLICATE = re.compile(r"\b(duplicate|already exists?)\b", re.IGNORECASE)
 class Refusal(NamedTuple):
     """Why a sender is not blocked: the reason of the event `block-failed`, and its detail."""
 
-    reason: Reason
+    reason: BlockFailure
     detail: str
 
 
-def refuse(block: AnyBlock, protected: frozenset[str] = frozenset()) -> Refusal | None:
+def refuse(block: Block, protected: frozenset[str] = frozenset()) -> Refusal | None:
     """
     Say why *block* cannot be made, as far as that is known without asking Exchange.
 
     *protected* are domains that nobody here wants blocked, beside those that are known to be shared by strangers.
     """
-    if not _is_valid(block):
-        return Refusal("invalid", _INVALID.get(block.kind, "this kind of block is not known"))
-    if block.scope == "mailbox" and not block.mailbox:
-        return Refusal("invalid", "the block is for a mailbox, but names none")
-    if block.scope == "mailbox" and block.expires_at:
-        return Refusal("invalid", "the Blocked Senders list of a mailbox knows no end date")
-    if block.scope == "mailbox" and block.kind == "url":
-        return Refusal("invalid", "a mailbox blocks senders, not URLs")
-    if block.kind == "url" and (refusal := _refuse_entry(_url_entry(block.value))):
+    if mistake := _mistake(block):
+        return Refusal(BlockFailure.INVALID, mistake)
+    if block.kind == BlockKind.URL and (refusal := _refuse_entry(_url_entry(block.value))):
         return refusal
     hit = _bystanders(block, protected)
-    return Refusal("protected-domain", hit) if hit else None
+    return Refusal(BlockFailure.PROTECTED_DOMAIN, hit) if hit else None
+
+
+def _mistake(block: Block) -> str | None:
+    if block.scope not in set(BlockScope):
+        return "this scope of a block is not known"
+    if not _is_valid(block):
+        return _INVALID.get(block.kind, "this kind of block is not known")
+    if block.scope == BlockScope.TENANT:
+        return None
+    if not block.mailbox:
+        return "the block is for a mailbox, but names none"
+    if block.expires_at:
+        return "the Blocked Senders list of a mailbox has no end dates"
+    return "a mailbox blocks senders, not URLs" if block.kind == BlockKind.URL else None
 
 
 def _refuse_entry(entry: str) -> Refusal | None:
     if len(entry) > LONGEST_URL:
-        return Refusal("invalid", f"the list takes URLs of at most {LONGEST_URL} characters")
+        return Refusal(BlockFailure.INVALID, f"the list takes URLs of at most {LONGEST_URL} characters")
     if _url_entry(f"https://{entry}") != entry:
-        return Refusal("invalid", "the URL is wrapped too often: give the one that it leads to")
+        return Refusal(BlockFailure.INVALID, "the URL is wrapped too often: give the one that it leads to")
     return None
 
 
-def _bystanders(block: AnyBlock, protected: frozenset[str]) -> str | None:
+def _bystanders(block: Block, protected: frozenset[str]) -> str | None:
     """Say whom *block* would hit beside whoever sent the message."""
-    if block.kind == "url":
+    if block.kind == BlockKind.URL:
         parts = _target(block.value)
         has_query = bool(parts.query)
         return shared.why_not_url(parts.hostname or "", parts.path, has_query=has_query, protected=protected)
     domain = block.value.lower().rpartition("@")[2]
-    if block.kind == "domain":
-        return shared.why_not_domain(domain, for_tenant=block.scope == "tenant", protected=protected)
-    return shared.why_not_sender(domain) if block.scope == "tenant" else None
+    if block.kind == BlockKind.DOMAIN:
+        return shared.why_not_domain(domain, for_tenant=block.scope == BlockScope.TENANT, protected=protected)
+    return shared.why_not_sender(domain) if block.scope == BlockScope.TENANT else None
 
 
 def _target(url: str) -> SplitResult:
@@ -90,18 +96,18 @@ _INVALID = {
 }
 
 
-def _is_valid(block: AnyBlock) -> bool:
+def _is_valid(block: Block) -> bool:
     """
     Tell whether the value is one address, one domain or one URL: lower case or not, the domain as DNS knows it.
 
     Wildcards are not taken: nobody here asks for more than the domain of one mail.
     """
-    if block.kind == "url":
+    if block.kind == BlockKind.URL:
         return _is_url(block.value)
-    if block.kind not in ("sender", "domain"):
+    if block.kind not in (BlockKind.SENDER, BlockKind.DOMAIN):
         return False
     local, at, domain = block.value.rpartition("@")
-    if bool(at) != (block.kind == "sender") or not _DOMAIN.fullmatch(domain.lower()):
+    if bool(at) != (block.kind == BlockKind.SENDER) or not _DOMAIN.fullmatch(domain.lower()):
         return False
     return not at or (
         0 < len(local.encode(errors="replace")) <= 64
@@ -148,7 +154,7 @@ def read_accepted_domains(rows: Rows) -> tuple[AcceptedDomain, ...]:
     )
 
 
-def refuse_own(block: AnyBlock, accepted: Iterable[AcceptedDomain]) -> Refusal | None:
+def refuse_own(block: Block, accepted: Iterable[AcceptedDomain]) -> Refusal | None:
     """
     Say why *block* would hit the tenant itself: its value is an own domain, or an address of one.
 
@@ -157,16 +163,20 @@ def refuse_own(block: AnyBlock, accepted: Iterable[AcceptedDomain]) -> Refusal |
     cut the real one off. Outlook's Blocked Senders list takes no addresses of the own organization either.
     Source: Microsoft Learn, "Manage allows and blocks in the Tenant Allow/Block List".
     """
-    if block.kind == "url":
+    if block.kind == BlockKind.URL:
         host = _target(block.value).hostname or ""
         own_site = next((own for own in accepted if _is_own_site(host, own)), None)
-        return Refusal("own-domain", f"{host} is a site of this organization ({own_site.name})") if own_site else None
+        return (
+            Refusal(BlockFailure.OWN_DOMAIN, f"{host} is a site of this organization ({own_site.name})")
+            if own_site
+            else None
+        )
     domain = block.value.lower().rpartition("@")[2]
     for own in accepted:
-        below = own.with_subdomains or block.scope == "tenant"
+        below = own.with_subdomains or block.scope == BlockScope.TENANT
         if domain == own.name or (below and domain.endswith(f".{own.name}")):
             return Refusal(
-                "own-domain", f"{own.name} is a domain of this organization: a block would stop its own mail"
+                BlockFailure.OWN_DOMAIN, f"{own.name} is a domain of this organization: a block would stop its own mail"
             )
     return None
 
@@ -178,14 +188,16 @@ def _is_own_site(host: str, own: AcceptedDomain) -> bool:
     return host == own.name or host.endswith(f".{own.name}") or own.name.endswith(f".{host}") or host in sharepoint
 
 
-def place_of(block: AnyBlock) -> tuple[str, str]:
+def place_of(block: Block) -> tuple[str, str]:
     """
     Name the list and the entry that *block* wants: the mailbox (empty: the tenant's list) and the value.
 
     Both are what a database index takes, whatever a forged sender looks like; only valid values ever get further.
     """
-    value = f"https://{_url_entry(block.value)}" if block.kind == "url" and _is_url(block.value) else block.value
-    return _tame(block.mailbox or "") if block.scope == "mailbox" else "", _tame(value)
+    value = (
+        f"https://{_url_entry(block.value)}" if block.kind == BlockKind.URL and _is_url(block.value) else block.value
+    )
+    return _tame(block.mailbox or "") if block.scope == BlockScope.MAILBOX else "", _tame(value)
 
 
 def _tame(text: str) -> str:
@@ -217,7 +229,7 @@ def _url_entry(url: str) -> str:
     return f"{parts.hostname}{parts.path}".rstrip("/")
 
 
-def notes_of(block: AnyBlock) -> str:
+def notes_of(block: Block) -> str:
     """Write the notes by which an entry is known as the one that *block* made."""
     return f"Backstop block {block.block_id}" + (f", case {block.case_id}" if block.case_id else "")
 
@@ -285,7 +297,7 @@ def is_blocked(rows: Rows, value: str) -> bool:
 
 def read_refusal(words: str) -> Refusal:
     """Sort what Exchange says when it refuses a block. Its words are not documented; they go on as they are."""
-    return Refusal("limit" if _LIMIT.search(words) else "refused", words)
+    return Refusal(BlockFailure.LIMIT if _LIMIT.search(words) else BlockFailure.REFUSED, words)
 
 
 def says_duplicate(words: str) -> bool:

@@ -8,7 +8,7 @@ from uuid import UUID
 
 import asyncpg
 
-from backstop_contracts import BlockRequested, BlockRequestedV2, BlockV2, VerdictReady
+from backstop_contracts import Block, BlockRequested, VerdictReady
 from blocklist.rules import place_of
 from chassis.db import Tx
 
@@ -22,7 +22,7 @@ Place = tuple[UUID, str, str]
 class Wish:
     """A row of `blocks`. `over` tells whether its end has come."""
 
-    block: BlockV2
+    block: Block
     state: str
     over: bool
     recorded_at: datetime
@@ -82,7 +82,7 @@ async def take_turn(tx: Tx, tenant_id: UUID) -> None:
     await tx.execute("SELECT pg_advisory_xact_lock(hashtext('blocklist'), hashtext($1))", str(tenant_id))
 
 
-async def record(tx: Tx, wishes: Sequence[tuple[BlockRequested | BlockRequestedV2, str | None]]) -> list[Place]:
+async def record(tx: Tx, wishes: Sequence[tuple[BlockRequested, str | None]]) -> list[Place]:
     """
     Store wishes; one that is known already changes nothing. Returns the entries that new ones want.
 
@@ -202,7 +202,7 @@ async def _wishes(tx: Tx, entries: Sequence[asyncpg.Record]) -> defaultdict[Plac
     wishes: defaultdict[Place, list[Wish]] = defaultdict(list)
     for row in rows:
         wish = Wish(
-            block=BlockV2.model_validate_json(row["block"]),
+            block=Block.model_validate_json(row["block"]),
             state=row["state"],
             over=row["over"],
             recorded_at=row["recorded_at"],

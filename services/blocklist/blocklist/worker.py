@@ -11,14 +11,11 @@ from uuid import UUID
 import structlog
 
 from backstop_contracts import (
-    Block,
     BlockApplied,
-    BlockAppliedV2,
     BlockFailed,
-    BlockFailedV2,
+    BlockFailure,
+    BlockRemoval,
     BlockRemoved,
-    BlockRemovedV2,
-    BlockV2,
     Event,
 )
 from blocklist import rules, store
@@ -132,7 +129,7 @@ class Worker:
 
     async def _refuse(self, entry: Entry, wish: Wish) -> Refusal | None:
         if wish.over:
-            return Refusal("gave-up", "the end of the block came before it could be made")
+            return Refusal(BlockFailure.GAVE_UP, "the end of the block came before it could be made")
         refusal = rules.refuse(wish.block, self._never_block)
         return refusal or rules.refuse_own(wish.block, await self._accepted_domains(entry.tenant_id))
 
@@ -180,7 +177,9 @@ class Worker:
             else:
                 return Made(first.block_id)
         if not found.blocks:
-            return Refusal("refused", "the Tenant Allow/Block List allows this value: remove that entry first")
+            return Refusal(
+                BlockFailure.REFUSED, "the Tenant Allow/Block List allows this value: remove that entry first"
+            )
         if rules.ends_before(found.ends, until):
             if not _is_ours(found, entry):
                 await self._note_extension(entry, found, until)
@@ -204,7 +203,9 @@ class Worker:
         if rules.is_blocked(junk_settings, entry.value):
             return Made(wish.block_id)
         # Microsoft Learn, "Configure junk email settings on Exchange Online mailboxes": no error tells it.
-        return Refusal("limit", "Exchange took the entry and dropped it: the mailbox's safelist collection is full")
+        return Refusal(
+            BlockFailure.LIMIT, "Exchange took the entry and dropped it: the mailbox's safelist collection is full"
+        )
 
     async def _lift(self, entry: Entry) -> Literal["removed", "kept"]:
         """Remove the entry if it is ours, and leave somebody else's as it was."""
@@ -315,40 +316,33 @@ def _is_ours(found: Found, entry: Entry) -> bool:
 def _gave_up(error: Exception) -> Refusal:
     words = getattr(error, "reason", "")
     return Refusal(
-        "gave-up", f"not possible for 24 hours: {str(error) or type(error).__name__}{words and f': {words}'}"
+        BlockFailure.GAVE_UP, f"not possible for 24 hours: {str(error) or type(error).__name__}{words and f': {words}'}"
     )
 
 
-def _applied(entry: Entry, wish: Wish, made: Made) -> Event:
-    facts: dict[str, Any] = {
-        "already_present": wish.block_id != made.maker,
-        "entry": entry.value if entry.mailbox else rules.entry_of(entry.value),
-        "applied_at": datetime.now(UTC),
-    }
-    return _event(BlockApplied, BlockAppliedV2, entry, wish, facts)
+def _applied(entry: Entry, wish: Wish, made: Made) -> BlockApplied:
+    return BlockApplied(
+        tenant_id=entry.tenant_id,
+        block=wish.block,
+        already_present=wish.block_id != made.maker,
+        entry=entry.value if entry.mailbox else rules.entry_of(entry.value),
+        applied_at=datetime.now(UTC),
+    )
 
 
-def _failed(entry: Entry, wish: Wish, refusal: Refusal) -> Event:
-    facts: dict[str, Any] = {
-        "reason": refusal.reason,
-        "detail": refusal.detail[:500],
-        "failed_at": datetime.now(UTC),
-    }
-    return _event(BlockFailed, BlockFailedV2, entry, wish, facts)
+def _failed(entry: Entry, wish: Wish, refusal: Refusal) -> BlockFailed:
+    return BlockFailed(
+        tenant_id=entry.tenant_id,
+        block=wish.block,
+        reason=refusal.reason,
+        detail=refusal.detail[:500],
+        failed_at=datetime.now(UTC),
+    )
 
 
-def _removed(entry: Entry, wish: Wish) -> Event:
-    reason = "verdict-clean" if wish.state == "lifting" else "expired"
-    return _event(BlockRemoved, BlockRemovedV2, entry, wish, {"reason": reason, "removed_at": datetime.now(UTC)})
-
-
-def _event(one: type[Event], two: type[Event], entry: Entry, wish: Wish, facts: dict[str, Any]) -> Event:
-    """Write an outcome in the version of the contract that can say it."""
-    block: Block | BlockV2 = wish.block
-    if wish.block.kind == "url":
-        return two.model_validate({"tenant_id": entry.tenant_id, "block": block, **facts})
-    block = Block.model_validate(block.model_dump())
-    return one.model_validate({"tenant_id": entry.tenant_id, "block": block, **facts})
+def _removed(entry: Entry, wish: Wish) -> BlockRemoved:
+    reason = BlockRemoval.VERDICT_CLEAN if wish.state == "lifting" else BlockRemoval.EXPIRED
+    return BlockRemoved(tenant_id=entry.tenant_id, block=wish.block, reason=reason, removed_at=datetime.now(UTC))
 
 
 async def _tell(

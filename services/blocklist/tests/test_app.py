@@ -24,6 +24,7 @@ from backstop_contracts import (
 )
 from blocklist.app import Settings, build
 from chassis.kafka import create_topics
+from conftest import JUDGED
 from simulator import DEFAULT_APP, DEFAULT_SECRET, Simulator
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -75,6 +76,7 @@ async def test_a_wish_from_kafka_is_applied_and_lifted_by_a_verdict_from_kafka(
         tenant_id=tenant_id, block=block, requested_by=Actor(kind="user", id="admin"), requested_at=now
     )
     verdict = VerdictReady(
+        **JUDGED,
         tenant_id=tenant_id,
         submission_id=uuid4(),
         case_id=case_id,

@@ -19,14 +19,9 @@ from backstop_contracts import (
     Actor,
     Block,
     BlockApplied,
-    BlockAppliedV2,
     BlockFailed,
-    BlockFailedV2,
     BlockRemoved,
-    BlockRemovedV2,
     BlockRequested,
-    BlockRequestedV2,
-    BlockV2,
     CaseExpired,
     Conclusion,
     Envelope,
@@ -37,6 +32,7 @@ from blocklist.worker import Worker
 from chassis.db import Database
 from chassis.kafka import Received
 from chassis.work import Lease, backoff
+from conftest import JUDGED
 from m365 import Credential, Exchange, Tokens, open_session
 from simulator import DEFAULT_APP, DEFAULT_SECRET, Simulator
 from simulator.allow_block_list import ListEntry
@@ -83,7 +79,7 @@ class World:
             pass
         return await self.emitted()
 
-    async def ask(self, *wishes: BlockRequested | BlockRequestedV2) -> None:
+    async def ask(self, *wishes: BlockRequested) -> None:
         """Handle wishes as one batch."""
         async with self.db.transaction() as tx:
             await handlers.on_block_requested(tx, [received(wish) for wish in wishes])
@@ -185,19 +181,18 @@ class World:
             requested_at=requested_at,
         )
 
-    def url_wish(self, value: str, *, lasts: timedelta | None = 30 * DAY) -> BlockRequestedV2:
+    def url_wish(self, value: str, *, lasts: timedelta | None = 30 * DAY) -> BlockRequested:
         """Make a wish to block a URL."""
         end = datetime.now(UTC) + lasts if lasts else None
-        block = BlockV2(block_id=uuid4(), scope="tenant", kind="url", value=value, case_id=uuid4(), expires_at=end)
+        block = Block(block_id=uuid4(), scope="tenant", kind="url", value=value, case_id=uuid4(), expires_at=end)
         by = Actor(kind="user", id="admin")
-        return BlockRequestedV2(tenant_id=self.tenant_id, block=block, requested_by=by, requested_at=datetime.now(UTC))
+        return BlockRequested(tenant_id=self.tenant_id, block=block, requested_by=by, requested_at=datetime.now(UTC))
 
-    def verdict(
-        self, wish: BlockRequested | BlockRequestedV2, conclusion: Conclusion = Conclusion.CLEAN, **facts: Any
-    ) -> VerdictReady:
+    def verdict(self, wish: BlockRequested, conclusion: Conclusion = Conclusion.CLEAN, **facts: Any) -> VerdictReady:
         """Make the verdict on the case of *wish*."""
         assert wish.block.case_id
         return VerdictReady(
+            **JUDGED,
             tenant_id=self.tenant_id,
             submission_id=uuid4(),
             case_id=wish.block.case_id,
@@ -264,7 +259,7 @@ async def test_a_url_becomes_an_entry_of_the_list_of_urls(world: World) -> None:
     told = {event.block.block_id: event for event in await world.work()}
 
     assert [type(told[wish.block.block_id]) for wish in (url, page, domain)] == [
-        BlockAppliedV2, BlockAppliedV2, BlockApplied,
+        BlockApplied, BlockApplied, BlockApplied,
     ]  # fmt: skip
     assert told[url.block.block_id].block == url.block
     assert sorted((entry["list_type"], entry["value"]) for entry in world.ledger("tenant_blocks")) == [
@@ -274,7 +269,7 @@ async def test_a_url_becomes_an_entry_of_the_list_of_urls(world: World) -> None:
     ]
     await world.judge(world.verdict(url))
     (removed,) = await world.work()
-    assert isinstance(removed, BlockRemovedV2)
+    assert isinstance(removed, BlockRemoved)
     assert [entry["list_type"] for entry in world.ledger("removals")] == ["Url"]
 
 
@@ -285,7 +280,7 @@ async def test_a_url_whose_answer_was_lost_is_looked_for(world: World) -> None:
     assert await world.work() == []
     await world.pass_time()
     (applied,) = await world.work()
-    assert isinstance(applied, BlockAppliedV2)
+    assert isinstance(applied, BlockApplied)
     assert not applied.already_present
     assert len(world.ledger("tenant_blocks")) == 1
 
@@ -305,7 +300,7 @@ async def test_a_url_that_must_not_be_blocked_is_refused(world: World, url: str,
     world.tenant.settings.cmdlets["Get-AcceptedDomain"] = rows
     await world.ask(world.url_wish(url))
     (failed,) = await world.work()
-    assert isinstance(failed, BlockFailedV2)
+    assert isinstance(failed, BlockFailed)
     assert failed.reason == reason
     assert world.ledger("tenant_blocks") == []
 

@@ -6,7 +6,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from backstop_contracts import Block, BlockV2
+from backstop_contracts import Block
 from blocklist.rules import (
     AcceptedDomain,
     Found,
@@ -99,6 +99,14 @@ def test_nothing_else_can_be_blocked(value: str, kind: str) -> None:
     assert refusal.reason == "invalid"
 
 
+@pytest.mark.parametrize("facts", [{"scope": "group"}, {"kind": "ip"}])
+def test_a_block_of_a_later_producer_is_refused(facts: dict[str, str]) -> None:
+    """A scope or kind that is not known here blocks nothing: it might be taken for a wider one."""
+    refusal = refuse(block("bad@fabrikam.example", **facts))
+    assert refusal is not None
+    assert (refusal.reason, "not known" in refusal.detail) == ("invalid", True)
+
+
 @pytest.mark.parametrize(
     "facts",
     [{"scope": "mailbox"}, {"scope": "mailbox", "mailbox": "user@contoso.example", "expires_at": LATER}],
@@ -182,9 +190,9 @@ def test_a_user_may_block_the_address_of_a_service_for_their_own_mailbox() -> No
     assert refuse(block("gmail.com", **facts)) is not None
 
 
-def url(value: str) -> BlockV2:
+def url(value: str) -> Block:
     """Make a wish to block a URL."""
-    return BlockV2(block_id=uuid4(), scope="tenant", kind="url", value=value)
+    return Block(block_id=uuid4(), scope="tenant", kind="url", value=value)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Mapping
 from contextlib import asynccontextmanager
-from typing import Any
 from urllib.parse import quote_from_bytes
 
 import aiohttp
@@ -77,17 +76,6 @@ class Upstream:
                     )
                 )
         return _Passed(response)
-
-    async def openapi(self, authorization: str) -> dict[str, Any]:
-        """Fetch the service's OpenAPI document in the name of the caller."""
-        async with (
-            self._failures("GET"),
-            self._client.get(
-                self._at("/openapi.json"), headers={"Authorization": authorization}, raise_for_status=True
-            ) as response,
-        ):
-            document: dict[str, Any] = await response.json()
-            return document
 
     async def check(self) -> str | None:
         """Say what is wrong with the service, as seen from here; None when it lives."""

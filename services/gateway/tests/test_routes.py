@@ -7,6 +7,8 @@ from uuid import UUID, uuid4
 import aiohttp
 import pytest
 
+from gateway.routes import ROUTES
+
 ID = UUID("99999999-9999-4999-8999-999999999999")
 EVERYONE = {"Reporter", "SecurityReader", "SecurityAdministrator"}
 SECURITY = {"SecurityReader", "SecurityAdministrator"}
@@ -58,7 +60,7 @@ BAD_TOKENS = {
 
 
 @pytest.mark.parametrize("order", BAD_TOKENS.values(), ids=BAD_TOKENS)
-@pytest.mark.parametrize("path", ["/v1/cases", "/openapi.json"])
+@pytest.mark.parametrize("path", ["/v1/cases", "/v1/quarantine"])
 async def test_a_bad_token_reaches_no_service(
     gateway: aiohttp.ClientSession, service: Any, token: Any, order: dict[str, Any], path: str
 ) -> None:
@@ -125,3 +127,13 @@ async def _raw(gateway: aiohttp.ClientSession, method: str, path: str, token: st
     await writer.wait_closed()
     head, _, body = answer.partition("\r\n\r\n")
     return head, body
+
+
+async def test_the_document_of_the_api_needs_no_token(gateway: aiohttp.ClientSession, service: Any) -> None:
+    """It is the same for everybody, and no service is asked for it."""
+    async with gateway.get("/openapi.json", headers={}) as answer:
+        document = await answer.json()
+
+    assert (answer.status, answer.content_type) == (200, "application/json")
+    assert set(document["paths"]) == {route.path for route in ROUTES}
+    assert service.asked == []

@@ -7,14 +7,17 @@ from datetime import UTC, datetime, timedelta
 import structlog
 
 from backstop_contracts import (
-    Delivery,
+    ActorKind,
+    Channel,
     Event,
     Folder,
     Message,
     MessageReported,
     ReleaseDecided,
     ReportedAs,
+    message_of,
 )
+from backstop_contracts.identity import report_id
 from chassis import outbox
 from chassis.db import Database
 from chassis.work import Lease, backoff, finish
@@ -41,7 +44,7 @@ class Outcome:
 
     failure: str | None = None
     detail: str | None = None
-    already: bool = False
+    already_done: bool = False
     report: MessageReported | None = None
 
 
@@ -111,7 +114,7 @@ class Carrier:
             )
         except Refused as error:
             if await self._is_done(action, message):
-                return Outcome(already=not action.unanswered)
+                return Outcome(already_done=not action.unanswered)
             if action.unanswered:
                 raise _UnclearError(error.reason or str(error)) from None
             raise
@@ -137,19 +140,21 @@ class Carrier:
         await self._mails.put(message.tenant_id, raw)
         about = _message_of(facts, message)
         said = ReportedAs(action.reported_as or ReportedAs.PHISHING)
-        by_user = rules.report_id(message.tenant_id, message.recipient, about.identity, said)
+        by_user = report_id(message.tenant_id, message.recipient, about, said)
         report = MessageReported(
             tenant_id=message.tenant_id,
             # An admin's decision must not be taken for the user's report, which may have been made before.
             report_id=action.action_id if action.kind is Kind.SUBMIT else by_user,
             reporter=message.recipient,
-            reporter_id=action.by.id if action.by.kind == "user" and action.by.id != message.recipient else None,
+            reporter_id=action.by.id
+            if action.by.kind == ActorKind.USER and action.by.id != message.recipient
+            else None,
             reported_as=said,
-            folder=Folder.JUNK,
-            origin="quarantine",
+            folder=Folder.QUARANTINE,
+            channel=Channel.QUARANTINE,
             reported_at=action.requested_at,
             message=about,
-            wanted=action.wanted,
+            decision=action.decision,
         )
         return Outcome(report=report)
 
@@ -186,7 +191,7 @@ class Carrier:
                 tx,
                 action.action_id,
                 succeeded=succeeded,
-                already=outcome.already,
+                already_done=outcome.already_done,
                 failure=outcome.failure,
                 detail=(outcome.detail or "")[:500] or None,
                 report_id=outcome.report.report_id if outcome.report else None,
@@ -227,7 +232,7 @@ def _decided(action: Action, message: QuarantinedMessage, outcome: Outcome) -> R
         recipient=message.recipient,
         decision=action.kind,
         succeeded=outcome.failure is None,
-        already=outcome.already,
+        already_done=outcome.already_done,
         detail=(outcome.detail or "")[:500] or None,
         reason=action.reason,
         decided_by=action.by,
@@ -236,33 +241,12 @@ def _decided(action: Action, message: QuarantinedMessage, outcome: Outcome) -> R
 
 
 def _message_of(facts: MailFacts, message: QuarantinedMessage) -> Message:
-    """Write the facts of a mail as events carry them; what its header lacks is taken from the quarantine."""
-    authentication, antispam = facts.authentication, facts.antispam
-    return Message(
-        sha256=facts.sha256,
-        size=facts.size,
-        internet_message_id=facts.internet_message_id or message.internet_message_id,
-        network_message_id=facts.network_message_id or message.network_message_id,
-        fingerprint=facts.fingerprint,
-        sender=facts.from_address,
-        sender_domain=facts.from_domain,
-        envelope_sender=facts.envelope_sender,
-        sender_ip=facts.sender_ip,
-        subject=facts.subject or None,
-        received_at=facts.received_at or message.received_at,
-        delivery=Delivery(
-            scl=antispam.scl,
-            bcl=antispam.bcl,
-            sfv=antispam.sfv,
-            cat=antispam.cat,
-            sfty=antispam.sfty,
-            ipv=antispam.ipv,
-            spf=authentication.spf,
-            dkim=authentication.dkim,
-            dmarc=authentication.dmarc,
-            dmarc_action=authentication.dmarc_action,
-            compauth=authentication.compauth,
-            compauth_reason=authentication.compauth_reason,
-            header_from=authentication.header_from,
-        ),
+    """Return the facts of a message as events carry them; what its header lacks is taken from the quarantine."""
+    found = message_of(facts)
+    return found.model_copy(
+        update={
+            "internet_message_id": found.internet_message_id or message.internet_message_id,
+            "network_message_id": found.network_message_id or message.network_message_id,
+            "received_at": found.received_at or message.received_at,
+        }
     )

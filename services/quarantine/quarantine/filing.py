@@ -6,7 +6,8 @@ from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
-from backstop_contracts import Actor, Block, BlockRequested, Wanted
+from backstop_contracts import Actor, AdminDecision, Block, BlockKind, BlockRequested, BlockScope, Channel
+from backstop_contracts.identity import mailbox_block_id
 from chassis import outbox, telemetry
 from chassis.db import Database, Tx
 from quarantine import rules, store
@@ -25,7 +26,7 @@ async def file(
     reason: str | None = None,
     variant: str | None = None,
     reported_as: str | None = None,
-    wanted: Wanted | None = None,
+    decision: AdminDecision | None = None,
 ) -> list[UUID]:
     """
     Store a wish for each of *messages*, for the worker to carry out; returns their ids.
@@ -34,8 +35,8 @@ async def file(
     Wishes of another *variant* are others.
     """
     variant = variant or reported_as or ""
-    if wanted:
-        variant = hashlib.sha256(wanted.model_dump_json(exclude={"by"}).encode()).hexdigest()[:16]
+    if decision:
+        variant = hashlib.sha256(decision.model_dump_json(exclude={"decided_by"}).encode()).hexdigest()[:16]
     last = await store.last_actions(tx, [message.message_id for message in messages], kind, variant)
     ids, rounds = [], []
     for message in messages:
@@ -51,7 +52,7 @@ async def file(
         kind=kind,
         variant=variant,
         reported_as=reported_as,
-        wanted=wanted,
+        decision=decision,
         reason=reason,
         by=by,
         traceparent=telemetry.current_traceparent(),
@@ -71,10 +72,12 @@ async def block_sender(tx: Tx, message: QuarantinedMessage, sender: str, *, by: 
     if last and last.status in ("requested", "applied"):
         return last
     round_ = last.round + 1 if last else 1
-    id_ = rules.block_id(message.tenant_id, message.recipient, sender, round_)
+    id_ = mailbox_block_id(Channel.QUARANTINE, message.tenant_id, message.recipient, sender, round_)
     block = MailboxBlock(id_, message.recipient, sender, round_, "requested")
     if await store.record_block(tx, message.tenant_id, block):
-        wish = Block(block_id=id_, scope="mailbox", kind="sender", value=sender, mailbox=message.recipient)
+        wish = Block(
+            block_id=id_, scope=BlockScope.MAILBOX, kind=BlockKind.SENDER, value=sender, mailbox=message.recipient
+        )
         requested = BlockRequested(
             tenant_id=message.tenant_id, block=wish, requested_by=by, requested_at=datetime.now(UTC)
         )

@@ -3,16 +3,16 @@
 import base64
 import binascii
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 from uuid import UUID
 
 import structlog
 from fastapi import APIRouter, Body, Depends, Query, Response
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
-from backstop_contracts import Actor, CaseStatus, Category, ReportedAs, VerdictReady, Wanted, WantedBlock
+from backstop_contracts import Actor, ActorKind, AdminDecision, CaseStatus, Category, ReportedAs, Verdict
+from backstop_contracts.api import BlockInput
 from chassis.auth import Caller, require
 from chassis.db import Database
 from chassis.http import WITHOUT_NUL, Problem, problems
@@ -32,8 +32,6 @@ PATIENCE = timedelta(seconds=10)
 FOR_THE_CASE = timedelta(seconds=3)
 """How long an answer waits for triage to say which case a submission has become."""
 MOST_AT_ONCE = 200
-BLOCK_DAYS = 30
-MOST_BLOCK_DAYS = 90
 REPORTED_AS = {
     Category.PHISHING: ReportedAs.PHISHING,
     Category.MALWARE: ReportedAs.MALWARE,
@@ -44,44 +42,6 @@ REPORTED_AS = {
 
 class _Input(BaseModel):
     model_config = ConfigDict(extra="forbid")
-
-
-class QuarantineBlock(_Input):
-    """
-    Block the mail's sender, its whole domain, or one URL, for the tenant.
-
-    The entry ends at `expires_at`: after 30 days when nothing is said, at most 90 days from now, or never.
-    """
-
-    kind: Literal["sender", "domain", "url"] = "sender"
-    url: Annotated[
-        str | None, Field(max_length=2000, pattern=WITHOUT_NUL, description="Only with kind url: http or https.")
-    ] = None
-    expires_at: AwareDatetime | None = None
-    never_expires: bool = False
-
-    @model_validator(mode="after")
-    def _check(self) -> "QuarantineBlock":
-        if (self.kind == "url") != (self.url is not None):
-            raise ValueError("give url with kind url, and only then")
-        if self.url is not None and (
-            urlsplit(self.url).scheme not in ("http", "https") or not urlsplit(self.url).hostname
-        ):
-            raise ValueError("url must be absolute, http or https")
-        if self.expires_at and self.never_expires:
-            raise ValueError("give expires_at or never_expires, not both")
-        now = datetime.now(UTC)
-        if self.expires_at and not now < self.expires_at <= now + timedelta(days=MOST_BLOCK_DAYS):
-            raise ValueError(f"expires_at must lie in the future, at most {MOST_BLOCK_DAYS} days from now")
-        return self
-
-    def wanted(self) -> WantedBlock:
-        """Write the wish as the event carries it."""
-        # Whole days, so that the same wish said twice is the same.
-        end = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0) + timedelta(days=BLOCK_DAYS + 1)
-        return WantedBlock(
-            kind=self.kind, url=self.url, expires_at=None if self.never_expires else self.expires_at or end
-        )
 
 
 class _About(_Input):
@@ -106,11 +66,11 @@ class Deny(_About):
 
 
 class SubmitFromQuarantine(_About):
-    """Have Microsoft analyse the mails, and block senders, domains or URLs meanwhile."""
+    """Have Microsoft analyse the messages, and make `blocks` meanwhile."""
 
     action: Literal["submit"]
     category: Category
-    block: Annotated[list[QuarantineBlock], Field(max_length=20)] = []
+    blocks: Annotated[list[BlockInput], Field(max_length=20)] = []
     note: Annotated[str | None, Field(max_length=500, pattern=WITHOUT_NUL)] = None
 
 
@@ -123,11 +83,11 @@ class SubmissionState(BaseModel):
     report_id: UUID
     case_id: UUID | None
     case_status: CaseStatus | None
-    verdict: VerdictReady | None
+    verdict: Verdict | None
 
 
 class QuarantinedSummary(BaseModel):
-    """A quarantined mail of one recipient, as a row of a list. `permitted` is what the recipient may do with it."""
+    """A quarantined message of one recipient, as a row of a list."""
 
     message_id: UUID
     network_message_id: str
@@ -145,33 +105,34 @@ class QuarantinedSummary(BaseModel):
     quarantine_policy: str
     status: Status
     status_changed_at: datetime
-    shared_by: Annotated[int, Field(description="Recipients who share the row in Defender's quarantine.")]
-    permitted: list[str]
+    recipient_count: Annotated[int, Field(description="Recipients who share the row in Defender's quarantine.")]
+    user_permissions: Annotated[list[str], Field(description="What the recipient may do with it.")]
 
 
 class QuarantinePage(BaseModel):
     """
-    A page of quarantined mails: pending release requests first, then the latest.
+    A page of quarantined messages: pending release requests first, then the latest.
 
-    `next` is the cursor of the following page. `synced_at` is when the list last agreed with Defender, `trouble` why
-    it does not now, or which quarantine policies are not understood, so that their users are not served.
+    `next_cursor` is the `cursor` of the following page; null on the last. `synced_at` is when the list last agreed with
+    Defender. `warning` says why it does not now, or which quarantine policies could not be read, so that their users
+    are not served.
     """
 
     items: list[QuarantinedSummary]
-    next: str | None
+    next_cursor: str | None
     synced_at: datetime | None
-    trouble: str | None
+    warning: str | None
 
 
 class ActionState(BaseModel):
-    """A wish, and what became of it. `already` means that the mail was in that state before, by whomsoever."""
+    """An action and its outcome. `already_done`: somebody had done the same before."""
 
     action_id: UUID
     message_id: UUID
     recipient: str
     action: Kind
     state: Literal["running", "succeeded", "failed"]
-    already: bool
+    already_done: bool
     failure: Annotated[str | None, Field(description="refused, not-allowed, gone or gave-up.")]
     detail: Annotated[str | None, Field(description="Microsoft's own reason where there is one.")]
     reason: str | None
@@ -298,9 +259,9 @@ def _add_lists(router: APIRouter, db: Database) -> None:
         sync = await store.sync_state(db.pool, caller.tenant_id) or {}
         return QuarantinePage(
             items=[QuarantinedSummary(**_summary(message)) for message in found[:limit]],
-            next=_write_cursor(found[limit - 1]) if len(found) > limit else None,
+            next_cursor=_write_cursor(found[limit - 1]) if len(found) > limit else None,
             synced_at=sync.get("succeeded_at"),
-            trouble=sync.get("trouble"),
+            warning=sync.get("warning"),
         )
 
     @router.get("/{message_id}", operation_id="read_quarantined", responses=problems(401, 403, 404, 422, 503))
@@ -399,6 +360,7 @@ def _add_actions(router: APIRouter, db: Database, patience: timedelta) -> None:
         operation_id="act_on_quarantine",
         responses={
             202: {"model": ActionResults, "description": "Some are still running, and none has failed yet."},
+            207: {"model": ActionResults, "description": "Some have failed, others have not: see the results."},
             **problems(400, 401, 403, 404, 409, 422, 502, 503),
         },
     )
@@ -406,25 +368,27 @@ def _add_actions(router: APIRouter, db: Database, patience: timedelta) -> None:
         """
         Release or deny, or submit and block, for one mail or for many.
 
-        200: all of it is done. 202: some is still running; ask for its action. 409: Microsoft refused at least one,
-        502: Microsoft could not be reached or does not let Backstop do it; `results` of the problem says what became
-        of each mail, and why. The same wish said again is the same wish, unless it has failed.
+        200: all of it is done. 202: some is still running; ask for its action. 207: some has failed, the rest has not.
+        409: Microsoft refused all of it. 502: Microsoft could not be reached, or does not let Backstop do any of it.
+        `results` has the outcome for each message, in the problem as well. Sending the same request again joins the
+        action that exists, unless that failed.
         """
-        by = Actor(kind="app" if caller.is_app else "user", id=caller.oid, name=caller.name)
+        by = Actor(kind=ActorKind.APP if caller.is_app else ActorKind.USER, id=caller.oid, name=caller.name)
         messages, ids = await _file(db, caller, wish, by)
         actions = await filing.outcomes(db, caller.tenant_id, ids, patience)
         await filing.cases_known(db, actions, min(patience, FOR_THE_CASE))
         states = await _states(db, actions, messages)
         failed = [state for state in states if state.state == "failed"]
-        if failed:
+        if len(failed) == len(states):
             refused = any(state.failure in ("refused", "gone") for state in failed)
             raise Problem(
                 409 if refused else 502,
-                f"{len(failed)} of {len(states)} mails: not done",
+                "Nothing was done",
                 failed[0].detail or "Microsoft gave no reason",
                 results=[state.model_dump(mode="json") for state in states],
             )
-        response.status_code = 200 if all(state.state == "succeeded" for state in states) else 202
+        running = any(state.state == "running" for state in states)
+        response.status_code = 207 if failed else 202 if running else 200
         return ActionResults(results=states)
 
     @router.get("/actions/{action_id}", operation_id="read_action", responses=problems(401, 403, 404, 422, 503))
@@ -463,12 +427,15 @@ async def _file(
                 _check_denial(messages, copies)
                 ids = await filing.file(tx, messages, Kind.DENY, by=by, reason=wish.reason)
             case SubmitFromQuarantine():
-                wanted = Wanted(
-                    category=wish.category, blocks=tuple(one.wanted() for one in wish.block), note=wish.note, by=by
+                decision = AdminDecision(
+                    category=wish.category,
+                    blocks=tuple(block.decided() for block in wish.blocks),
+                    note=wish.note,
+                    decided_by=by,
                 )
                 said = REPORTED_AS[wish.category]
                 ids = await filing.file(
-                    tx, messages, Kind.SUBMIT, by=by, reason=wish.note, reported_as=said, wanted=wanted
+                    tx, messages, Kind.SUBMIT, by=by, reason=wish.note, reported_as=said, decision=decision
                 )
     return messages, ids
 
@@ -498,7 +465,7 @@ async def _states(db: Database, actions: Sequence[Action], messages: Sequence[Qu
             recipient=known[action.message_id].recipient,
             action=action.kind,
             state="running" if action.state == "pending" else "succeeded" if action.state == "succeeded" else "failed",
-            already=action.already,
+            already_done=action.already_done,
             failure=action.failure,
             detail=action.detail,
             reason=action.reason,
@@ -516,11 +483,13 @@ def _submission(one: Submission) -> SubmissionState:
 
 
 def _summary(message: QuarantinedMessage) -> dict[str, Any]:
-    same = QuarantinedSummary.model_fields.keys() - {"shared_by", "permitted"}
+    same = QuarantinedSummary.model_fields.keys() - {"recipient_count", "user_permissions"}
     return {
         **{name: getattr(message, name) for name in same},
-        "shared_by": message.sharing,
-        "permitted": [str(bit.name).lower().replace("_", "-") for bit in Permissions if bit in message.permitted],
+        "recipient_count": message.sharing,
+        "user_permissions": [
+            str(bit.name).lower().replace("_", "-") for bit in Permissions if bit in message.permitted
+        ],
     }
 
 

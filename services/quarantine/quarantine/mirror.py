@@ -95,9 +95,9 @@ class Mirror:
             # One that cannot be read is kept as one that is not known yet: its mail waits to be told of.
             known = [policy for policy in policies if policy.doubt is not Doubt.UNREADABLE]
             await store.record_policies(tx, sync.tenant_id, known)
-        trouble = rules.trouble_with(policies)
-        if trouble:
-            log.warning("policies.not_understood", tenant_id=sync.tenant_id, trouble=trouble)
+        warning = rules.policy_warning(policies)
+        if warning:
+            log.warning("policies.not_understood", tenant_id=sync.tenant_id, warning=warning)
         for start, end in rules.windows(None if sweeping else sync.read_until, now):
             await self._record(sync, StartReceivedDate=start, EndReceivedDate=end)
         earliest = now - timedelta(days=rules.LONGEST_DAYS)
@@ -108,7 +108,7 @@ class Mirror:
             await store.expire(tx, sync.tenant_id)
             if sweeping:
                 await store.miss(tx, sync.tenant_id, sync.sweep)
-            await store.settle_sync(tx, sync, read_until=now, swept=sweeping, due_in=self._every, trouble=trouble)
+            await store.settle_sync(tx, sync, read_until=now, swept=sweeping, due_in=self._every, warning=warning)
         log.info("sync.done", tenant_id=sync.tenant_id, swept=sweeping)
 
     async def _record(self, sync: Sync, **window: Any) -> None:

@@ -284,7 +284,7 @@ class Pages:
             if action.detail == NOT_PERMITTED:
                 raise _PageError("not_permitted", 409)
             return await self._failed(visit, action.detail, away=action.failure in ("gave-up", "not-allowed"))
-        return await self._done(visit, str(kind), running=action.state == "pending", already=action.already)
+        return await self._done(visit, str(kind), running=action.state == "pending", already=action.already_done)
 
     async def _block(self, visit: _Visit) -> Response:
         """Block the sender for the recipient's mailbox, and say what became of that."""

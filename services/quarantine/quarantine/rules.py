@@ -106,8 +106,8 @@ def read_policies(rows: Iterable[Row]) -> list[Policy]:
     return policies
 
 
-def trouble_with(policies: Sequence[Policy]) -> str | None:
-    """Say which quarantine policies are not understood, and what follows from it."""
+def policy_warning(policies: Sequence[Policy]) -> str | None:
+    """Return which quarantine policies could not be read and what follows from it; None if all could."""
     found = {doubt: ", ".join(policy.name for policy in policies if policy.doubt is doubt) for doubt in Doubt}
     words = []
     if not policies:
@@ -359,16 +359,6 @@ def after(kind: Kind, before: Status) -> Status | None:
 def action_id(message: UUID, kind: Kind, variant: str, round_: int) -> UUID:
     """Name the wish number *round_* of a kind for a mail: made twice at the same time, it is one."""
     return uuid5(message, f"{kind}:{variant}:{round_}")
-
-
-def block_id(tenant_id: UUID, mailbox: str, sender: str, round_: int) -> UUID:
-    """Name the wish number *round_* to block a sender for a mailbox from the quarantine."""
-    return uuid5(tenant_id, f"quarantine-block:{mailbox}:{sender}:{round_}")
-
-
-def report_id(tenant_id: UUID, recipient: str, mail: str, reported_as: str) -> UUID:
-    """Name a user's report as reporter does: through whatever channel it comes, it is one."""
-    return uuid5(tenant_id, f"report:{recipient.lower()}:{mail}:{reported_as}")
 
 
 class Every(StrEnum):

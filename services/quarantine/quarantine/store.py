@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from backstop_contracts import Actor, CaseStatus, CaseUpdated, VerdictReady, Wanted
+from backstop_contracts import Actor, AdminDecision, CaseStatus, CaseUpdated, Verdict, VerdictReady
 from chassis.db import Reads, Tx
 from quarantine.rules import Every, Kind, Permissions, Policy, Quarantined, Status, message_id, permitted
 
@@ -65,12 +65,12 @@ async def prolong(tx: Tx, sync: Sync, lease: timedelta) -> bool:
 
 
 async def settle_sync(
-    tx: Tx, sync: Sync, *, read_until: datetime, swept: bool, due_in: timedelta, trouble: str | None
+    tx: Tx, sync: Sync, *, read_until: datetime, swept: bool, due_in: timedelta, warning: str | None
 ) -> None:
     """Note what has been read, whether it was all of it, what of it nobody understands, and when to read again."""
     await tx.execute(
         "UPDATE syncs SET due_at = now() + $5::interval, attempts = 0, read_until = $3, succeeded_at = now(),"
-        " trouble = $7, sweep = $6, swept_at = CASE WHEN $4::bool THEN now() ELSE swept_at END"
+        " warning = $7, sweep = $6, swept_at = CASE WHEN $4::bool THEN now() ELSE swept_at END"
         " WHERE tenant_id = $1 AND turn = $2",
         sync.tenant_id,
         sync.turn,
@@ -78,18 +78,18 @@ async def settle_sync(
         swept,
         due_in,
         sync.sweep,
-        trouble,
+        warning,
     )
 
 
-async def postpone_sync(tx: Tx, sync: Sync, wait: timedelta, trouble: str) -> None:
+async def postpone_sync(tx: Tx, sync: Sync, wait: timedelta, warning: str) -> None:
     """Try a tenant again after *wait*."""
     await tx.execute(
-        "UPDATE syncs SET due_at = now() + $3::interval, trouble = $4 WHERE tenant_id = $1 AND turn = $2",
+        "UPDATE syncs SET due_at = now() + $3::interval, warning = $4 WHERE tenant_id = $1 AND turn = $2",
         sync.tenant_id,
         sync.turn,
         wait,
-        trouble,
+        warning,
     )
 
 
@@ -179,7 +179,7 @@ async def record_policies(tx: Tx, tenant_id: UUID, policies: Sequence[Policy]) -
 
 async def sync_state(db: Reads, tenant_id: UUID) -> dict[str, Any] | None:
     """Return when the mirror last agreed with Exchange, and why it does not now."""
-    row = await db.fetchrow("SELECT succeeded_at, swept_at, trouble FROM syncs WHERE tenant_id = $1", tenant_id)
+    row = await db.fetchrow("SELECT succeeded_at, swept_at, warning FROM syncs WHERE tenant_id = $1", tenant_id)
     return dict(row) if row else None
 
 
@@ -308,11 +308,11 @@ class Action:
     variant: str
     round: int
     reported_as: str | None
-    wanted: Wanted | None
+    decision: AdminDecision | None
     reason: str | None
     by: Actor
     state: str
-    already: bool
+    already_done: bool
     failure: str | None
     detail: str | None
     report_id: UUID | None
@@ -324,11 +324,11 @@ class Action:
 
 
 def _action(row: Any) -> Action:
-    parsed = ("kind", "wanted", "by")
+    parsed = ("kind", "decision", "by")
     return Action(
         **{name: row[name] for name in Action.__slots__ if name not in parsed},
         kind=Kind(row["kind"]),
-        wanted=Wanted.model_validate_json(row["wanted"]) if row["wanted"] else None,
+        decision=AdminDecision.model_validate_json(row["decision"]) if row["decision"] else None,
         by=Actor.model_validate_json(row["by"]),
     )
 
@@ -354,15 +354,15 @@ async def record_actions(
     kind: Kind,
     variant: str,
     reported_as: str | None,
-    wanted: Wanted | None,
+    decision: AdminDecision | None,
     reason: str | None,
     by: Actor,
     traceparent: str | None,
 ) -> None:
     """Store a wish for each of the mails; one that somebody else stored at the same time stands."""
     await tx.execute(
-        "INSERT INTO actions (action_id, tenant_id, message_id, round, kind, variant, reported_as, wanted, reason, by,"
-        " traceparent) SELECT action_id, tenant_id, message_id, round, $5, $6, $7, $8, $9, $10, $11"
+        "INSERT INTO actions (action_id, tenant_id, message_id, round, kind, variant, reported_as, decision, reason,"
+        " by, traceparent) SELECT action_id, tenant_id, message_id, round, $5, $6, $7, $8, $9, $10, $11"
         " FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::int[]) AS new (action_id, tenant_id, message_id, round)"
         " ON CONFLICT DO NOTHING",
         list(action_ids),
@@ -372,7 +372,7 @@ async def record_actions(
         kind,
         variant,
         reported_as,
-        wanted.model_dump_json() if wanted else None,
+        decision.model_dump_json() if decision else None,
         reason,
         by.model_dump_json(),
         traceparent,
@@ -422,7 +422,7 @@ async def settle_action(
     action_id: UUID,
     *,
     succeeded: bool,
-    already: bool = False,
+    already_done: bool = False,
     failure: str | None = None,
     detail: str | None = None,
     report_id: UUID | None = None,
@@ -430,11 +430,11 @@ async def settle_action(
     """Record what became of a wish; False when somebody else has."""
     return bool(
         await tx.fetchval(
-            "UPDATE actions SET state = $2, already = $3, failure = $4, detail = $5, report_id = $6,"
+            "UPDATE actions SET state = $2, already_done = $3, failure = $4, detail = $5, report_id = $6,"
             " settled_at = now(), unanswered = false WHERE action_id = $1 AND state = 'pending' RETURNING true",
             action_id,
             "succeeded" if succeeded else "failed",
-            already,
+            already_done,
             failure,
             detail,
             report_id,
@@ -492,7 +492,7 @@ async def record_verdicts(tx: Tx, verdicts: Sequence[VerdictReady]) -> None:
         " ON CONFLICT (case_id) DO UPDATE SET verdict = excluded.verdict, read_at = excluded.read_at"
         " WHERE cases.read_at IS NULL OR cases.read_at <= excluded.read_at",
         [verdict.case_id for verdict in verdicts],
-        [verdict.model_dump(mode="json") for verdict in verdicts],
+        [verdict.model_dump(mode="json", include=set(Verdict.model_fields)) for verdict in verdicts],
         [verdict.read_at for verdict in verdicts],
     )
 
@@ -505,7 +505,7 @@ class Submission:
     message_id: UUID
     case_id: UUID | None
     status: CaseStatus | None
-    verdict: VerdictReady | None
+    verdict: Verdict | None
 
 
 async def submissions(db: Reads, message_ids: Collection[UUID]) -> list[Submission]:
@@ -521,7 +521,7 @@ async def submissions(db: Reads, message_ids: Collection[UUID]) -> list[Submissi
             message_id=row["message_id"],
             case_id=row["case_id"],
             status=CaseStatus(row["status"]) if row["status"] else None,
-            verdict=VerdictReady.model_validate(row["verdict"]) if row["verdict"] else None,
+            verdict=Verdict.model_validate(row["verdict"]) if row["verdict"] else None,
         )
         for row in rows
     ]

@@ -111,15 +111,15 @@ async def test_a_refusal_that_is_not_json_is_waited_out(world: Any) -> None:
 
     state = await store.sync_state(world.db.pool, world.tenant_id)
     assert state is not None
-    assert "403" in state["trouble"]
-    assert "Exchange.ManageAsApp" in state["trouble"]
+    assert "403" in state["warning"]
+    assert "Exchange.ManageAsApp" in state["warning"]
     assert set(await world.status()) == {("first", ANNA)}
 
     app.exchange_role = role
     await world.sync()
     state = await store.sync_state(world.db.pool, world.tenant_id)
     assert state is not None
-    assert state["trouble"] is None
+    assert state["warning"] is None
     assert set(await world.status()) == {("first", ANNA), ("second", ANNA)}
 
 
@@ -131,14 +131,14 @@ async def test_policies_that_are_not_understood_are_told_to_admins_and_in_the_lo
         await world.sync()
     state = await store.sync_state(world.db.pool, world.tenant_id)
     assert state["succeeded_at"]
-    assert "Ours" in state["trouble"]
-    assert [one["log_level"] for one in logs if "Ours" in str(one.get("trouble"))] == ["warning"]
+    assert "Ours" in state["warning"]
+    assert [one["log_level"] for one in logs if "Ours" in str(one.get("warning"))] == ["warning"]
     assert await world.db.pool.fetch("SELECT FROM policies") == []
 
     for shape in ("number", "string"):
         world.state.settings.quarantine_permissions = shape
         await world.sync()
-        assert (await store.sync_state(world.db.pool, world.tenant_id))["trouble"] is None
+        assert (await store.sync_state(world.db.pool, world.tenant_id))["warning"] is None
         assert await world.db.pool.fetchval("SELECT permissions FROM policies") == 4
 
 

@@ -280,7 +280,7 @@ async def test_a_report_goes_to_triage_with_the_mail(world: Any, browser: Browse
     assert "Thank you" in browser.text
     (report,) = await world.emitted()
     assert isinstance(report, MessageReported)
-    assert (report.origin, report.reporter, report.reported_as, report.wanted) == (
+    assert (report.channel, report.reporter, report.reported_as, report.decision) == (
         "quarantine", ANNA, "not-junk", None,
     )  # fmt: skip
 

@@ -15,9 +15,9 @@ from quarantine.rules import (
     is_partly_released,
     named,
     permitted,
+    policy_warning,
     read_policies,
     read_row,
-    trouble_with,
     windows,
 )
 
@@ -193,7 +193,7 @@ def test_permissions_are_read_as_text_or_as_a_number(said: Any, permissions: int
     """Whichever stands where, with whatever ends of lines, spaces, brackets, case and names of their own."""
     (policy,) = read_policies([{"Name": "A", column: said}])
     assert (int(policy.permissions), policy.doubt) == (permissions, None)
-    assert trouble_with([policy]) is None
+    assert policy_warning([policy]) is None
 
 
 @pytest.mark.parametrize(
@@ -223,7 +223,7 @@ def test_a_policy_that_cannot_be_read_permits_nothing_and_is_named(said: dict[st
     ]
     policies = read_policies(rows)
     assert [(policy.name, int(policy.permissions)) for policy in policies] == [("Odd", 0), ("Full", 39)]
-    trouble = trouble_with(policies) or ""
+    trouble = policy_warning(policies) or ""
     assert ("Odd" in trouble, "Full" in trouble, "no digests" in trouble) == (True, False, True)
 
 
@@ -242,12 +242,12 @@ def test_of_two_that_contradict_each_other_the_lesser_counts(text: str, number: 
     said = {"EndUserQuarantinePermissions": text, "EndUserQuarantinePermissionsValue": number}
     (policy,) = read_policies([{"Name": "Ours", **said}])
     assert int(policy.permissions) == lesser
-    assert "contradict each other; what grants less counts: Ours" in (trouble_with([policy]) or "")
+    assert "contradict each other; what grants less counts: Ours" in (policy_warning([policy]) or "")
 
 
 def test_a_tenant_without_policies_is_told_so() -> None:
     """Its users could do nothing, and nobody would know why."""
-    assert "no quarantine policy" in (trouble_with([]) or "")
+    assert "no quarantine policy" in (policy_warning([]) or "")
 
 
 def test_windows_cover_the_time_since_the_last_reading_without_a_gap() -> None:

@@ -12,12 +12,13 @@ from typing import Any, TypeAlias
 
 import asyncpg
 
-from backstop_contracts import Actor, Block, BlockRequested, MessageReported
+from backstop_contracts import Actor, Block, BlockKind, BlockRequested, BlockScope, Channel, Event, MessageReported
+from backstop_contracts.identity import mailbox_block_id
 from chassis import outbox
 from chassis.db import Database, Tx
 from mail import MailStore
 from reporter import store
-from reporter.rules import block_id, blockable
+from reporter.rules import blockable
 
 TOGETHER = 50
 """Most reports that are filed in one transaction."""
@@ -130,41 +131,52 @@ class Filing:
 async def file(tx: Tx, wishes: Sequence[Wish], mails: MailStore) -> list[Filed]:
     """File reports: see `Filing.file`."""
     recorded = await store.record_reports(tx, [(wish.report, wish.by.id) for wish in wishes])
-    new = [(wish.report, wish.cause) for wish, one in zip(wishes, recorded, strict=True) if one.new]
-    await outbox.emit(tx, new)
     filed = []
+    events: list[tuple[Event, str | None]] = []
     for wish, one in zip(wishes, recorded, strict=True):
         if one.mail_gone:
             await mails.put(wish.report.tenant_id, wish.raw)
         if not one.new:
             await store.add_filer(tx, wish.report, wish.by.id)
         sender = blockable(wish.report.message)
-        block = await _block(tx, wish, wish.block_for, sender) if wish.block_for and sender else None
+        block, requested = await _block(tx, wish, wish.block_for, sender) if wish.block_for and sender else (None, None)
+        if one.new:
+            blocks = (_block_of(wish, wish.block_for, block),) if wish.block_for and block else ()
+            events.append((wish.report.model_copy(update={"blocks": blocks}), wish.cause))
+        if requested:
+            events.append((requested, wish.cause))
         filed.append(Filed(not one.new, block))
+    await outbox.emit(tx, events)
     return filed
 
 
-async def _block(tx: Tx, asked: Wish, mailbox: str, sender: str) -> store.Block:
-    """Ask for a block unless one stands or is on its way; one that failed or ended is asked for anew."""
+async def _block(tx: Tx, asked: Wish, mailbox: str, sender: str) -> tuple[store.Block, BlockRequested | None]:
+    """Request a block unless one stands or is on its way; one that failed or ended is requested anew."""
     report = asked.report
     last = await store.last_block(tx, report.tenant_id, mailbox, sender)
     if last and last.status in ("requested", "applied"):
         await store.attach_block(tx, report.report_id, last.block_id)
-        return last
+        return last, None
     round_ = last.round + 1 if last else 1
-    block = store.Block(block_id(report.tenant_id, mailbox, sender, round_), sender, round_, "requested")
+    block_id = mailbox_block_id(Channel.API, report.tenant_id, mailbox, sender, round_)
+    block = store.Block(block_id, sender, round_, "requested")
     await store.attach_block(tx, report.report_id, block.block_id)
-    if await store.record_block(tx, report.tenant_id, mailbox, block):
-        wish = Block(
-            block_id=block.block_id,
-            scope="mailbox",
-            kind="sender",
-            value=sender,
-            mailbox=mailbox,
-            report_id=report.report_id,
-        )
-        requested = BlockRequested(
-            tenant_id=report.tenant_id, block=wish, requested_by=asked.by, requested_at=report.reported_at
-        )
-        await outbox.emit(tx, [(requested, asked.cause)])
-    return block
+    if not await store.record_block(tx, report.tenant_id, mailbox, block):
+        return block, None
+    return block, BlockRequested(
+        tenant_id=report.tenant_id,
+        block=_block_of(asked, mailbox, block),
+        requested_by=asked.by,
+        requested_at=report.reported_at,
+    )
+
+
+def _block_of(asked: Wish, mailbox: str, block: store.Block) -> Block:
+    return Block(
+        block_id=block.block_id,
+        scope=BlockScope.MAILBOX,
+        kind=BlockKind.SENDER,
+        value=block.sender,
+        mailbox=mailbox,
+        report_id=asked.report.report_id,
+    )

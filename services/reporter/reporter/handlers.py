@@ -10,13 +10,13 @@ from backstop_contracts import (
     BlockRemoved,
     CaseExpired,
     CaseUpdated,
+    Channel,
     MessageReported,
     VerdictReady,
 )
 from chassis.db import Tx
 from chassis.kafka import Received
 from reporter import store
-from reporter.rules import ORIGIN
 
 log = structlog.get_logger()
 
@@ -28,7 +28,7 @@ async def on_message_reported(tx: Tx, reports: Sequence[Received[MessageReported
     Their channel has put the mail into the store before, without holding it. Should the same mail, of a case that has
     expired, be deleted in just these seconds, the log says so, and the submission will say that its mail is missing.
     """
-    others = [received.event for received in reports if received.event.origin != ORIGIN]
+    others = [received.event for received in reports if received.event.channel != Channel.API]
     if others:
         for report_id in await store.record_others(tx, others):
             log.error("mail.may_be_missing", report_id=report_id)

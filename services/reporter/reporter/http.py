@@ -2,14 +2,26 @@
 
 import asyncio
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated
 from uuid import UUID
 
 import structlog
 from fastapi import APIRouter, Depends, Request, Response
 from pydantic import BaseModel, Field
 
-from backstop_contracts import Actor, Conclusion, Folder, MailboxMessage, MessageReported, ReportedAs
+from backstop_contracts import (
+    Actor,
+    ActorKind,
+    BlockKind,
+    BlockScope,
+    Channel,
+    MailboxMessage,
+    MessageReported,
+    ReportedAs,
+    message_of,
+)
+from backstop_contracts.api import BlockState
+from backstop_contracts.identity import report_id
 from chassis import telemetry
 from chassis.auth import Caller, require
 from chassis.db import Database
@@ -28,17 +40,12 @@ Reader = Annotated[Caller, Depends(require("Reporter", "SecurityReader", "Securi
 SECURITY = {"SecurityReader", "SecurityAdministrator"}
 OLE = bytes.fromhex("d0cf11e0a1b11ae1")
 """How the files of Outlook and of older Office begin."""
-NO_SENDER = "The mail names no sender that could be blocked; the report stands without the block."
-
-
-class BlockState(BaseModel):
-    """The wish to block the mail's sender for the reporter's mailbox, and what became of it."""
-
-    status: Literal["requested", "applied", "failed", "removed", "not-possible"]
-    explanation: str
-    block_id: UUID | None = None
-    sender: str | None = None
-    reason: str | None = None
+NOT_POSSIBLE = BlockState(
+    scope=BlockScope.MAILBOX,
+    kind=BlockKind.SENDER,
+    status="not-possible",
+    explanation="The message names no sender that could be blocked. The report was saved without the block.",
+)
 
 
 class Accepted(BaseModel):
@@ -56,10 +63,10 @@ class ReportState(BaseModel):
     report_id: UUID
     reporter: str
     reported_as: ReportedAs
-    folder: Folder
+    folder: str
     reported_at: datetime
     status: rules.Status
-    conclusion: Annotated[Conclusion | None, Field(description="Microsoft's verdict; null until there is one.")]
+    conclusion: Annotated[str | None, Field(description="Microsoft's verdict; null until there is one.")]
     explanation: str
     block: BlockState | None
 
@@ -83,7 +90,7 @@ def make_router(db: Database, mails: MailStore, uploads: Uploads) -> APIRouter:
         202: mail and report are durable. The same reporter saying the same of the same mail is one report, however
         often it is sent. 503: send it again, it may be kept or not. Anything else: nothing was kept.
         """
-        by = Actor(kind="app" if caller.is_app else "user", id=caller.oid, name=caller.name)
+        by = Actor(kind=ActorKind.APP if caller.is_app else ActorKind.USER, id=caller.oid, name=caller.name)
         async with uploads.receive(request) as upload:
             facts = await _facts(upload.raw)
             report, mailbox = _report(caller, upload.said, facts)
@@ -103,7 +110,7 @@ def make_router(db: Database, mails: MailStore, uploads: Uploads) -> APIRouter:
             report_id=report.report_id,
             status_url=response.headers["Location"],
             repeated=filed.repeated,
-            block=_block(filed.block) or BlockState(status="not-possible", explanation=NO_SENDER) if wanted else None,
+            block=_block(filed.block) or NOT_POSSIBLE if wanted else None,
         )
 
     @router.get("/{report_id}", operation_id="read_report", responses=problems(401, 403, 404, 422, 503))
@@ -160,15 +167,15 @@ def _report(caller: Caller, said: Attributes, facts: MailFacts) -> tuple[Message
                 place = place.model_copy(update={"user_id": own})
     except rules.NotYoursError as error:
         raise Problem(403, "Not allowed", f"{error}; nothing was kept") from None
-    message = rules.message_of(facts)
+    message = message_of(facts)
     report = MessageReported(
         tenant_id=caller.tenant_id,
-        report_id=rules.report_id(caller.tenant_id, reporter.address, message, said.reported_as),
+        report_id=report_id(caller.tenant_id, reporter.address, message, said.reported_as),
         reporter=reporter.address,
         reporter_id=None if caller.is_app else caller.oid,
         reported_as=said.reported_as,
         folder=said.folder or rules.folder_of(facts),
-        origin=rules.ORIGIN,
+        channel=Channel.API,
         reported_at=datetime.now(UTC),
         message=message,
         mailbox_message=place,
@@ -179,6 +186,12 @@ def _report(caller: Caller, said: Attributes, facts: MailFacts) -> tuple[Message
 def _block(block: store.Block | None) -> BlockState | None:
     if block is None:
         return None
-    state: dict[str, Any] = {"status": block.status, "reason": block.reason}
-    explanation = rules.block_explained(block.status, block.reason)
-    return BlockState(block_id=block.block_id, sender=block.sender, explanation=explanation, **state)
+    return BlockState(
+        block_id=block.block_id,
+        scope=BlockScope.MAILBOX,
+        kind=BlockKind.SENDER,
+        value=block.sender,
+        status=block.status,
+        reason=block.reason,
+        explanation=rules.block_explained(block.status, block.reason),
+    )

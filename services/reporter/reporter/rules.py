@@ -1,10 +1,10 @@
 """Who reports, what makes a report the same one, and what its reporter is told. Pure functions over data."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from uuid import UUID, uuid5
 
-from backstop_contracts import CaseStatus, Conclusion, Delivery, Folder, Message, ReportedAs
+from backstop_contracts import BlockFailure, BlockRemoval, CaseStatus, Conclusion, Folder, Message, Override
 from mail import MailFacts
 
 LONGEST_ADDRESS = 320
@@ -48,39 +48,6 @@ def own_mailbox(oid: str, name: str | None, user_id: str) -> str:
     return oid
 
 
-def message_of(facts: MailFacts) -> Message:
-    """Write the facts of a mail as events carry them."""
-    authentication, antispam = facts.authentication, facts.antispam
-    return Message(
-        sha256=facts.sha256,
-        size=facts.size,
-        internet_message_id=facts.internet_message_id,
-        network_message_id=facts.network_message_id,
-        fingerprint=facts.fingerprint,
-        sender=facts.from_address and facts.from_address.lower(),
-        sender_domain=facts.from_domain,
-        envelope_sender=facts.envelope_sender,
-        sender_ip=facts.sender_ip,
-        subject=facts.subject or None,
-        received_at=facts.received_at,
-        delivery=Delivery(
-            scl=antispam.scl,
-            bcl=antispam.bcl,
-            sfv=antispam.sfv,
-            cat=antispam.cat,
-            sfty=antispam.sfty,
-            ipv=antispam.ipv,
-            spf=authentication.spf,
-            dkim=authentication.dkim,
-            dmarc=authentication.dmarc,
-            dmarc_action=authentication.dmarc_action,
-            compauth=authentication.compauth,
-            compauth_reason=authentication.compauth_reason,
-            header_from=authentication.header_from,
-        ),
-    )
-
-
 def carries_messages(facts: MailFacts) -> bool:
     """
     Tell whether other messages are attached to the mail, whatever type the attachment says it has.
@@ -104,21 +71,7 @@ def folder_of(facts: MailFacts) -> Folder:
 def blockable(message: Message) -> str | None:
     """Return the sender that a user can block, in lower case; None when the mail names none, or only pretends one."""
     sender = message.sender if message.delivery.header_from in (None, message.sender_domain) else None
-    return sender.lower() if sender and len(sender) <= LONGEST_ADDRESS else None
-
-
-def report_id(tenant_id: UUID, reporter: str, message: Message, reported_as: ReportedAs) -> UUID:
-    """Name a report: the same reporter saying the same of the same mail, whatever the channel and however often."""
-    return uuid5(tenant_id, f"report:{reporter.lower()}:{message.identity}:{reported_as}")
-
-
-def block_id(tenant_id: UUID, mailbox: str, sender: str, round_: int) -> UUID:
-    """Name the wish number *round_* to block a sender for a mailbox."""
-    return uuid5(tenant_id, f"block:{mailbox}:{sender}:{round_}")
-
-
-ORIGIN = "api"
-"""The channel of the reports that come over HTTP."""
+    return sender if sender and len(sender) <= LONGEST_ADDRESS else None
 
 
 class Status(StrEnum):
@@ -131,16 +84,16 @@ class Status(StrEnum):
     DISMISSED = "dismissed"
 
 
-VERDICTS = {
+VERDICTS: Mapping[str, str] = {
     Conclusion.THREAT: "Microsoft confirms that this mail is a threat. Do not open its links or attachments.",
     Conclusion.CLEAN: "Microsoft looked at this mail and found no threat in it.",
     Conclusion.SIMULATION: "This mail was a phishing simulation of your own organisation. Well spotted.",
     Conclusion.UNKNOWN: "Microsoft could not reach a verdict. Your security team decides what happens next.",
 }
-OVERRIDES = {
-    "allowed": "Microsoft says that a setting of your organisation or of your mailbox let this mail in, and not "
+OVERRIDES: Mapping[str, str] = {
+    Override.ALLOWED: "Microsoft says that a setting of your organisation or of your mailbox let this mail in, and not "
     "whether it is a threat. Do not open its links or attachments.",
-    "blocked": "Microsoft says that a setting of your organisation or of your mailbox blocks this mail, and not "
+    Override.BLOCKED: "Microsoft says that a setting of your organisation or of your mailbox blocks this mail, and not "
     "whether it is a threat. Do not open its links or attachments.",
 }
 PROGRESS = {
@@ -152,9 +105,7 @@ PROGRESS = {
 _FINAL = {Conclusion.THREAT, Conclusion.CLEAN, Conclusion.SIMULATION}
 
 
-def progress(
-    status: CaseStatus | None, conclusion: Conclusion | None, override: str | None = None
-) -> tuple[Status, str]:
+def progress(status: CaseStatus | None, conclusion: str | None, override: str | None = None) -> tuple[Status, str]:
     """
     Say where a report has got to and explain it in one sentence, from what is known of its case.
 
@@ -169,22 +120,25 @@ def progress(
         return Status.VERDICT, explanation
     if status is None or status is CaseStatus.OPEN:
         if conclusion:
-            return Status.VERDICT, VERDICTS[conclusion]
+            return Status.VERDICT, VERDICTS.get(conclusion, VERDICTS[Conclusion.UNKNOWN])
         told = Status.RECEIVED if status is None else Status.IN_TRIAGE
     else:
         told = Status.DISMISSED if status is CaseStatus.DISMISSED else Status.SUBMITTED
     return told, PROGRESS[told]
 
 
-_REFUSED = {
-    "own-domain": "the sender belongs to your own organisation",
-    "protected-domain": "the sender is one that your organisation never blocks",
-    "invalid": "the sender's address is not valid",
-    "limit": "your list of blocked senders is full",
-    "refused": "Exchange Online refused it",
-    "gave-up": "Exchange Online could not be reached for too long",
+_REFUSED: Mapping[str, str] = {
+    BlockFailure.OWN_DOMAIN: "the sender belongs to your own organisation",
+    BlockFailure.PROTECTED_DOMAIN: "the sender is one that your organisation never blocks",
+    BlockFailure.INVALID: "the sender's address is not valid",
+    BlockFailure.LIMIT: "your list of blocked senders is full",
+    BlockFailure.REFUSED: "Exchange Online refused it",
+    BlockFailure.GAVE_UP: "Exchange Online could not be reached for too long",
 }
-_ENDED = {"expired": "its time was over", "verdict-clean": "Microsoft found the mail clean"}
+_ENDED: Mapping[str, str] = {
+    BlockRemoval.EXPIRED: "its time was over",
+    BlockRemoval.VERDICT_CLEAN: "Microsoft found the mail clean",
+}
 
 
 def block_explained(status: str, reason: str | None) -> str:

@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from typing import TypeAlias
 from uuid import UUID
 
-from backstop_contracts import CaseStatus, CaseUpdated, Conclusion, Folder, MessageReported, ReportedAs, VerdictReady
+from backstop_contracts import CaseStatus, CaseUpdated, MessageReported, ReportedAs, VerdictReady
 from chassis.db import Reads, Tx
 
 Mail: TypeAlias = tuple[UUID, str]
@@ -40,10 +40,10 @@ class Report:
     filed_by: tuple[str, ...]
     reporter: str
     reported_as: ReportedAs
-    folder: Folder
+    folder: str
     reported_at: datetime
     status: CaseStatus | None
-    conclusion: Conclusion | None
+    conclusion: str | None
     override: str | None
     block: Block | None
 
@@ -148,10 +148,10 @@ async def find_report(db: Reads, tenant_id: UUID, report_id: UUID) -> Report | N
         filed_by=tuple(row["filed_by"]),
         reporter=row["reporter"],
         reported_as=ReportedAs(row["reported_as"]),
-        folder=Folder(row["folder"]),
+        folder=row["folder"],
         reported_at=row["reported_at"],
         status=CaseStatus(row["case_status"]) if row["case_status"] else None,
-        conclusion=Conclusion(row["conclusion"]) if row["conclusion"] else None,
+        conclusion=row["conclusion"],
         override=row["override"],
         block=Block(row["block_id"], row["sender"], row["round"], row["block_status"], row["reason"])
         if row["block_id"]

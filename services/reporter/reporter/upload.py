@@ -10,7 +10,7 @@ import binascii
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import parse_qsl
 
 import orjson
@@ -57,8 +57,8 @@ class Attributes(_Said):
     """What the reporter says about the mail."""
 
     reported_as: ReportedAs
-    folder: Folder | None = None
-    """Where the mail lay. Default: where its headers say that it was delivered, else the Inbox."""
+    folder: Literal[Folder.INBOX, Folder.JUNK] | None = None
+    """Where the message was. Default: where its headers say that it was delivered, else the Inbox."""
     reporter: Address | None = None
     """The mailbox that received the mail. An application must say it; a signed-in person is it."""
     block_sender: bool = False

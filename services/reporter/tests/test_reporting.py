@@ -72,18 +72,22 @@ async def test_an_accepted_report_is_durable_and_published_as_it_is(
     said = f"{parse(raw).fingerprint} fabrikam.example False"
     identity = f"{hashlib.sha256(raw).hexdigest()} <parcel-1@fabrikam.example> mallory@fabrikam.example {said}"
     report_id = uuid5(tenant, f"report:ann@contoso.example:{identity}:phishing")
-    block_id = uuid5(tenant, f"block:{ANN['oid']}:mallory@fabrikam.example:1")
+    block_id = uuid5(tenant, f"block:api:{ANN['oid']}:mallory@fabrikam.example:1")
     assert status == 202
     assert accepted == {
         "report_id": str(report_id),
         "status_url": f"/v1/reports/{report_id}",
         "repeated": False,
         "block": {
-            "status": "requested",
-            "explanation": "The sender is about to be blocked for your mailbox.",
             "block_id": str(block_id),
-            "sender": "mallory@fabrikam.example",
+            "scope": "mailbox",
+            "kind": "sender",
+            "value": "mallory@fabrikam.example",
+            "entry": None,
+            "status": "requested",
             "reason": None,
+            "expires_at": None,
+            "explanation": "The sender is about to be blocked for your mailbox.",
         },
     }
     (reported_topic, reported_key, reported_headers, reported), (_, _, block_headers, block) = await outbox(running)
@@ -98,10 +102,12 @@ async def test_an_accepted_report_is_durable_and_published_as_it_is(
         "reporter_id": ANN["oid"],
         "reported_as": "phishing",
         "folder": "junk",
-        "origin": "api",
-        "wanted": None,
+        "channel": "api",
+        "blocks": (block.block.model_dump(),),
+        "decision": None,
         "mailbox_message": {"user_id": ANN["oid"], "message_id": "AAMk="},
     }
+    assert reported.message.urls == ("https://parcel.example.net/confirm",)
     message = reported.message
     assert (message.sha256, message.size) == (hashlib.sha256(raw).hexdigest(), len(raw))
     assert (message.internet_message_id, message.subject) == ("<parcel-1@fabrikam.example>", "Your parcel")
@@ -262,7 +268,7 @@ async def test_a_block_that_failed_can_be_asked_for_again(
     _, again = await send(running, headers, raw, block_sender=True)
 
     assert again["block"]["status"] == "requested"
-    assert UUID(again["block"]["block_id"]) == uuid5(tenant, f"block:{ANN['oid']}:mallory@fabrikam.example:2")
+    assert UUID(again["block"]["block_id"]) == uuid5(tenant, f"block:api:{ANN['oid']}:mallory@fabrikam.example:2")
     assert [topic for topic, *_ in await outbox(running)] == ["message-reported"] + ["block-requested"] * 2
 
 

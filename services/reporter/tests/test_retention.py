@@ -28,6 +28,7 @@ from backstop_contracts import (
 )
 from chassis.db import Database
 from chassis.kafka import Received
+from conftest import JUDGED
 from mail import MailStore
 from reporter import filing, handlers, store
 from reporter.worker import BATCH, Worker
@@ -227,6 +228,7 @@ async def test_a_case_that_expires_twice_or_before_its_other_events_stays_forgot
     case_id, now = uuid4(), datetime.now(UTC)
     update = opened(tenant, case_id, accepted["report_id"])
     verdict = VerdictReady(
+        **JUDGED,
         tenant_id=tenant,
         submission_id=uuid4(),
         case_id=case_id,
@@ -576,7 +578,7 @@ async def test_replicas_share_the_mails_that_are_to_be_deleted(running: Any, mak
     assert running.stored() == []
 
 
-def quarantined(tenant: UUID, sha256: str, origin: str = "quarantine") -> MessageReported:
+def quarantined(tenant: UUID, sha256: str, channel: str = "quarantine") -> MessageReported:
     """Somebody has reported a mail through another channel, which has put it into the store."""
     return MessageReported(
         tenant_id=tenant,
@@ -584,7 +586,7 @@ def quarantined(tenant: UUID, sha256: str, origin: str = "quarantine") -> Messag
         reporter="ann@contoso.example",
         reported_as=ReportedAs.PHISHING,
         folder=Folder.JUNK,
-        origin=origin,
+        channel=channel,
         reported_at=datetime.now(UTC),
         message=Message(sha256=sha256, size=1),
     )
@@ -632,7 +634,7 @@ async def test_a_report_of_another_channel_and_its_case_that_come_at_once_find_e
 async def test_an_own_report_that_is_heard_of_again_changes_nothing(running: Any, make_mail: Any, tenant: UUID) -> None:
     """Reporter reads what it publishes itself, among the reports of others."""
     sha256 = await running.mails.put(tenant, make_mail())
-    await hear(running.db, quarantined(tenant, sha256, origin="api"))
+    await hear(running.db, quarantined(tenant, sha256, channel="api"))
 
     assert await running.db.pool.fetchval("SELECT count(*) FROM reports") == 0
 

@@ -27,6 +27,7 @@ from backstop_contracts import (
     read_headers,
 )
 from chassis.kafka import create_topics
+from conftest import JUDGED
 from local_stack.ports import choose_port
 from reporter.app import Settings, build
 
@@ -176,6 +177,7 @@ async def test_a_report_goes_out_and_its_outcome_comes_back(
         changed_at=now,
     )
     verdict = VerdictReady(
+        **JUDGED,
         tenant_id=tenant,
         submission_id=uuid4(),
         case_id=case_id,

@@ -22,6 +22,7 @@ from backstop_contracts import (
     VerdictReady,
 )
 from chassis.kafka import Received
+from conftest import JUDGED
 from reporter import handlers
 
 START = datetime(2026, 3, 2, 9, 0, tzinfo=UTC)
@@ -82,6 +83,7 @@ def verdict(
 ) -> VerdictReady:
     """Make the news that Microsoft judged."""
     return VerdictReady(
+        **JUDGED,
         tenant_id=tenant,
         submission_id=uuid4(),
         case_id=case_id,
@@ -353,7 +355,7 @@ async def test_the_end_of_a_block_is_told(
 
     told = (await ask(running, headers, report_id))["block"]
     assert (told["status"], told["reason"]) == (status, reason)
-    assert (told["block_id"], told["sender"]) == (str(block.block_id), "mallory@fabrikam.example")
+    assert (told["block_id"], told["value"]) == (str(block.block_id), "mallory@fabrikam.example")
     assert told["explanation"].endswith(".")
 
 

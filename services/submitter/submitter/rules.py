@@ -5,11 +5,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import quote
 from uuid import UUID
 
-from backstop_contracts import MailboxMessage, Message
+from backstop_contracts import DelayReason, MailboxMessage, Message
 
 DAY = timedelta(days=1)
 
@@ -66,7 +66,7 @@ class Wait:
 
     submission_id: UUID
     until: datetime
-    reason: Literal["quota", "same-item", "throttled"]
+    reason: DelayReason
 
 
 @dataclass(slots=True)
@@ -86,7 +86,7 @@ def plan(due: Sequence[Due], calls: Calls, quota: Quota, now: datetime) -> Plan:
     for one in due:
         quiet_until = calls.quiet_until.get(one.tenant_id, now)
         if quiet_until > now:
-            result.wait.append(Wait(one.submission_id, quiet_until, "throttled"))
+            result.wait.append(Wait(one.submission_id, quiet_until, DelayReason.THROTTLED))
             continue
         if one.looks:
             result.now.append(one.submission_id)
@@ -97,11 +97,11 @@ def plan(due: Sequence[Due], calls: Calls, quota: Quota, now: datetime) -> Plan:
             free_at = now + quota.window
         used = calls.of_tenant.get(one.tenant_id, Used(0, now))
         if free_at > now:
-            result.wait.append(Wait(one.submission_id, free_at, "same-item"))
+            result.wait.append(Wait(one.submission_id, free_at, DelayReason.SAME_ITEM))
         elif used.calls + taken[one.tenant_id] >= quota.submissions:
             rounds = 1 + waiting[one.tenant_id] // quota.submissions
             waiting[one.tenant_id] += 1
-            result.wait.append(Wait(one.submission_id, used.first + rounds * quota.window, "quota"))
+            result.wait.append(Wait(one.submission_id, used.first + rounds * quota.window, DelayReason.QUOTA))
         else:
             taken[one.tenant_id] += 1
             items.add(place)

@@ -24,6 +24,7 @@ class Submission:
     case_id: UUID
     category: Category
     recipient: str
+    folders: tuple[str, ...]
     message: Message
     mailbox_message: MailboxMessage | None
     traceparent: str | None
@@ -43,6 +44,7 @@ def _submission(row: asyncpg.Record) -> Submission:
         case_id=row["case_id"],
         category=Category(row["category"]),
         recipient=row["recipient"],
+        folders=tuple(row["folders"]),
         message=Message.model_validate(row["message"]),
         mailbox_message=MailboxMessage.model_validate(row["mailbox_message"]) if row["mailbox_message"] else None,
         traceparent=row["traceparent"],
@@ -61,8 +63,12 @@ async def record(tx: Tx, requests: Sequence[tuple[SubmissionRequested, str | Non
     events = [event for event, _ in requests]
     await tx.execute(
         "INSERT INTO submissions (submission_id, tenant_id, case_id, category, recipient, message, mailbox_message,"
-        " traceparent, requested_at, item) SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::text[],"
-        " $5::text[], $6::jsonb[], $7::jsonb[], $8::text[], $9::timestamptz[], $10::text[]) ON CONFLICT DO NOTHING",
+        " traceparent, requested_at, item, folders)"
+        " SELECT submission_id, tenant_id, case_id, category, recipient, message, mailbox_message, traceparent,"
+        " requested_at, item, string_to_array(folders, ',')"
+        " FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::text[], $5::text[], $6::jsonb[], $7::jsonb[],"
+        " $8::text[], $9::timestamptz[], $10::text[], $11::text[]) AS new (submission_id, tenant_id, case_id, category,"
+        " recipient, message, mailbox_message, traceparent, requested_at, item, folders) ON CONFLICT DO NOTHING",
         [event.submission_id for event in events],
         [event.tenant_id for event in events],
         [event.case_id for event in events],
@@ -73,6 +79,7 @@ async def record(tx: Tx, requests: Sequence[tuple[SubmissionRequested, str | Non
         [traceparent for _, traceparent in requests],
         [event.requested_at for event in events],
         [item_of(event.message, event.recipient) for event in events],
+        [",".join(event.folders) for event in events],
     )
 
 

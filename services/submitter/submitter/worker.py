@@ -6,12 +6,19 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal
+from typing import Any
 from uuid import UUID
 
 import structlog
 
-from backstop_contracts import SubmissionCreated, SubmissionDelayed, SubmissionFailed
+from backstop_contracts import (
+    Category,
+    DelayReason,
+    SubmissionCreated,
+    SubmissionDelayed,
+    SubmissionFailed,
+    SubmissionFailure,
+)
 from chassis import outbox, telemetry
 from chassis.db import Database, Tx
 from chassis.work import Lease, backoff, finish
@@ -30,7 +37,14 @@ GIVE_UP_AFTER = timedelta(hours=24)
 SLOW_DOWN = "Microsoft asks to slow down"
 NO_ANSWER = "no answer came in time"
 
-Reason = Literal["quota", "same-item", "throttled", "unavailable", "unauthorised"]
+
+GRAPH_CATEGORIES = {
+    Category.PHISHING: "phishing",
+    Category.MALWARE: "malware",
+    Category.SPAM: "spam",
+    Category.NOT_JUNK: "notJunk",
+}
+"""Graph's `submissionCategory`."""
 
 
 class Worker:
@@ -94,9 +108,9 @@ class Worker:
             await store.wait(tx, planned.wait)
             for waiting in planned.wait:
                 text = {
-                    "quota": f"{self._quota.submissions} submissions per 15 minutes are used up",
-                    "same-item": "Microsoft takes the same item once per 15 minutes and 3 times per 24 hours",
-                    "throttled": SLOW_DOWN,
+                    DelayReason.QUOTA: f"{self._quota.submissions} submissions per 15 minutes are used up",
+                    DelayReason.SAME_ITEM: "Microsoft takes the same item once per 15 minutes and 3 times per 24 hours",
+                    DelayReason.THROTTLED: SLOW_DOWN,
                 }[waiting.reason]
                 await _tell_delay(tx, rows[waiting.submission_id], waiting.reason, text, waiting.until)
         return [_claimed(row) for row in send], [_claimed(row) for row in look]
@@ -115,17 +129,19 @@ class Worker:
         except Throttled as error:
             await self._throttled(submission, error)
         except Unauthorised as error:
-            await self._postpone(submission, "unauthorised", str(error), backoff(submission.attempts))
+            await self._postpone(submission, DelayReason.UNAUTHORISED, str(error), backoff(submission.attempts))
         except TimeoutError:
-            await self._postpone(submission, "unavailable", NO_ANSWER, backoff(submission.attempts), unanswered=called)
+            await self._postpone(
+                submission, DelayReason.UNAVAILABLE, NO_ANSWER, backoff(submission.attempts), unanswered=called
+            )
         except (Unavailable, StoreUnavailable) as error:
             unanswered = isinstance(error, Unavailable) and error.may_have_happened
             pause = backoff(submission.attempts)
-            await self._postpone(submission, "unavailable", str(error), pause, unanswered=unanswered)
+            await self._postpone(submission, DelayReason.UNAVAILABLE, str(error), pause, unanswered=unanswered)
         except Refused as error:
             await self._refused(submission, error)
         except (MailMissing, MailCorrupt) as error:
-            await self._fail(submission, "mail-missing", str(error))
+            await self._fail(submission, SubmissionFailure.MAIL_MISSING, str(error))
         else:
             by_link = link_of(submission.message, submission.mailbox_message) is not None
             if by_link and is_another(entity, submission.message):
@@ -135,7 +151,7 @@ class Worker:
 
     async def _body(self, submission: Submission) -> dict[str, Any]:
         """Write the request: the link form where the mail lies in a known mailbox, else the mail itself."""
-        common = {"category": submission.category, "recipientEmailAddress": submission.recipient}
+        common = {"category": GRAPH_CATEGORIES[submission.category], "recipientEmailAddress": submission.recipient}
         if link := link_of(submission.message, submission.mailbox_message):
             return {
                 "@odata.type": "#microsoft.graph.security.emailUrlThreatSubmission",
@@ -151,7 +167,7 @@ class Worker:
 
     async def _refused(self, submission: Submission, error: Refused) -> None:
         if link_of(submission.message, submission.mailbox_message) is None:
-            await self._fail(submission, "refused", error.reason)
+            await self._fail(submission, SubmissionFailure.REFUSED, error.reason)
             return
         # The mail is no longer where the link says (users delete what they report): send the mail itself.
         log.info("submission.link_refused", submission_id=submission.submission_id)
@@ -190,7 +206,9 @@ class Worker:
             # Without a look nothing may be repeated.
             for submission in submissions:
                 pause = backoff(submission.attempts)
-                await self._postpone(submission, "unavailable", str(error) or NO_ANSWER, pause, unanswered=True)
+                await self._postpone(
+                    submission, DelayReason.UNAVAILABLE, str(error) or NO_ANSWER, pause, unanswered=True
+                )
             return
         known = await store.known_graph_ids(self._db.pool, tenant_id, [str(entity["id"]) for entity in entities])
         for submission in submissions:
@@ -232,6 +250,7 @@ class Worker:
             graph_id=graph_id,
             category=submission.category,
             recipient=submission.recipient,
+            folders=submission.folders,
             adopted=adopted,
             message=submission.message,
             created_at=_when(entity.get("createdDateTime")),
@@ -240,9 +259,7 @@ class Worker:
             if await store.settle(tx, submission.submission_id, "created", graph_id):
                 await outbox.emit(tx, [(event, submission.traceparent)])
 
-    async def _fail(
-        self, submission: Submission, reason: Literal["refused", "mail-missing", "gave-up"], detail: str
-    ) -> None:
+    async def _fail(self, submission: Submission, reason: SubmissionFailure, detail: str) -> None:
         event = SubmissionFailed(
             tenant_id=submission.tenant_id,
             submission_id=submission.submission_id,
@@ -262,15 +279,15 @@ class Worker:
         if looking or throttles_tenant(pause, self._quota, known=submission.unanswered_at is not None):
             async with self._db.transaction() as tx:
                 await store.keep_quiet(tx, submission.tenant_id, datetime.now(UTC) + pause)
-        await self._postpone(submission, "throttled", SLOW_DOWN, pause, unanswered=looking)
+        await self._postpone(submission, DelayReason.THROTTLED, SLOW_DOWN, pause, unanswered=looking)
 
     async def _postpone(
-        self, submission: Submission, reason: Reason, detail: str, pause: timedelta, *, unanswered: bool = False
+        self, submission: Submission, reason: DelayReason, detail: str, pause: timedelta, *, unanswered: bool = False
     ) -> None:
         now = datetime.now(UTC)
-        failing = reason in ("unavailable", "unauthorised")
+        failing = reason in (DelayReason.UNAVAILABLE, DelayReason.UNAUTHORISED)
         if failing and submission.failing_since and now - submission.failing_since > GIVE_UP_AFTER:
-            await self._fail(submission, "gave-up", detail)
+            await self._fail(submission, SubmissionFailure.GAVE_UP, detail)
             return
         async with self._db.transaction() as tx:
             if not await store.holds(tx, submission.submission_id, submission.attempts):
@@ -288,7 +305,7 @@ def _claimed(row: Submission) -> Submission:
     return replace(row, attempts=row.attempts + 1)
 
 
-async def _tell_delay(tx: Tx, submission: Submission, reason: Reason, detail: str, until: datetime) -> None:
+async def _tell_delay(tx: Tx, submission: Submission, reason: DelayReason, detail: str, until: datetime) -> None:
     """Publish that a submission waits, unless the same reason was told before."""
     if reason in submission.delays_told:
         return
@@ -298,7 +315,7 @@ async def _tell_delay(tx: Tx, submission: Submission, reason: Reason, detail: st
         case_id=submission.case_id,
         reason=reason,
         detail=detail[:500],
-        until=until,
+        retry_at=until,
         delayed_at=datetime.now(UTC),
     )
     await outbox.emit(tx, [(event, submission.traceparent)])

@@ -187,7 +187,7 @@ async def test_the_quota_holds_across_replicas_and_the_wait_is_told_once(
 
     assert len(made(microsoft)) == 4
     assert [event.reason for event in delayed] == ["quota", "quota"]
-    assert all(event.until > datetime.now(UTC) + timedelta(minutes=14) for event in delayed)
+    assert all(event.retry_at > datetime.now(UTC) + timedelta(minutes=14) for event in delayed)
     assert await emitted(db) == []
     assert microsoft.state.ledger.contents()["throttled"] == {}
 
@@ -208,7 +208,7 @@ async def test_when_throttled_the_submission_waits_and_is_made_later(
         await worker.submit_due()
     delayed, created = await emitted(db)
 
-    assert (delayed.reason, delayed.until) == ("throttled", due_at)
+    assert (delayed.reason, delayed.retry_at) == ("throttled", due_at)
     if retry_after:
         assert before <= due_at - timedelta(seconds=retry_after) <= after
     assert isinstance(created, SubmissionCreated)
@@ -239,7 +239,7 @@ async def test_a_throttled_tenant_is_left_alone_by_every_replica_and_others_are_
     assert answers[route]["429"] == 1
     assert [entry["tenant"] for entry in made(microsoft)] == [neighbour.id]
     assert [(event.tenant_id, event.reason) for event in delays] == [(tenant_id, "throttled")] * 4
-    assert all(event.until > datetime.now(UTC) + timedelta(minutes=9) for event in delays)
+    assert all(event.retry_at > datetime.now(UTC) + timedelta(minutes=9) for event in delays)
 
 
 async def test_a_throttled_item_holds_nothing_else_back(

@@ -13,17 +13,16 @@ import triage
 from backstop_contracts import (
     EVENTS,
     Actor,
+    AdminDecision,
     Block,
     BlockApplied,
-    BlockAppliedV2,
     BlockFailed,
     BlockRequested,
-    BlockRequestedV2,
-    BlockV2,
     CaseUpdated,
     Category,
     Cause,
     Conclusion,
+    DecidedBlock,
     Delivery,
     Envelope,
     Folder,
@@ -35,11 +34,10 @@ from backstop_contracts import (
     SubmissionFailed,
     SubmissionRequested,
     VerdictReady,
-    Wanted,
-    WantedBlock,
 )
 from chassis.db import Database
 from chassis.kafka import Received
+from conftest import JUDGED
 from triage import handlers
 from triage.http import make_router
 from triage.rules import Policy
@@ -76,7 +74,7 @@ AUTHENTICATED = Delivery(dmarc="pass", header_from="fabrikam.example")
 
 def report(tenant_id: UUID, message_id: str = "<a@fabrikam.example>", **facts: Any) -> MessageReported:
     """Make a report of a mail that DMARC has passed."""
-    about = ("report_id", "reporter", "reporter_id", "reported_as", "folder", "wanted")
+    about = ("report_id", "reporter", "reporter_id", "reported_as", "folder", "decision")
     said = {name: facts.pop(name) for name in about if name in facts}
     sender = {"sender": "bad@fabrikam.example", "sender_domain": "fabrikam.example", "delivery": AUTHENTICATED}
     return MessageReported.model_validate(
@@ -86,7 +84,7 @@ def report(tenant_id: UUID, message_id: str = "<a@fabrikam.example>", **facts: A
             "reporter": "user@contoso.example",
             "reported_as": ReportedAs.PHISHING,
             "folder": Folder.INBOX,
-            "origin": "api",
+            "channel": "api",
             "reported_at": datetime.now(UTC),
             "message": Message(**{"sha256": "0" * 64, "size": 1, "internet_message_id": message_id, **sender, **facts}),
             **said,
@@ -129,11 +127,11 @@ async def test_the_first_report_opens_a_case_and_others_join_it(db: Database, te
 
 
 ADMIN = Actor(kind="user", id="7a6b5c4d-3e2f-4a1b-9c8d-7e6f5a4b3c2d", name="admin@contoso.example")
-WANTED = Wanted(
+DECISION = AdminDecision(
     category=Category.PHISHING,
-    blocks=(WantedBlock(kind="sender"), WantedBlock(kind="url", url="https://pay.phish.example/1")),
+    blocks=(DecidedBlock(kind="sender"), DecidedBlock(kind="url", url="https://pay.phish.example/1")),
     note="seen in quarantine",
-    by=ADMIN,
+    decided_by=ADMIN,
 )
 
 
@@ -141,14 +139,14 @@ async def test_what_an_admin_wants_while_reporting_is_done_like_a_decision(
     db: Database, tenant_id: UUID, client: Any, token: Any
 ) -> None:
     """Submitted once, sender and URL blocked once, in the admin's name; the policy has no say any more."""
-    wanting = report(tenant_id, wanted=WANTED)
+    wanting = report(tenant_id, decision=DECISION)
     events = await take(db, wanting, policy=AUTO)
     again = await take(db, wanting, policy=AUTO)
 
     (requested,) = of(events, SubmissionRequested)
-    (sender,), (url,) = of(events, BlockRequested), of(events, BlockRequestedV2)
+    sender, url = of(events, BlockRequested)
     assert (requested.category, requested.requested_by) == (Category.PHISHING, ADMIN)
-    assert (sender.block.value, sender.requested_by, sender.note) == ("bad@fabrikam.example", ADMIN, WANTED.note)
+    assert (sender.block.value, sender.requested_by, sender.note) == ("bad@fabrikam.example", ADMIN, DECISION.note)
     assert (url.block.kind, url.block.value) == ("url", "https://pay.phish.example/1")
     assert again == []
     _, case = await client("GET", f"/v1/cases/{requested.case_id}", token("SecurityReader"))
@@ -160,8 +158,8 @@ async def test_what_a_case_does_not_allow_is_told_in_its_timeline(
     db: Database, tenant_id: UUID, client: Any, token: Any
 ) -> None:
     """A second admin wants the same of the same mail: it is not submitted or blocked twice."""
-    first = await take(db, report(tenant_id, wanted=WANTED))
-    second = await take(db, report(tenant_id, reporter="other@contoso.example", wanted=WANTED))
+    first = await take(db, report(tenant_id, decision=DECISION))
+    second = await take(db, report(tenant_id, reporter="other@contoso.example", decision=DECISION))
 
     assert [type(event) for event in second] == [CaseUpdated]
     _, case = await client("GET", f"/v1/cases/{of(first, CaseUpdated)[0].case_id}", token("SecurityReader"))
@@ -323,7 +321,7 @@ async def test_a_policy_blocks_no_sender_that_may_be_forged(
     assert of(events, BlockRequested) == []
     assert "forged" in next(entry for entry in case["timeline"] if entry["kind"] == "block.skipped")["detail"]["why"]
 
-    status, case = await client("POST", f"{path}/decisions", admin, json={"action": "block"})
+    status, case = await client("POST", f"{path}/decisions", admin, json={"action": "block", "blocks": [{}]})
     asked = next(entry for entry in case["timeline"] if entry["kind"] == "block.requested")
     assert (status, "forged" in asked["detail"]["warning"]) == (202, True)
 
@@ -344,7 +342,7 @@ async def test_nobody_blocks_the_domain_that_a_mail_only_pretends_to_come_from(
     events = await take(db, report(tenant_id, delivery=pretending), policy=AUTO)
     path = f"/v1/cases/{of(events, CaseUpdated)[0].case_id}/decisions"
     for kind in ("sender", "domain"):
-        block = {"action": "block", "kind": kind}
+        block = {"action": "block", "blocks": [{"kind": kind}]}
         status, problem = await client("POST", path, token("SecurityAdministrator"), json=block)
         assert (status, "sender.example" in problem["detail"]) == (409, True)
     assert of(events + await emitted(db), BlockRequested) == []
@@ -352,10 +350,10 @@ async def test_nobody_blocks_the_domain_that_a_mail_only_pretends_to_come_from(
 
 async def test_a_case_shows_the_entry_that_was_made(db: Database, tenant_id: UUID, client: Any, token: Any) -> None:
     """A URL loses its query, and may have been wrapped: what Exchange holds is what counts."""
-    await take(db, report(tenant_id, wanted=WANTED))
+    await take(db, report(tenant_id, decision=DECISION))
     rows = await db.pool.fetch("SELECT block_id, case_id FROM blocks WHERE kind = 'url'")
-    wish = BlockV2(scope="tenant", kind="url", value="https://pay.phish.example/1", **dict(rows[0]))
-    applied = BlockAppliedV2(
+    wish = Block(scope="tenant", kind="url", value="https://pay.phish.example/1", **dict(rows[0]))
+    applied = BlockApplied(
         tenant_id=tenant_id, block=wish, already_present=False, entry="phish.example/1", applied_at=datetime.now(UTC)
     )
     async with db.transaction() as tx:
@@ -393,7 +391,7 @@ async def test_an_admin_submits_and_blocks_in_one_decision(
 ) -> None:
     """Both are asked for, by whom and when is kept, and the case is submitted."""
     case_id = await open_case(db, tenant_id)
-    decision = {"action": "submit", "category": "phishing", "note": "looks bad", "block": {"kind": "domain"}}
+    decision = {"action": "submit", "category": "phishing", "note": "looks bad", "blocks": [{"kind": "domain"}]}
     admin = token("SecurityAdministrator", oid="admin-oid", preferred_username="admin@contoso.example")
     status, case = await client("POST", f"/v1/cases/{case_id}/decisions", admin, json=decision)
     events = await emitted(db)
@@ -402,10 +400,43 @@ async def test_an_admin_submits_and_blocks_in_one_decision(
     (request,), (block,) = of(events, SubmissionRequested), of(events, BlockRequested)
     assert (request.category, request.requested_by.id) == ("phishing", "admin-oid")
     assert (block.block.kind, block.block.value) == ("domain", "fabrikam.example")
-    assert timedelta(days=29) < block.block.expires_at - datetime.now(UTC) <= timedelta(days=30)  # type: ignore[operator]
+    assert timedelta(days=30) < block.block.expires_at - datetime.now(UTC) <= timedelta(days=31)  # type: ignore[operator]
     kinds = [entry["kind"] for entry in case["timeline"]]
     assert kinds == ["message.reported", "block.requested", "case.submitted"]
     assert case["timeline"][2]["actor"]["name"] == "admin@contoso.example"
+
+
+async def test_an_admin_blocks_several_things_of_a_case_or_none_of_them(
+    db: Database, tenant_id: UUID, client: Any, token: Any
+) -> None:
+    """The sender and a link of the message, each once; one that is blocked already keeps the others from happening."""
+    admin, case_id = token("SecurityAdministrator"), await open_case(db, tenant_id)
+    path, link = f"/v1/cases/{case_id}/decisions", {"kind": "url", "url": "https://pay.phish.example/1"}
+    status, case = await client(
+        "POST", path, admin, json={"action": "block", "blocks": [{}, link], "note": "a campaign"}
+    )
+    requested = of(await emitted(db), BlockRequested)
+    again, problem = await client("POST", path, admin, json={"action": "block", "blocks": [{"kind": "domain"}, link]})
+
+    assert status == 202
+    assert [(one.block.kind, one.block.value, one.note) for one in requested] == [
+        ("sender", "bad@fabrikam.example", "a campaign"),
+        ("url", "https://pay.phish.example/1", "a campaign"),
+    ]
+    assert [(block["scope"], block["kind"], block["status"]) for block in case["blocks"]] == [
+        ("tenant", "sender", "requested"),
+        ("tenant", "url", "requested"),
+    ]
+    assert (again, "already blocked that url" in problem["detail"]) == (409, True)
+    assert await emitted(db) == []
+
+
+async def test_a_filter_that_does_not_exist_is_refused(db: Database, tenant_id: UUID, client: Any, token: Any) -> None:
+    """A filter with a typo would otherwise list every case."""
+    await open_case(db, tenant_id)
+    status, problem = await client("GET", "/v1/cases?stauts=open&limit=5", token("SecurityReader"))
+
+    assert (status, problem["errors"]) == (422, [{"where": "query.stauts", "what": "Unknown parameter"}])
 
 
 @pytest.mark.parametrize(
@@ -414,13 +445,11 @@ async def test_an_admin_submits_and_blocks_in_one_decision(
         ({}, "body"),
         ({"action": "ignore"}, "body"),
         ({"action": "submit"}, "category"),
-        ({"action": "submit", "category": "notJunk"}, "category"),
+        ({"action": "submit", "category": "not-junk"}, "category"),
         ({"action": "submit", "category": "spam", "force": True}, "force"),
-        ({"action": "block", "kind": "country"}, "kind"),
-        ({"action": "block", "expires_at": "2020-01-01T00:00:00Z"}, "block"),
-        ({"action": "block", "expires_at": "2999-01-01T00:00:00Z"}, "block"),
-        ({"action": "block", "expires_at": "tomorrow"}, "expires_at"),
-        ({"action": "block", "never_expires": True, "expires_at": "2999-01-01T00:00:00Z"}, "block"),
+        ({"action": "block"}, "blocks"),
+        ({"action": "block", "blocks": []}, "blocks"),
+        ({"action": "block", "blocks": [{"kind": "country"}]}, "kind"),
         ({"action": "dismiss", "note": "x" * 501}, "note"),
     ],
 )
@@ -445,14 +474,18 @@ async def test_a_decision_that_the_case_does_not_allow_is_refused(
     admin, case_id = token("SecurityAdministrator"), await open_case(db, tenant_id)
     path = f"/v1/cases/{case_id}/decisions"
     assert (await client("POST", path, admin, json={"action": "dismiss"}))[0] == 202
-    for closed in ({"action": "dismiss"}, {"action": "submit", "category": "spam"}, {"action": "block"}):
+    for closed in (
+        {"action": "dismiss"},
+        {"action": "submit", "category": "spam"},
+        {"action": "block", "blocks": [{}]},
+    ):
         status, problem = await client("POST", path, admin, json=closed)
         assert status == 409
         assert "dismissed" in problem["detail"]
 
     path = f"/v1/cases/{await open_case(db, tenant_id)}/decisions"
-    assert (await client("POST", path, admin, json={"action": "block"}))[0] == 202
-    assert (await client("POST", path, admin, json={"action": "block"}))[0] == 409
+    assert (await client("POST", path, admin, json={"action": "block", "blocks": [{}]}))[0] == 202
+    assert (await client("POST", path, admin, json={"action": "block", "blocks": [{}]}))[0] == 409
 
 
 async def test_a_refused_block_undoes_the_whole_decision(
@@ -460,7 +493,7 @@ async def test_a_refused_block_undoes_the_whole_decision(
 ) -> None:
     """All of a decision or nothing."""
     case_id = await open_case(db, tenant_id, sender=None, sender_domain=None)
-    decision = {"action": "submit", "category": "phishing", "block": {}}
+    decision = {"action": "submit", "category": "phishing", "blocks": [{}]}
     status, problem = await client(
         "POST", f"/v1/cases/{case_id}/decisions", token("SecurityAdministrator"), json=decision
     )
@@ -503,7 +536,7 @@ async def test_pages_show_every_case_once_newest_first(db: Database, tenant_id: 
         status, page = await client("GET", f"/v1/cases?limit=3&cursor={cursor}", token("SecurityReader"))
         assert status == 200
         listed += [item["case_id"] for item in page["items"]]
-        cursor = page["next"]
+        cursor = page["next_cursor"]
     assert listed == opened[::-1]
 
 
@@ -544,6 +577,7 @@ async def submitted(db: Database, tenant_id: UUID) -> SubmissionRequested:
 def verdict(request: SubmissionRequested, conclusion: Conclusion, override: str | None = None) -> VerdictReady:
     """Make the verdict of a submission."""
     return VerdictReady(
+        **JUDGED,
         tenant_id=request.tenant_id,
         submission_id=request.submission_id,
         case_id=request.case_id,
@@ -649,7 +683,7 @@ async def test_what_became_of_a_block_is_told_and_it_can_be_wanted_again_after_a
     """Refusals are visible in the case; a mailbox's own block is not triage's affair."""
     admin, case_id = token("SecurityAdministrator"), await open_case(db, tenant_id)
     path = f"/v1/cases/{case_id}/decisions"
-    await client("POST", path, admin, json={"action": "block"})
+    await client("POST", path, admin, json={"action": "block", "blocks": [{}]})
     (wanted,) = of(await emitted(db), BlockRequested)
     failed = BlockFailed(
         tenant_id=tenant_id, block=wanted.block, reason="limit", detail="the list is full", failed_at=datetime.now(UTC)
@@ -659,7 +693,7 @@ async def test_what_became_of_a_block_is_told_and_it_can_be_wanted_again_after_a
     async with db.transaction() as tx:
         await handlers.on_block_failed(tx, [received(failed)])
         await handlers.on_block_applied(tx, [received(applied)])
-    status, case = await client("POST", path, admin, json={"action": "block"})
+    status, case = await client("POST", path, admin, json={"action": "block", "blocks": [{}]})
     (again,) = of(await emitted(db), BlockRequested)
 
     assert status == 202

@@ -34,6 +34,7 @@ from backstop_contracts import (
 )
 from chassis.db import Database
 from chassis.kafka import Received
+from conftest import JUDGED
 from triage import decisions, handlers, store
 from triage.app import Settings
 from triage.http import make_router
@@ -83,7 +84,7 @@ def report(tenant_id: UUID, message_id: str) -> MessageReported:
         reporter="user@contoso.example",
         reported_as=ReportedAs.PHISHING,
         folder=Folder.INBOX,
-        origin="api",
+        channel="api",
         reported_at=datetime.now(UTC),
         message=Message(
             sha256="0" * 64,
@@ -165,6 +166,7 @@ async def submitted(db: Database, tenant_id: UUID) -> SubmissionRequested:
 async def judge(db: Database, request: SubmissionRequested) -> list[Any]:
     """Let Microsoft's verdict arrive; return what was emitted."""
     verdict = VerdictReady(
+        **JUDGED,
         tenant_id=request.tenant_id,
         submission_id=request.submission_id,
         case_id=request.case_id,
@@ -350,29 +352,6 @@ async def test_what_is_late_about_an_expired_case_changes_nothing(db: Database, 
 
     assert await emitted(db) == []
     assert not any((await left(db)).values())
-
-
-async def test_the_migration_gives_cases_that_stand_the_time_since_they_were_opened(
-    database: str, tenant_id: UUID, tmp_path: Path
-) -> None:
-    """The job finds out by itself when something last happened to them."""
-    migrations = Path(triage.__file__).parent / "migrations"
-    for name in ("0001_cases.sql", "0003_people_and_entries.sql"):
-        (tmp_path / name).write_bytes((migrations / name).read_bytes())
-    old = Database(database, schema="triage")
-    await old.open(tmp_path)
-    case_id, opened_at = await open_case(old, tenant_id), datetime.now(UTC) - timedelta(days=100)
-    await old.pool.execute("UPDATE cases SET status = 'dismissed', opened_at = $1", opened_at)
-    await old.close()
-    new = Database(database, schema="triage")
-    await new.open(migrations)
-
-    assert await new.pool.fetchval("SELECT quiet_since FROM cases") == opened_at
-    await emitted(new)
-    assert await expire(new) == set()
-    await pass_days(new, 31)
-    assert await expire(new) == {case_id}
-    await new.close()
 
 
 def test_a_batch_is_bounded_by_its_reports_but_takes_one_case_in_any_case() -> None:

@@ -22,7 +22,7 @@ def report(message_id: str | None = None, fingerprint: str | None = None, **fact
         reporter="user@contoso.example",
         reported_as=ReportedAs.PHISHING,
         folder=Folder.INBOX,
-        origin="api",
+        channel="api",
         reported_at=datetime.now(UTC),
         message=Message.model_validate(
             {"sha256": "0" * 64, "size": 1, "internet_message_id": message_id, "fingerprint": fingerprint} | facts
@@ -32,7 +32,7 @@ def report(message_id: str | None = None, fingerprint: str | None = None, **fact
 
 def cases(*reports: MessageReported, standing: dict[bytes, UUID] | None = None) -> list[UUID]:
     """Return the case of each report."""
-    return [case_id for _, case_id in assign(TENANT, reports, standing or {})[0]]
+    return [case_id for _, case_id in assign(reports, standing or {})[0]]
 
 
 PASSED = {"dmarc": "pass", "header_from": "x.example"}
@@ -70,16 +70,16 @@ def test_reports_are_one_case_if_their_mails_say_the_same(
     """In one batch, and in a later one."""
     one, other = cases(first, second)
     assert (one == other) is same
-    _, keys = assign(TENANT, [first], {})
+    _, keys = assign([first], {})
     assert (cases(second, standing=keys) == [one]) is same
 
 
 def test_a_mail_of_a_closed_case_opens_another_one_and_takes_its_keys_along() -> None:
     """What was answered for one mail is not the answer for the next."""
     mail = report("<a@x.example>", "v1:lunch")
-    ((_, first),), old = assign(TENANT, [mail], {})
+    ((_, first),), old = assign([mail], {})
     later = report("<a@x.example>", "v1:lunch")
-    ((_, second),), new = assign(TENANT, [later], {})
+    ((_, second),), new = assign([later], {})
 
     assert first != second
     assert new == dict.fromkeys(old, second)
@@ -89,7 +89,7 @@ def test_a_mail_of_a_standing_case_leaves_it_its_message_id() -> None:
     """A release is told in the case that was opened with it."""
     standing = uuid4()
     lunch, phish = report("<a@x.example>", "v1:lunch"), report("<a@x.example>", "v1:phish")
-    assigned, keys = assign(TENANT, [lunch, phish], dict.fromkeys(keys_of(lunch.message), standing))
+    assigned, keys = assign([lunch, phish], dict.fromkeys(keys_of(lunch.message), standing))
 
     (_, joined), (_, opened) = assigned
     assert joined == standing != opened

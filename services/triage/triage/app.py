@@ -10,11 +10,8 @@ from pydantic_settings import NoDecode
 
 from backstop_contracts import (
     BlockApplied,
-    BlockAppliedV2,
     BlockFailed,
-    BlockFailedV2,
     BlockRemoved,
-    BlockRemovedV2,
     MessageReported,
     ReleaseDecided,
     SubmissionCreated,
@@ -92,9 +89,6 @@ def build(settings: Settings) -> Service:
             BlockApplied: handlers.on_block_applied,
             BlockFailed: handlers.on_block_failed,
             BlockRemoved: handlers.on_block_removed,
-            BlockAppliedV2: handlers.on_block_applied,
-            BlockFailedV2: handlers.on_block_failed,
-            BlockRemovedV2: handlers.on_block_removed,
             ReleaseDecided: handlers.on_release_decided,
             VerdictReady: handlers.on_verdict_ready,
         }

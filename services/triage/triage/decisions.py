@@ -3,21 +3,23 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Literal
-from uuid import UUID, uuid5
+from uuid import UUID
 
 from backstop_contracts import (
     Actor,
+    ActorKind,
     Block,
+    BlockKind,
     BlockRequested,
-    BlockRequestedV2,
-    BlockV2,
+    BlockScope,
+    CaseChange,
     CaseStatus,
     CaseUpdated,
     Category,
     Event,
     SubmissionRequested,
 )
+from backstop_contracts.identity import submission_id, tenant_block_id
 from chassis import outbox
 from chassis.db import Tx
 from triage import store
@@ -47,7 +49,7 @@ class BlockWish:
     """Block the sender of a case's mail, its whole domain, or *url*, for the tenant."""
 
     case: Case
-    kind: Literal["sender", "domain", "url"]
+    kind: BlockKind
     expires_at: datetime | None
     by: Actor
     note: str | None
@@ -58,7 +60,8 @@ class BlockWish:
     def value(self) -> str | None:
         """What is to be blocked; None when the mail does not name it."""
         message = self.case.message
-        return {"sender": message.sender, "domain": message.sender_domain, "url": self.url}[self.kind]
+        values = {BlockKind.SENDER: message.sender, BlockKind.DOMAIN: message.sender_domain, BlockKind.URL: self.url}
+        return values[self.kind]
 
 
 async def submit(tx: Tx, case: Case, category: Category, *, by: Actor, note: str | None, cause: str | None) -> None:
@@ -70,7 +73,7 @@ async def submit(tx: Tx, case: Case, category: Category, *, by: Actor, note: str
 
 def next_submission(case: Case) -> UUID:
     """Name the submission that an open case will have next."""
-    return uuid5(case.case_id, f"submission:{case.submissions + 1}")
+    return submission_id(case.case_id, case.submissions + 1)
 
 
 async def submit_all(tx: Tx, wishes: Sequence[SubmitWish]) -> None:
@@ -83,21 +86,22 @@ async def submit_all(tx: Tx, wishes: Sequence[SubmitWish]) -> None:
     entries: list[Entry] = []
     events: list[tuple[Event, str | None]] = []
     for wish in wishes:
-        case, submission_id = wish.case, made[wish.case.case_id]
-        detail = {"submission_id": str(submission_id), "category": wish.category, "note": wish.note}
-        entries.append(Entry(case.case_id, f"submit:{submission_id}", now, "case.submitted", detail, wish.by))
+        case, new_id = wish.case, made[wish.case.case_id]
+        detail = {"submission_id": str(new_id), "category": wish.category, "note": wish.note}
+        entries.append(Entry(case.case_id, f"submit:{new_id}", now, "case.submitted", detail, wish.by))
         requested = SubmissionRequested(
             tenant_id=case.tenant_id,
-            submission_id=submission_id,
+            submission_id=new_id,
             case_id=case.case_id,
             category=wish.category,
             recipient=case.recipient,
+            folders=case.folders,
             message=case.message,
             mailbox_message=case.mailbox_message,
             requested_by=wish.by,
             requested_at=now,
         )
-        changed = _changed(case, "submitted", CaseStatus.SUBMITTED, by=wish.by, note=wish.note, at=now)
+        changed = _changed(case, CaseChange.SUBMITTED, CaseStatus.SUBMITTED, by=wish.by, note=wish.note, at=now)
         events += (changed, wish.cause), (requested, wish.cause)
     await store.tell(tx, entries)
     await outbox.emit(tx, events)
@@ -106,7 +110,7 @@ async def submit_all(tx: Tx, wishes: Sequence[SubmitWish]) -> None:
 async def block(
     tx: Tx,
     case: Case,
-    kind: Literal["sender", "domain", "url"],
+    kind: BlockKind,
     *,
     url: str | None = None,
     expires_at: datetime | None,
@@ -136,7 +140,7 @@ async def block_all(tx: Tx, wishes: Sequence[BlockWish]) -> list[UUID | NotPossi
     )
     now = datetime.now(UTC)
     outcomes: list[UUID | NotPossibleError] = []
-    blocks: list[tuple[BlockV2, int]] = []
+    blocks: list[tuple[Block, int]] = []
     entries: list[Entry] = []
     events: list[tuple[Event, str | None]] = []
     for wish in wishes:
@@ -145,9 +149,9 @@ async def block_all(tx: Tx, wishes: Sequence[BlockWish]) -> list[UUID | NotPossi
         if why := _why_not(wish, standing=standing):
             outcomes.append(NotPossibleError(why))
             continue
-        asked = BlockV2(
-            block_id=uuid5(case.case_id, f"block:{kind}:{value}:{rounds + 1}"),
-            scope="tenant",
+        asked = Block(
+            block_id=tenant_block_id(case.case_id, kind, value or "", rounds + 1),
+            scope=BlockScope.TENANT,
             kind=kind,
             value=value or "",
             case_id=case.case_id,
@@ -157,10 +161,13 @@ async def block_all(tx: Tx, wishes: Sequence[BlockWish]) -> list[UUID | NotPossi
         blocks.append((asked, rounds + 1))
         said = asked.model_dump(mode="json", include={"block_id", "kind", "value", "expires_at"})
         detail = {**said, "note": wish.note}
-        if kind != "url" and (doubt := why_unauthenticated(case.message)):
+        if kind is not BlockKind.URL and (doubt := why_unauthenticated(case.message)):
             detail["warning"] = doubt
         entries.append(Entry(case.case_id, f"block:{asked.block_id}", now, "block.requested", detail, wish.by))
-        events.append((_block_requested(wish, asked, now), wish.cause))
+        requested = BlockRequested(
+            tenant_id=case.tenant_id, block=asked, note=wish.note, requested_by=wish.by, requested_at=now
+        )
+        events.append((requested, wish.cause))
     await store.record_blocks(tx, blocks)
     await store.tell(tx, entries)
     await outbox.emit(tx, events)
@@ -175,18 +182,10 @@ def _why_not(wish: BlockWish, *, standing: bool) -> str | None:
         return f"the mail names no {kind} that could be blocked"
     if standing:
         return f"this case has already blocked that {kind}"
-    if kind == "url":
+    if kind is BlockKind.URL:
         return None
-    doubt = why_unauthenticated(case.message) if wish.by.kind == "policy" else None
+    doubt = why_unauthenticated(case.message) if wish.by.kind == ActorKind.POLICY else None
     return why_not_the_sender(case.message) or (f"{doubt}: only an admin blocks it" if doubt else None)
-
-
-def _block_requested(wish: BlockWish, asked: BlockV2, now: datetime) -> Event:
-    facts = {"tenant_id": wish.case.tenant_id, "note": wish.note, "requested_by": wish.by, "requested_at": now}
-    # Only version 2 can say what a URL is.
-    if wish.kind == "url":
-        return BlockRequestedV2.model_validate({**facts, "block": asked})
-    return BlockRequested.model_validate({**facts, "block": Block.model_validate(asked.model_dump())})
 
 
 async def dismiss(tx: Tx, case: Case, *, by: Actor, note: str | None, cause: str | None) -> None:
@@ -196,12 +195,14 @@ async def dismiss(tx: Tx, case: Case, *, by: Actor, note: str | None, cause: str
     now = datetime.now(UTC)
     await store.move(tx, [case.case_id], CaseStatus.DISMISSED)
     await store.tell(tx, [Entry(case.case_id, "dismiss", now, "case.dismissed", {"note": note}, by)])
-    await outbox.emit(tx, [(_changed(case, "dismissed", CaseStatus.DISMISSED, by=by, note=note, at=now), cause)])
+    await outbox.emit(
+        tx, [(_changed(case, CaseChange.DISMISSED, CaseStatus.DISMISSED, by=by, note=note, at=now), cause)]
+    )
 
 
 def _changed(
     case: Case,
-    change: Literal["submitted", "dismissed"],
+    change: CaseChange,
     status: CaseStatus,
     *,
     by: Actor,

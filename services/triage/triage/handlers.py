@@ -8,34 +8,42 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any, Literal, cast
+from typing import Any
 from uuid import UUID
 
 from backstop_contracts import (
     Actor,
+    ActorKind,
+    AdminDecision,
     BlockApplied,
     BlockFailed,
+    BlockKind,
     BlockRemoved,
+    CaseChange,
     CaseStatus,
     CaseUpdated,
     Conclusion,
+    DecidedBlock,
     Event,
     MessageReported,
+    Override,
     ReleaseDecided,
     SubmissionCreated,
     SubmissionDelayed,
     SubmissionFailed,
     VerdictReady,
-    WantedBlock,
 )
+from backstop_contracts.identity import CaseKey, message_id_key
 from chassis import outbox
 from chassis.db import Tx
 from chassis.kafka import Received
 from triage import decisions, store
-from triage.rules import Key, Policy, Rule, assign, block_lifetime, category_of, keys_of, message_key
+from triage.rules import Policy, Rule, assign, block_lifetime, category_of, keys_of
 from triage.store import Case, Entry
 
 CLOSED = frozenset({CaseStatus.RESOLVED, CaseStatus.DISMISSED})
+ANSWERS = frozenset({Conclusion.THREAT, Conclusion.CLEAN, Conclusion.SIMULATION})
+"""Conclusions that resolve a case. One that this version does not know is not an answer."""
 
 
 async def on_message_reported(tx: Tx, reports: Sequence[Received[MessageReported]], *, policy: Policy) -> None:
@@ -56,7 +64,7 @@ async def _match(tx: Tx, tenant_id: UUID, reports: dict[UUID, Received[MessageRe
     known = await store.find_keys(tx, tenant_id, {key for report in new for key in keys_of(report.message)})
     locked = await store.lock_cases(tx, set(known.values()))
     standing = {case_id: case for case_id, case in locked.items() if case.status not in CLOSED}
-    assigned, new_keys = assign(tenant_id, new, {key: case_id for key, case_id in known.items() if case_id in standing})
+    assigned, new_keys = assign(new, {key: case_id for key, case_id in known.items() if case_id in standing})
     await store.record_reports(tx, assigned)
     await store.record_keys(tx, tenant_id, new_keys)
 
@@ -70,7 +78,7 @@ async def _match(tx: Tx, tenant_id: UUID, reports: dict[UUID, Received[MessageRe
         if case_id not in standing
     }
     cases = {case_id: _join(case, joined[case_id]) for case_id, case in (standing | opened).items()}
-    # Nothing that an admin wants below changes what a rule looks at.
+    # Nothing that an admin decided below changes what a rule looks at.
     rules = await _rules_for(tx, [case for case in cases.values() if _is_undecided(case)], policy)
     submitted = _submitted_at_once([cases[case_id] for case_id in opened], joined, rules)
     await store.record_cases(tx, [submitted.get(case_id, cases[case_id]) for case_id in opened])
@@ -83,7 +91,7 @@ async def _match(tx: Tx, tenant_id: UUID, reports: dict[UUID, Received[MessageRe
                 CaseUpdated(
                     tenant_id=tenant_id,
                     case_id=case_id,
-                    change="opened" if case_id in opened else "joined",
+                    change=CaseChange.OPENED if case_id in opened else CaseChange.JOINED,
                     status=case.status,
                     report_ids=tuple(report.report_id for report in joined[case_id]),
                     report_count=case.report_count,
@@ -97,54 +105,43 @@ async def _match(tx: Tx, tenant_id: UUID, reports: dict[UUID, Received[MessageRe
     decided = []
     for case_id, case in cases.items():
         for report in joined[case_id]:
-            if report.wanted:
-                case = await _do_as_wanted(tx, case, reports[report.report_id])  # noqa: PLW2901 - the case after its decisions
+            if report.decision:
+                case = await _apply_decision(tx, case, report, report.decision, reports[report.report_id].traceparent)  # noqa: PLW2901 - the case after its decisions
         decided.append(case)
     await _apply(tx, decided, rules, noted=submitted.keys())
 
 
-async def _do_as_wanted(tx: Tx, case: Case, received: Received[MessageReported]) -> Case:
-    """Do what an admin decided while reporting the mail; what the case does not allow is told in its timeline."""
-    report, cause = received.event, received.traceparent
-    wanted = report.wanted
-    if wanted is None:
+async def _apply_decision(
+    tx: Tx, case: Case, report: MessageReported, decision: AdminDecision, cause: str | None
+) -> Case:
+    """Apply what an admin decided while reporting; what the case does not allow is noted in its timeline."""
+    by, note = decision.decided_by, decision.note
+    for block in decision.blocks:
+        if block.kind in set(BlockKind):
+            await _apply_block(tx, case, report, decision, block, cause)
+    if decision.category is None:
         return case
-    for wish in wanted.blocks:
-        if wish.kind not in ("sender", "domain", "url"):
-            continue
-        await _block_as_wanted(tx, case, report, wish, cause)
-    if wanted.category:
-        try:
-            await decisions.submit(tx, case, wanted.category, by=wanted.by, note=wanted.note, cause=cause)
-        except decisions.NotPossibleError as error:
-            entry = f"skipped-submit:{report.report_id}"
-            await store.tell(
-                tx,
-                [Entry(case.case_id, entry, datetime.now(UTC), "submit.skipped", {"why": str(error)}, wanted.by)],
-            )
-        else:
-            return replace(case, status=CaseStatus.SUBMITTED, submissions=case.submissions + 1)
-    return case
-
-
-async def _block_as_wanted(tx: Tx, case: Case, report: MessageReported, wish: WantedBlock, cause: str | None) -> None:
-    assert report.wanted  # noqa: S101 - the caller looked
-    by, note = report.wanted.by, report.wanted.note
     try:
-        await decisions.block(
-            tx,
-            # Who decided saw this mail, which need not be the one that opened the case.
-            replace(case, message=report.message),
-            cast("Literal['sender', 'domain', 'url']", wish.kind),
-            url=wish.url,
-            expires_at=wish.expires_at,
-            by=by,
-            note=note,
-            cause=cause,
-        )
+        await decisions.submit(tx, case, decision.category, by=by, note=note, cause=cause)
     except decisions.NotPossibleError as error:
-        entry = f"skipped-block:{report.report_id}:{wish.kind}:{wish.url or ''}"
-        detail = {"why": str(error), "kind": wish.kind, "url": wish.url}
+        entry = f"skipped-submit:{report.report_id}"
+        skipped = Entry(case.case_id, entry, datetime.now(UTC), "submit.skipped", {"why": str(error)}, by)
+        await store.tell(tx, [skipped])
+        return case
+    return replace(case, status=CaseStatus.SUBMITTED, submissions=case.submissions + 1)
+
+
+async def _apply_block(
+    tx: Tx, case: Case, report: MessageReported, decision: AdminDecision, block: DecidedBlock, cause: str | None
+) -> None:
+    # The admin saw this message, which need not be the one that opened the case.
+    seen = replace(case, message=report.message)
+    by, note, kind = decision.decided_by, decision.note, BlockKind(block.kind)
+    try:
+        await decisions.block(tx, seen, kind, url=block.url, expires_at=block.expires_at, by=by, note=note, cause=cause)
+    except decisions.NotPossibleError as error:
+        entry = f"skipped-block:{report.report_id}:{kind}:{block.url or ''}"
+        detail = {"why": str(error), "kind": kind, "url": block.url}
         await store.tell(tx, [Entry(case.case_id, entry, datetime.now(UTC), "block.skipped", detail, by)])
 
 
@@ -154,7 +151,7 @@ def _submitted_at_once(
     """
     Return new cases that the policy's *rules* will submit, as they will be then: so each is written once.
 
-    What an admin wants goes first and may decide otherwise: such cases are left out.
+    What an admin decided goes first and may be otherwise: such cases are left out.
     """
     return {
         case.case_id: replace(
@@ -163,7 +160,7 @@ def _submitted_at_once(
         for case in opened
         if (rule := rules.get(case.case_id))
         and rule.then.submit
-        and not any(report.wanted for report in joined[case.case_id])
+        and not any(report.decision for report in joined[case.case_id])
     }
 
 
@@ -255,7 +252,7 @@ async def _block(tx: Tx, ruled: Sequence[tuple[Case, Rule]]) -> None:
     wishes = [
         decisions.BlockWish(
             case,
-            rule.then.block,
+            BlockKind(rule.then.block),
             expires_at=now + block_lifetime(rule.then),
             by=_actor(rule),
             note=None,
@@ -274,7 +271,7 @@ async def _block(tx: Tx, ruled: Sequence[tuple[Case, Rule]]) -> None:
 
 
 def _actor(rule: Rule) -> Actor:
-    return Actor(kind="policy", id=rule.name, name=rule.name)
+    return Actor(kind=ActorKind.POLICY, id=rule.name, name=rule.name)
 
 
 async def on_submission_created(tx: Tx, created: Sequence[Received[SubmissionCreated]]) -> None:
@@ -327,7 +324,7 @@ async def _close(
         changed = CaseUpdated(
             tenant_id=case.tenant_id,
             case_id=case.case_id,
-            change="resolved" if judged else "reopened",
+            change=CaseChange.RESOLVED if judged else CaseChange.REOPENED,
             status=status,
             report_count=case.report_count,
             changed_at=datetime.now(UTC),
@@ -339,8 +336,8 @@ async def _close(
 
 
 def _is_answered(verdict: VerdictReady) -> bool:
-    """Tell whether there is nothing left to ask Microsoft: what a setting did to a mail, it would only say again."""
-    return verdict.conclusion is not Conclusion.UNKNOWN or verdict.override in {"allowed", "blocked"}
+    """Return True if there is nothing left to ask Microsoft: what a setting did, it would only say again."""
+    return verdict.conclusion in ANSWERS or verdict.override in set(Override)
 
 
 async def on_block_applied(tx: Tx, applied: Sequence[Received[BlockApplied]]) -> None:
@@ -360,10 +357,10 @@ async def on_block_removed(tx: Tx, removed: Sequence[Received[BlockRemoved]]) ->
 
 async def on_release_decided(tx: Tx, decided: Sequence[Received[ReleaseDecided]]) -> None:
     """Tell the timeline of the mail's case, if there is one, that it left the quarantine or will not."""
-    by_tenant: defaultdict[UUID, list[tuple[Received[ReleaseDecided], Key]]] = defaultdict(list)
+    by_tenant: defaultdict[UUID, list[tuple[Received[ReleaseDecided], CaseKey]]] = defaultdict(list)
     for received in decided:
         if received.event.internet_message_id:
-            by_tenant[received.event.tenant_id].append((received, message_key(received.event.internet_message_id)))
+            by_tenant[received.event.tenant_id].append((received, message_id_key(received.event.internet_message_id)))
     for tenant_id, events in by_tenant.items():
         known = await store.find_keys(tx, tenant_id, {key for _, key in events})
         of_cases = [(received, known[key]) for received, key in events if key in known]
@@ -380,7 +377,14 @@ async def _settle_blocks(tx: Tx, outcomes: Sequence[Received[Any]], status: str)
     )
     await store.settle_blocks(
         tx,
-        {received.event.block.block_id: (status, getattr(received.event, "entry", None)) for received in ours},
+        {
+            received.event.block.block_id: (
+                status,
+                getattr(received.event, "entry", None),
+                getattr(received.event, "reason", None),
+            )
+            for received in ours
+        },
     )
 
 

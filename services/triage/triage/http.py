@@ -2,14 +2,27 @@
 
 import base64
 import binascii
-from datetime import UTC, datetime, timedelta
+from dataclasses import asdict
+from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from fastapi import APIRouter, Body, Depends, Query
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 
-from backstop_contracts import Actor, CaseStatus, Category, Conclusion, Folder, ReportedAs, VerdictReady
+from backstop_contracts import (
+    Actor,
+    ActorKind,
+    BlockKind,
+    BlockScope,
+    CaseStatus,
+    Category,
+    Conclusion,
+    Folder,
+    ReportedAs,
+    Verdict,
+)
+from backstop_contracts.api import BlockInput, BlockState
 from chassis import telemetry
 from chassis.auth import Caller, require
 from chassis.db import Database, Tx
@@ -21,66 +34,38 @@ Reader = Annotated[Caller, Depends(require("SecurityReader", "SecurityAdministra
 Admin = Annotated[Caller, Depends(require("SecurityAdministrator"))]
 Note = Annotated[str, Field(max_length=500, pattern=WITHOUT_NUL)]
 
-BLOCK_DAYS = 30
-MOST_BLOCK_DAYS = 90
+MAX_BLOCKS = 20
 
 
 class _Input(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class BlockWish(_Input):
-    """
-    Block the mail's sender, or its whole domain, for the tenant.
-
-    The entry ends at `expires_at`: after 30 days when nothing is said, at most 90 days from now, or never. It also
-    stops outbound mail to that address or domain (Microsoft Learn, "Tenant Allow/Block List").
-    """
-
-    kind: Literal["sender", "domain"] = "sender"
-    expires_at: AwareDatetime | None = None
-    never_expires: bool = False
-    note: Note | None = None
-
-    @model_validator(mode="after")
-    def _check_expiry(self) -> "BlockWish":
-        if self.expires_at and self.never_expires:
-            raise ValueError("give expires_at or never_expires, not both")
-        now = datetime.now(UTC)
-        if self.expires_at and not now < self.expires_at <= now + timedelta(days=MOST_BLOCK_DAYS):
-            raise ValueError(f"expires_at must lie in the future, at most {MOST_BLOCK_DAYS} days from now")
-        return self
-
-    def end(self) -> datetime | None:
-        """When the entry ends; None: never."""
-        if self.never_expires:
-            return None
-        return self.expires_at or datetime.now(UTC) + timedelta(days=BLOCK_DAYS)
-
-
 class Submit(_Input):
-    """Have Microsoft analyse the mail, and block its sender meanwhile if `block` is given."""
+    """Have Microsoft analyse the message, and make `blocks` meanwhile."""
 
     action: Literal["submit"]
     category: Literal[Category.PHISHING, Category.MALWARE, Category.SPAM]
-    block: BlockWish | None = None
+    blocks: Annotated[list[BlockInput], Field(max_length=MAX_BLOCKS)] = []
     note: Note | None = None
 
 
-class BlockAlone(BlockWish):
-    """Block the sender without submitting."""
+class BlockOnly(_Input):
+    """Block without submitting."""
 
     action: Literal["block"]
+    blocks: Annotated[list[BlockInput], Field(min_length=1, max_length=MAX_BLOCKS)]
+    note: Note | None = None
 
 
 class Dismiss(_Input):
-    """Close the case: nothing malicious about it."""
+    """Close the case: the message is not malicious."""
 
     action: Literal["dismiss"]
     note: Note | None = None
 
 
-Decision = Annotated[Submit | BlockAlone | Dismiss, Body(discriminator="action")]
+Decision = Annotated[Submit | BlockOnly | Dismiss, Body(discriminator="action")]
 
 
 class CaseSummary(BaseModel):
@@ -89,20 +74,20 @@ class CaseSummary(BaseModel):
     case_id: UUID
     status: CaseStatus
     reported_as: tuple[ReportedAs, ...]
-    folders: tuple[Folder, ...]
+    folders: tuple[str, ...]
     report_count: int
     sender: str | None
     subject: str | None
     opened_at: datetime
     last_reported_at: datetime
-    conclusion: Conclusion | None
+    conclusion: str | None
 
 
 class CasePage(BaseModel):
-    """A page of cases, newest first. `next` is the cursor of the following page; None on the last."""
+    """A page of cases, newest first. `next_cursor` is the `cursor` of the following page; null on the last."""
 
     items: list[CaseSummary]
-    next: str | None
+    next_cursor: str | None
 
 
 class TimelineEntry(BaseModel):
@@ -114,24 +99,13 @@ class TimelineEntry(BaseModel):
     detail: dict[str, Any]
 
 
-class BlockState(BaseModel):
-    """A block that was decided in a case, and what became of it."""
-
-    block_id: UUID
-    kind: str
-    value: str
-    entry: Annotated[str | None, Field(description="What stands in Microsoft's list for it; null until it does.")]
-    status: Literal["requested", "applied", "failed", "removed"]
-    expires_at: datetime | None
-
-
 class CaseDetail(CaseSummary):
     """A case with everything that happened to it."""
 
     sha256: str
     internet_message_id: str | None
     submission_id: UUID | None
-    verdict: VerdictReady | None
+    verdict: Verdict | None
     blocks: list[BlockState]
     timeline: list[TimelineEntry]
 
@@ -167,8 +141,8 @@ def make_router(db: Database) -> APIRouter:
         )
         more = len(cases) > limit
         return CasePage(
-            items=[CaseSummary(**_summary(case)) for case in cases[:limit]],
-            next=_write_cursor(cases[limit - 1]) if more else None,
+            items=[CaseSummary(**asdict(case)) for case in cases[:limit]],
+            next_cursor=_write_cursor(cases[limit - 1]) if more else None,
         )
 
     @router.get("/{case_id}", operation_id="read_case", responses=problems(401, 403, 404, 422, 503))
@@ -184,11 +158,11 @@ def make_router(db: Database) -> APIRouter:
     )
     async def decide(caller: Admin, case_id: UUID, decision: Decision) -> CaseDetail:
         """
-        Decide on a case: submit it (and block the sender meanwhile), block the sender, or dismiss it.
+        Decide on a case: submit it (and block meanwhile), block only, or dismiss it.
 
         202: the decision is durable and will be carried out. 409: the case does not allow it; nothing was changed.
         """
-        by = Actor(kind="app" if caller.is_app else "user", id=caller.oid, name=caller.name)
+        by = Actor(kind=ActorKind.APP if caller.is_app else ActorKind.USER, id=caller.oid, name=caller.name)
         try:
             async with db.transaction() as tx:
                 case = await store.find_case(tx, caller.tenant_id, case_id, lock=True)
@@ -202,14 +176,16 @@ def make_router(db: Database) -> APIRouter:
     return router
 
 
-async def _carry_out(tx: Tx, case: Case, decision: Submit | BlockAlone | Dismiss, by: Actor) -> None:
+async def _carry_out(tx: Tx, case: Case, decision: Submit | BlockOnly | Dismiss, by: Actor) -> None:
     cause = telemetry.current_traceparent()
     if isinstance(decision, Dismiss):
         await decisions.dismiss(tx, case, by=by, note=decision.note, cause=cause)
         return
-    wish = decision.block if isinstance(decision, Submit) else decision
-    if wish:
-        await decisions.block(tx, case, wish.kind, expires_at=wish.end(), by=by, note=wish.note, cause=cause)
+    for asked in decision.blocks:
+        block, kind = asked.decided(), BlockKind(asked.kind)
+        await decisions.block(
+            tx, case, kind, url=block.url, expires_at=block.expires_at, by=by, note=decision.note, cause=cause
+        )
     if isinstance(decision, Submit):
         await decisions.submit(tx, case, decision.category, by=by, note=decision.note, cause=cause)
 
@@ -224,7 +200,7 @@ async def _detail(db: Database, caller: Caller, case_id: UUID) -> CaseDetail:
         internet_message_id=case.message.internet_message_id,
         submission_id=case.submission_id,
         verdict=case.verdict,
-        blocks=[BlockState(**row) for row in await store.blocks(db.pool, case_id)],
+        blocks=[BlockState(scope=BlockScope.TENANT, **row) for row in await store.blocks(db.pool, case_id)],
         timeline=[TimelineEntry(**row) for row in await store.timeline(db.pool, case_id)],
     )
 
@@ -248,7 +224,7 @@ def _unknown(case_id: UUID) -> Problem:
     return Problem(404, "Unknown case", f"there is no case {case_id} in your tenant")
 
 
-def _write_cursor(case: Case) -> str:
+def _write_cursor(case: store.CaseSummary) -> str:
     return base64.urlsafe_b64encode(f"{case.opened_at.isoformat()} {case.case_id}".encode()).decode()
 
 

@@ -1,14 +1,13 @@
 """Which reports are one case, and what the policy does without asking. Pure functions over data."""
 
-import hashlib
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import accumulate
 from pathlib import Path
-from typing import Annotated, Literal, TypeAlias
-from uuid import UUID, uuid5
+from typing import Annotated, Literal
+from uuid import UUID
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
@@ -22,9 +21,7 @@ from backstop_contracts import (
     SubmissionCreated,
     SubmissionRequested,
 )
-
-Key: TypeAlias = bytes
-"""SHA-256 of one identity of a mail. Hashed because a Message-ID may be longer than an index row."""
+from backstop_contracts.identity import CaseKey, case_id, content_key, message_id_key
 
 CATEGORY = {
     ReportedAs.PHISHING: Category.PHISHING,
@@ -35,25 +32,15 @@ CATEGORY = {
 _GRAVITY = (ReportedAs.MALWARE, ReportedAs.PHISHING, ReportedAs.JUNK, ReportedAs.NOT_JUNK)
 
 
-def keys_of(message: Message) -> list[Key]:
-    """
-    List the identities of a mail: its content, by which reports join a case, then its Message-ID if it has one.
-
-    Copies of a campaign share the content, with a Message-ID each. Two mails that share a Message-ID alone may say
-    different things, since the sender chooses it: it only tells which case a release is about.
-    """
-    keys = [hashlib.sha256(f"content {message.content}".encode()).digest()]
-    return [*keys, message_key(message.internet_message_id)] if message.internet_message_id else keys
-
-
-def message_key(internet_message_id: str) -> Key:
-    """Return the identity of the mail with this Message-ID."""
-    return hashlib.sha256(f"message-id {internet_message_id}".encode()).digest()
+def keys_of(message: Message) -> list[CaseKey]:
+    """Return the identities of a message: its content, by which reports join a case, then its Message-ID if any."""
+    keys = [content_key(message)]
+    return [*keys, message_id_key(message.internet_message_id)] if message.internet_message_id else keys
 
 
 def assign(
-    tenant_id: UUID, reports: Iterable[MessageReported], standing: Mapping[Key, UUID]
-) -> tuple[list[tuple[MessageReported, UUID]], dict[Key, UUID]]:
+    reports: Iterable[MessageReported], standing: Mapping[CaseKey, UUID]
+) -> tuple[list[tuple[MessageReported, UUID]], dict[CaseKey, UUID]]:
     """
     Give each report its case: the one that already has its content, else a new one.
 
@@ -63,20 +50,16 @@ def assign(
     The id of a new case follows from the report that opens it, so that it is another case, with submissions and blocks
     of its own. Returns the reports with their cases, in order, and the keys that are new or lead elsewhere now.
     """
-    new: dict[Key, UUID] = {}
+    new: dict[CaseKey, UUID] = {}
     assigned = []
     for report in reports:
         keys = keys_of(report.message)
         content = keys[0]
-        case_id = (
-            standing.get(content)
-            or new.get(content)
-            or uuid5(tenant_id, f"case:{content.hex()}:{report.reported_at.isoformat()}:{report.report_id}")
-        )
+        opened = standing.get(content) or new.get(content) or case_id(report)
         for key in keys:
             if key not in standing:
-                new.setdefault(key, case_id)
-        assigned.append((report, case_id))
+                new.setdefault(key, opened)
+        assigned.append((report, opened))
     return assigned, new
 
 
@@ -102,8 +85,8 @@ class When(_Strict):
 
     reported_as: frozenset[ReportedAs] = frozenset(ReportedAs)
     """What at least one user said."""
-    folder: frozenset[Folder] = frozenset(Folder)
-    """Where at least one user met it."""
+    folder: frozenset[Folder] | None = None
+    """Where at least one user met it; left out: anywhere."""
     min_reports: Annotated[int, Field(ge=1)] = 1
     """How many people must have reported it. However often one person does, it counts once."""
     sender_domain: Domains | None = None
@@ -140,7 +123,7 @@ class Policy(_Strict):
         self,
         *,
         reported_as: Sequence[ReportedAs],
-        folders: Sequence[Folder],
+        folders: Sequence[str],
         people: int,
         sender_domain: str | None,
     ) -> Rule | None:
@@ -150,7 +133,7 @@ class Policy(_Strict):
                 rule
                 for rule in self.rule
                 if rule.when.reported_as.intersection(reported_as)
-                and rule.when.folder.intersection(folders)
+                and (rule.when.folder is None or rule.when.folder.intersection(folders))
                 and people >= rule.when.min_reports
                 and (rule.when.sender_domain is None or sender_domain in rule.when.sender_domain)
                 and sender_domain not in rule.when.not_sender_domain

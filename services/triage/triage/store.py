@@ -11,17 +11,17 @@ import orjson
 
 from backstop_contracts import (
     Actor,
-    BlockV2,
+    Block,
     CaseStatus,
-    Folder,
     MailboxMessage,
     Message,
     MessageReported,
     ReportedAs,
+    Verdict,
     VerdictReady,
 )
+from backstop_contracts.identity import CaseKey
 from chassis.db import Reads, Tx
-from triage.rules import Key
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class Case:
     tenant_id: UUID
     status: CaseStatus
     reported_as: tuple[ReportedAs, ...]
-    folders: tuple[Folder, ...]
+    folders: tuple[str, ...]
     report_count: int
     recipient: str
     message: Message
@@ -41,8 +41,30 @@ class Case:
     last_reported_at: datetime
     submissions: int
     submission_id: UUID | None
-    verdict: VerdictReady | None
+    verdict: Verdict | None
     traceparent: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class CaseSummary:
+    """What a list shows of a case."""
+
+    case_id: UUID
+    status: CaseStatus
+    reported_as: tuple[ReportedAs, ...]
+    folders: tuple[str, ...]
+    report_count: int
+    sender: str | None
+    subject: str | None
+    opened_at: datetime
+    last_reported_at: datetime
+    conclusion: str | None
+
+
+_SUMMARY = (
+    "case_id, status, reported_as, folders, report_count, sender, message->>'subject' AS subject, opened_at,"
+    " last_reported_at, conclusion"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +85,7 @@ def _case(row: asyncpg.Record) -> Case:
         tenant_id=row["tenant_id"],
         status=CaseStatus(row["status"]),
         reported_as=tuple(map(ReportedAs, row["reported_as"])),
-        folders=tuple(map(Folder, row["folders"])),
+        folders=tuple(row["folders"]),
         report_count=row["report_count"],
         recipient=row["recipient"],
         message=Message.model_validate(row["message"]),
@@ -72,7 +94,7 @@ def _case(row: asyncpg.Record) -> Case:
         last_reported_at=row["last_reported_at"],
         submissions=row["submissions"],
         submission_id=row["submission_id"],
-        verdict=VerdictReady.model_validate(row["verdict"]) if row["verdict"] else None,
+        verdict=Verdict.model_validate(row["verdict"]) if row["verdict"] else None,
         traceparent=row["traceparent"],
     )
 
@@ -96,7 +118,7 @@ async def unknown_reports(tx: Tx, report_ids: Sequence[UUID]) -> set[UUID]:
     return {row["id"] for row in rows}
 
 
-async def find_keys(tx: Tx, tenant_id: UUID, keys: Iterable[Key]) -> dict[Key, UUID]:
+async def find_keys(tx: Tx, tenant_id: UUID, keys: Iterable[CaseKey]) -> dict[CaseKey, UUID]:
     """Return the cases that own some of *keys*."""
     rows = await tx.fetch(
         "SELECT key, case_id FROM case_keys WHERE tenant_id = $1 AND key = ANY($2::bytea[])", tenant_id, list(keys)
@@ -104,7 +126,7 @@ async def find_keys(tx: Tx, tenant_id: UUID, keys: Iterable[Key]) -> dict[Key, U
     return {row["key"]: row["case_id"] for row in rows}
 
 
-async def record_keys(tx: Tx, tenant_id: UUID, keys: Mapping[Key, UUID]) -> None:
+async def record_keys(tx: Tx, tenant_id: UUID, keys: Mapping[CaseKey, UUID]) -> None:
     """Give *keys* to their cases."""
     if not keys:
         return
@@ -248,7 +270,7 @@ async def record_verdicts(tx: Tx, verdicts: Sequence[VerdictReady]) -> None:
         " FROM unnest($1::uuid[], $2::jsonb[], $3::text[]) AS new (case_id, verdict, conclusion)"
         " WHERE cases.case_id = new.case_id",
         [verdict.case_id for verdict in verdicts],
-        [verdict.model_dump(mode="json") for verdict in verdicts],
+        [verdict.model_dump(mode="json", include=set(Verdict.model_fields)) for verdict in verdicts],
         [verdict.conclusion for verdict in verdicts],
     )
 
@@ -302,7 +324,7 @@ async def count_blocks(
     return {(row["case_id"], row["kind"], row["value"]): (row["rounds"], row["standing"]) for row in rows}
 
 
-async def record_blocks(tx: Tx, blocks: Sequence[tuple[BlockV2, int]]) -> None:
+async def record_blocks(tx: Tx, blocks: Sequence[tuple[Block, int]]) -> None:
     """Store blocks that are now requested, each with its round."""
     if not blocks:
         return
@@ -319,27 +341,29 @@ async def record_blocks(tx: Tx, blocks: Sequence[tuple[BlockV2, int]]) -> None:
     )
 
 
-async def settle_blocks(tx: Tx, outcomes: Mapping[UUID, tuple[str, str | None]]) -> None:
+async def settle_blocks(tx: Tx, outcomes: Mapping[UUID, tuple[str, str | None, str | None]]) -> None:
     """
-    Note what became of blocks: their status, and the entry that was made.
+    Record the outcome of blocks: status, the entry that was made, and why it failed or ended.
 
     One that was removed stays so, because its events come on topics of their own.
     """
     await tx.execute(
         "UPDATE blocks SET entry = coalesce(new.entry, blocks.entry),"
+        " reason = CASE blocks.status WHEN 'removed' THEN blocks.reason ELSE new.reason END,"
         " status = CASE blocks.status WHEN 'removed' THEN blocks.status ELSE new.status END"
-        " FROM unnest($1::uuid[], $2::text[], $3::text[]) AS new (block_id, status, entry)"
+        " FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[]) AS new (block_id, status, entry, reason)"
         " WHERE blocks.block_id = new.block_id",
         list(outcomes),
-        [status for status, _ in outcomes.values()],
-        [entry for _, entry in outcomes.values()],
+        [status for status, _, _ in outcomes.values()],
+        [entry for _, entry, _ in outcomes.values()],
+        [reason for _, _, reason in outcomes.values()],
     )
 
 
 async def blocks(db: Reads, case_id: UUID) -> list[dict[str, Any]]:
     """Return the blocks of a case."""
     rows = await db.fetch(
-        "SELECT block_id, kind, value, entry, status, expires_at FROM blocks WHERE case_id = $1"
+        "SELECT block_id, kind, value, entry, status, reason, expires_at FROM blocks WHERE case_id = $1"
         " ORDER BY kind, value, round",
         case_id,
     )
@@ -354,11 +378,11 @@ async def list_cases(
     sender: str | None,
     sender_domain: str | None,
     reported_as: ReportedAs | None,
-    folder: Folder | None,
+    folder: str | None,
     conclusion: str | None,
     after: tuple[datetime, UUID] | None,
     limit: int,
-) -> list[Case]:
+) -> list[CaseSummary]:
     """Return a page of cases, newest first, that comes after the place *after*."""
     conditions = ["tenant_id = $1"]
     values: list[Any] = [tenant_id, limit]
@@ -377,9 +401,20 @@ async def list_cases(
         values.extend(after)
         conditions.append(f"(opened_at, case_id) < (${len(values) - 1}, ${len(values)})")
     rows = await db.fetch(
-        f"SELECT * FROM cases WHERE {' AND '.join(conditions)} ORDER BY opened_at DESC, case_id DESC LIMIT $2", *values
+        f"SELECT {_SUMMARY} FROM cases WHERE {' AND '.join(conditions)} ORDER BY opened_at DESC, case_id DESC LIMIT $2",
+        *values,
     )
-    return [_case(row) for row in rows]
+    return [
+        CaseSummary(
+            **{
+                **row,
+                "status": CaseStatus(row["status"]),
+                "reported_as": tuple(map(ReportedAs, row["reported_as"])),
+                "folders": tuple(row["folders"]),
+            }
+        )
+        for row in rows
+    ]
 
 
 async def tenants_of_closed_cases(db: Reads) -> list[UUID]:

@@ -11,7 +11,17 @@ from uuid import UUID, uuid4
 import pytest
 
 import verdict_poller
-from backstop_contracts import CaseExpired, Category, Envelope, Message, SubmissionCreated, VerdictReady
+from backstop_contracts import (
+    Block,
+    BlockApplied,
+    BlockRemoved,
+    CaseExpired,
+    Category,
+    Envelope,
+    Message,
+    SubmissionCreated,
+    VerdictReady,
+)
 from chassis.db import Database
 from chassis.kafka import Received
 from chassis.work import Lease
@@ -20,13 +30,14 @@ from simulator import DEFAULT_APP, DEFAULT_SECRET, Simulator
 from simulator.faults import Fault
 from simulator.tenant import TenantSettings
 from verdict_poller import store
-from verdict_poller.handlers import on_case_expired, on_submission_created
+from verdict_poller.handlers import on_block_applied, on_block_removed, on_case_expired, on_submission_created
 from verdict_poller.schedule import ABANDON_AFTER, GIVE_UP_AFTER, Schedule, is_over
 from verdict_poller.worker import AWAY_TRIES, DOUBTED_FROM, PATH, SINGLY_AT_MOST, Explainer, Poller
 
 LIST, GET = "graph.emailThreats.list", "graph.emailThreats.get"
 LEASE = Lease(timedelta(minutes=5))
 SCHEDULE = Schedule((60, 60, 180), 30)
+ENVELOPE = Envelope("1", "/test", "test", datetime.now(UTC))
 
 
 @pytest.fixture
@@ -60,8 +71,9 @@ class Bench:
             graph_id=entity["id"],
             category=Category.PHISHING,
             recipient="user@contoso.example",
+            folders=("inbox", "junk"),
             adopted=False,
-            message=Message(sha256="0" * 64, size=1, internet_message_id=message_id, sender=sender),
+            message=Message(sha256="0" * 64, size=1, internet_message_id=message_id, sender=sender, subject=subject),
             created_at=datetime.fromisoformat(entity["createdDateTime"]),
         )
         received = Received(event, Envelope(str(uuid4()), "/test", "test", datetime.now(UTC)))
@@ -122,6 +134,41 @@ async def bench(db: Database, microsoft: Simulator, tenant_id: UUID) -> AsyncIte
 def requests(microsoft: Simulator, route: str = LIST) -> int:
     """Count the requests on a route."""
     return int(microsoft.state.ledger.contents()["requests"].get(route, 0))
+
+
+async def test_a_verdict_stands_alone(bench: Bench) -> None:
+    """A subscriber reads the message, where it was met and the blocks in force, without joining other topics."""
+    submission_id = await bench.watch("Updated bank details")
+    case_id = await bench.db.pool.fetchval("SELECT case_id FROM watches")
+    ended, made = (
+        Block(block_id=uuid4(), scope="tenant", kind="url", value=f"https://{name}.example/", case_id=case_id)
+        for name in ("ended", "made")
+    )
+    own = Block(block_id=uuid4(), scope="mailbox", kind="sender", value="a@b.example", mailbox="m", report_id=uuid4())
+    now = datetime.now(UTC)
+    removed = BlockRemoved(tenant_id=bench.tenant_id, block=ended, reason="expired", removed_at=now)
+    async with bench.db.transaction() as tx:
+        # The two come on topics of their own: the removal may be read first.
+        await on_block_removed(tx, [Received(removed, ENVELOPE)])
+        for block in (made, ended, own):
+            applied = BlockApplied(
+                tenant_id=bench.tenant_id, block=block, already_present=False, entry="made.example", applied_at=now
+            )
+            await on_block_applied(tx, [Received(applied, ENVELOPE), Received(applied, ENVELOPE)])
+    await bench.judge(submission_id, "phishing", "none")
+    await bench.explainer.explain_due()
+    (told,) = await bench.told()
+
+    assert (told.message.subject, told.message.sender) == ("Updated bank details", "bad@fabrikam.example")
+    assert (told.category, told.recipient, told.folders) == ("phishing", "user@contoso.example", ("inbox", "junk"))
+    assert [(block.value, block.entry) for block in told.blocks] == [("https://made.example/", "made.example")]
+
+    expired = CaseExpired(
+        tenant_id=bench.tenant_id, case_id=case_id, report_count=1, last_active_at=now, expired_at=now
+    )
+    async with bench.db.transaction() as tx:
+        await on_case_expired(tx, [Received(expired, ENVELOPE)])
+    assert await bench.db.pool.fetchval("SELECT count(*) FROM blocks WHERE case_id = $1", case_id) == 0
 
 
 async def test_a_verdict_is_told_once_with_its_cause(bench: Bench, microsoft: Simulator) -> None:

@@ -10,12 +10,12 @@ from typing import Annotated
 from pydantic import Field, PositiveFloat, PositiveInt
 from pydantic_settings import NoDecode
 
-from backstop_contracts import CaseExpired, SubmissionCreated
+from backstop_contracts import BlockApplied, BlockRemoved, CaseExpired, SubmissionCreated
 from chassis.app import Service
 from chassis.settings import CommaSeparated, ServiceSettings, mistakes_told
 from chassis.work import Lease
 from m365 import M365Settings, connect
-from verdict_poller.handlers import on_case_expired, on_submission_created
+from verdict_poller import handlers
 from verdict_poller.schedule import Schedule
 from verdict_poller.store import JUDGED, WATCHING
 from verdict_poller.worker import Explainer, Poller
@@ -65,7 +65,12 @@ def build(settings: Settings) -> Service:
 
     service.resources.append(microsoft_365())
     service.consumes(
-        {SubmissionCreated: partial(on_submission_created, schedule=schedule), CaseExpired: on_case_expired}
+        {
+            SubmissionCreated: partial(handlers.on_submission_created, schedule=schedule),
+            BlockApplied: handlers.on_block_applied,
+            BlockRemoved: handlers.on_block_removed,
+            CaseExpired: handlers.on_case_expired,
+        }
     )
     return service
 

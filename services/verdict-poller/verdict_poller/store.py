@@ -1,5 +1,6 @@
 """The SQL of verdict-poller: one function per statement. Callers hold the transaction."""
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -8,7 +9,7 @@ from uuid import UUID
 
 import asyncpg
 
-from backstop_contracts import Message, SubmissionCreated
+from backstop_contracts import AppliedBlock, Category, Message, SubmissionCreated
 from chassis.db import Tx
 
 WATCHING = "SELECT due_at FROM watches WHERE state = 'watching'"
@@ -23,7 +24,9 @@ class Watch:
     tenant_id: UUID
     case_id: UUID
     graph_id: str
+    category: Category
     recipient: str
+    folders: tuple[str, ...]
     message: Message
     traceparent: str | None
     created_at: datetime
@@ -38,7 +41,9 @@ def _watch(row: asyncpg.Record) -> Watch:
         tenant_id=row["tenant_id"],
         case_id=row["case_id"],
         graph_id=row["graph_id"],
+        category=Category(row["category"]),
         recipient=row["recipient"],
+        folders=tuple(row["folders"]),
         message=Message.model_validate(row["message"]),
         traceparent=row["traceparent"],
         created_at=row["created_at"],
@@ -53,8 +58,12 @@ async def record(tx: Tx, created: Sequence[tuple[SubmissionCreated, str | None]]
     events = [event for event, _ in created]
     await tx.execute(
         "INSERT INTO watches (submission_id, tenant_id, case_id, graph_id, recipient, message, created_at, traceparent,"
-        " due_at) SELECT *, $9::timestamptz FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::text[], $5::text[],"
-        " $6::jsonb[], $7::timestamptz[], $8::text[]) ON CONFLICT DO NOTHING",
+        " category, folders, due_at)"
+        " SELECT submission_id, tenant_id, case_id, graph_id, recipient, message, created_at, traceparent, category,"
+        " string_to_array(folders, ','), $11::timestamptz"
+        " FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::text[], $5::text[], $6::jsonb[], $7::timestamptz[],"
+        " $8::text[], $9::text[], $10::text[]) AS new (submission_id, tenant_id, case_id, graph_id, recipient, message,"
+        " created_at, traceparent, category, folders) ON CONFLICT DO NOTHING",
         [event.submission_id for event in events],
         [event.tenant_id for event in events],
         [event.case_id for event in events],
@@ -63,6 +72,8 @@ async def record(tx: Tx, created: Sequence[tuple[SubmissionCreated, str | None]]
         [event.message.model_dump(mode="json") for event in events],
         [event.created_at for event in events],
         [traceparent for _, traceparent in created],
+        [event.category for event in events],
+        [",".join(event.folders) for event in events],
         first_due,
     )
 
@@ -115,6 +126,32 @@ async def settle(tx: Tx, submission_ids: Sequence[UUID]) -> set[UUID]:
     return {row["submission_id"] for row in rows}
 
 
+async def record_blocks(tx: Tx, blocks: Mapping[UUID, tuple[UUID, AppliedBlock | None]]) -> None:
+    """Record blocks (by id, with their case) as applied, or, without the block itself, as removed."""
+    ids = sorted(blocks)
+    await tx.execute(
+        "INSERT INTO blocks (block_id, case_id, block, removed) SELECT block_id, case_id, block, block IS NULL"
+        " FROM unnest($1::uuid[], $2::uuid[], $3::text[]) AS new (block_id, case_id, block)"
+        " ON CONFLICT (block_id) DO UPDATE SET block = coalesce(excluded.block, blocks.block),"
+        " removed = blocks.removed OR excluded.removed",
+        ids,
+        [blocks[block_id][0] for block_id in ids],
+        [block.model_dump_json() if (block := blocks[block_id][1]) else None for block_id in ids],
+    )
+
+
+async def applied_blocks(tx: Tx, case_ids: Sequence[UUID]) -> Mapping[UUID, Sequence[AppliedBlock]]:
+    """Return the blocks of cases that are in force."""
+    rows = await tx.fetch(
+        "SELECT case_id, block FROM blocks WHERE case_id = ANY($1::uuid[]) AND NOT removed ORDER BY block_id", case_ids
+    )
+    found: defaultdict[UUID, list[AppliedBlock]] = defaultdict(list)
+    for row in rows:
+        found[row["case_id"]].append(AppliedBlock.model_validate_json(row["block"]))
+    return found
+
+
 async def forget(tx: Tx, case_ids: Sequence[UUID]) -> None:
-    """Delete the watches of cases that have ended."""
+    """Delete what is known of cases that have ended; a watch that still awaits its verdict stays."""
     await tx.execute("DELETE FROM watches WHERE case_id = ANY($1::uuid[]) AND state = 'told'", case_ids)
+    await tx.execute("DELETE FROM blocks WHERE case_id = ANY($1::uuid[])", case_ids)

@@ -11,7 +11,7 @@ from uuid import UUID
 
 import structlog
 
-from backstop_contracts import VerdictReady
+from backstop_contracts import AppliedBlock, VerdictReady
 from chassis import outbox
 from chassis.db import Database
 from chassis.work import Lease, backoff, finish
@@ -189,7 +189,7 @@ class Explainer:
     async def _explain(self, tenant_id: UUID, judged: list["_Judged"], deadline: float) -> None:
         wanted = {query for one in judged for query in one.needed}
         settings, away = await self._read_settings(tenant_id, wanted, deadline)
-        told: list[tuple[Watch, VerdictReady]] = []
+        told: list[tuple[_Judged, Mapping[Query, Rows]]] = []
         again: list[tuple[Watch, datetime]] = []
         for one in judged:
             watch = one.watch
@@ -198,10 +198,18 @@ class Explainer:
             if len(read) < len(one.needed) and watch.attempts < tries:
                 again.append((watch, datetime.now(UTC) + backoff(watch.attempts)))
             else:
-                told.append((watch, _verdict(one, read)))
+                told.append((one, read))
         async with self._db.transaction() as tx:
-            new = await store.settle(tx, [watch.submission_id for watch, _ in told])
-            await outbox.emit(tx, [(event, watch.traceparent) for watch, event in told if watch.submission_id in new])
+            new = await store.settle(tx, [one.watch.submission_id for one, _ in told])
+            blocks = await store.applied_blocks(tx, [one.watch.case_id for one, _ in told])
+            await outbox.emit(
+                tx,
+                [
+                    (_verdict(one, read, blocks.get(one.watch.case_id, ())), one.watch.traceparent)
+                    for one, read in told
+                    if one.watch.submission_id in new
+                ],
+            )
             await store.postpone(tx, "judged", again)
 
     async def _read_settings(
@@ -254,13 +262,18 @@ def _judged(watch: Watch) -> _Judged:
     return _Judged(watch, result, queries(result, watch.message, watch.recipient))
 
 
-def _verdict(judged: _Judged, settings: Mapping[Query, Rows]) -> VerdictReady:
+def _verdict(judged: _Judged, settings: Mapping[Query, Rows], blocks: Sequence[AppliedBlock]) -> VerdictReady:
     watch, result = judged.watch, judged.result
     evidence = Evidence(result=result, message=watch.message, recipient=watch.recipient, settings=settings)
     return VerdictReady(
         tenant_id=watch.tenant_id,
         submission_id=watch.submission_id,
         case_id=watch.case_id,
+        category=watch.category,
+        recipient=watch.recipient,
+        folders=watch.folders,
+        message=watch.message,
+        blocks=tuple(blocks),
         graph_id=watch.graph_id,
         conclusion=conclude(result),
         verdict=result.verdict or "noResultAvailable",

@@ -15,7 +15,9 @@ CREATE TABLE blocks (
     seq          bigint      GENERATED ALWAYS AS IDENTITY,
     -- lifting: the verdict says clean; kept: it ended, but an entry that is not ours goes on blocking.
     state        text        NOT NULL
-                             CHECK (state IN ('pending', 'applied', 'failed', 'lifting', 'removed', 'kept'))
+                             CHECK (state IN ('pending', 'applied', 'failed', 'lifting', 'removed', 'kept')),
+    -- True when the case is gone: the row goes too, as soon as nothing in Exchange can be its doing any more.
+    case_expired boolean     NOT NULL DEFAULT false
 );
 CREATE INDEX blocks_of_entry ON blocks (tenant_id, mailbox, value);
 CREATE INDEX blocks_of_case ON blocks (tenant_id, case_id);

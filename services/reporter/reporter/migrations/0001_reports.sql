@@ -12,13 +12,17 @@ CREATE TABLE reports (
     case_id     uuid,
     block_id    uuid
 );
+CREATE INDEX reports_of_case ON reports (case_id);
+CREATE INDEX reports_of_mail ON reports (tenant_id, sha256);
 
 -- What is known about the cases of triage. `status` is NULL until case-updated came, `conclusion` until verdict-ready.
 CREATE TABLE cases (
     case_id    uuid        PRIMARY KEY,
     status     text        CHECK (status IN ('open', 'submitted', 'resolved', 'dismissed')),
     changed_at timestamptz,
-    conclusion text        CHECK (conclusion IN ('threat', 'clean', 'simulation', 'unknown')),
+    conclusion text,
+    -- What a setting did to the message of a case, where Microsoft says no more: allowed or blocked.
+    override   text,
     read_at    timestamptz
 );
 
@@ -32,4 +36,35 @@ CREATE TABLE blocks (
     status    text    NOT NULL CHECK (status IN ('requested', 'applied', 'failed', 'removed')),
     reason    text,
     UNIQUE (tenant_id, mailbox, sender, round)
+);
+
+-- Raw mails that no report may refer to any more: the worker looks, and deletes them from the mail store.
+CREATE TABLE expired_mails (
+    tenant_id uuid        NOT NULL,
+    sha256    text        NOT NULL,
+    due_at    timestamptz NOT NULL DEFAULT now(),
+    -- Above zero before the first deletion can begin: from then on, the store may have lost the mail at any moment.
+    attempts  integer     NOT NULL DEFAULT 0,
+    -- The row stays for a day, for reports whose mail was put into the store before it was deleted.
+    deleted   boolean     NOT NULL DEFAULT false,
+    PRIMARY KEY (tenant_id, sha256)
+);
+CREATE INDEX expired_mails_due ON expired_mails (due_at);
+
+CREATE FUNCTION mail_lock(tenant uuid, mail text) RETURNS bigint LANGUAGE sql IMMUTABLE
+    AS $$ SELECT hashtextextended('reporter mail ' || tenant || ' ' || mail, 0) $$;
+
+-- Keep a mail from being deleted until the transaction ends; tell whether it was deleted a short while ago, or may have
+-- been. VOLATILE: each statement sees what is committed when it begins, so the second sees what the first waited for.
+CREATE FUNCTION hold_mail(tenant uuid, mail text) RETURNS boolean LANGUAGE sql VOLATILE
+    AS $$
+        SELECT pg_advisory_xact_lock_shared(mail_lock(tenant, mail));
+        SELECT EXISTS (SELECT FROM expired_mails WHERE tenant_id = tenant AND sha256 = mail AND attempts > 0);
+    $$;
+
+-- Which case a report of another channel is in, when that was heard before the report itself.
+CREATE TABLE early_cases (
+    report_id uuid        PRIMARY KEY,
+    case_id   uuid        NOT NULL,
+    noted_at  timestamptz NOT NULL DEFAULT now()
 );

@@ -4,7 +4,9 @@ CREATE TABLE watches (
     tenant_id     uuid        NOT NULL,
     case_id       uuid        NOT NULL,
     graph_id      text        NOT NULL,
+    category      text        NOT NULL,
     recipient     text        NOT NULL,
+    folders       text[]      NOT NULL,
     message       jsonb       NOT NULL,
     traceparent   text,
     created_at    timestamptz NOT NULL,
@@ -16,3 +18,15 @@ CREATE TABLE watches (
 );
 CREATE INDEX watches_due ON watches (due_at) WHERE state = 'watching';
 CREATE INDEX watches_judged ON watches (due_at) WHERE state = 'judged';
+CREATE INDEX watches_of_case ON watches (case_id);
+
+-- The blocks of cases, for the verdict to name those in force. `block` is null while only its removal is known: the
+-- two events come on topics of their own, in any order.
+CREATE TABLE blocks (
+    block_id uuid    PRIMARY KEY,
+    case_id  uuid    NOT NULL,
+    -- JSON as text, because jsonb refuses characters that a forged sender may hold.
+    block    text,
+    removed  boolean NOT NULL DEFAULT false
+);
+CREATE INDEX blocks_of_case ON blocks (case_id);

@@ -1,9 +1,11 @@
-"""One OpenAPI document out of those of the services behind the gateway. Pure functions over data."""
+"""The OpenAPI document of the gateway, put together from those of the services behind it."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
-from gateway.routes import Route
+from gateway.routes import ROUTES, Route
+from generator.schemas import Json
+from generator.system import Service
 
 Document: TypeAlias = Mapping[str, Any]
 
@@ -14,15 +16,21 @@ class IncompleteError(ValueError):
     """A service does not describe a route that the gateway offers; the text says which."""
 
 
-def merge(documents: Mapping[str, Document], routes: Iterable[Route]) -> dict[str, Any]:
+def openapi(services: Sequence[Service], version: str) -> Json:
+    """Return the document of the gateway's API."""
+    return merge({service.name: service.openapi for service in services}, ROUTES, version)
+
+
+def merge(documents: Mapping[str, Document], routes: Iterable[Route], version: str) -> Json:
     """
     Describe *routes*, each as the service behind it does (*documents* by name), with the roles that it needs.
 
     Two services may mean different things by one component's name: the later one's is then called by the service's
     name too. Raises IncompleteError.
     """
+    wanted = {route.upstream for route in routes}
     schemas: dict[str, Any] = {}
-    renamed = {name: _take(name, document, schemas) for name, document in documents.items()}
+    renamed = {name: _take(name, document, schemas) for name, document in documents.items() if name in wanted}
     paths: dict[str, dict[str, Any]] = {}
     for route in routes:
         try:
@@ -36,8 +44,8 @@ def merge(documents: Mapping[str, Document], routes: Iterable[Route]) -> dict[st
         "openapi": "3.1.0",
         "info": {
             "title": "Backstop",
-            "version": "1",
-            "description": "Report mails that the filter let through; triage them; hear Microsoft's verdict.",
+            "version": version,
+            "description": "Report messages that the filter let through, triage them, and read Microsoft's verdict.",
         },
         "paths": paths,
         "components": {

@@ -1,0 +1,71 @@
+"""What the services really subscribe to, publish and route: read off the services themselves."""
+
+import ast
+import inspect
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from backstop_contracts import EVENTS, Event
+
+NAMES = ("reporter", "triage", "submitter", "verdict-poller", "blocklist", "quarantine")
+"""The services, in the order of the story."""
+
+_SETTINGS: Mapping[str, Any] = {
+    "api_audience": "00000000-0000-0000-0000-000000000000",
+    "client_id": "00000000-0000-0000-0000-000000000000",
+    "client_secret": "none",
+    "kafka_bootstrap": "localhost:9092",
+    "link_keys": "k" * 32,
+    "mail_store": "memory:///",
+    "postgres_dsn": "postgresql://localhost/backstop",
+    "public_url": "https://backstop.example",
+    "tenants": frozenset({UUID(int=0)}),
+}
+"""What services must be told before they can be built. They are never started."""
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """A service: what it does, which events it takes and sends, and its HTTP API."""
+
+    name: str
+    does: str
+    subscribes: tuple[type[Event], ...]
+    publishes: tuple[type[Event], ...]
+    openapi: Mapping[str, Any]
+
+    def group(self, model: type[Event]) -> str:
+        """Return the consumer group that reads an event's topic, without the installation's prefix."""
+        del model
+        return self.name
+
+
+def services() -> list[Service]:
+    """Build every service and return what it says of itself."""
+    return [_service(name) for name in NAMES]
+
+
+def _service(name: str) -> Service:
+    module = import_module(f"{name.replace('-', '_')}.app")
+    fields = module.Settings.model_fields
+    built = module.build(module.Settings(**{field: _SETTINGS[field] for field in fields if field in _SETTINGS}))
+    published = set(_published(Path(inspect.getfile(module)).parent))
+    return Service(
+        name=name,
+        does=built.api.description,
+        subscribes=tuple(model for model in EVENTS if model in built.subscriptions),
+        publishes=tuple(model for model in EVENTS if model.__name__ in published),
+        openapi=built.api.openapi(),
+    )
+
+
+def _published(package: Path) -> Iterator[str]:
+    """Yield the names that the package calls: a service makes an event for no other reason than to publish it."""
+    for file in package.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                yield node.func.id

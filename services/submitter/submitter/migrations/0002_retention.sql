@@ -1,1 +1,0 @@
-CREATE INDEX submissions_of_case ON submissions (case_id);

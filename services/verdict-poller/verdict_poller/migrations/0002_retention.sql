@@ -1,1 +1,0 @@
-CREATE INDEX watches_of_case ON watches (case_id);
