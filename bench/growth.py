@@ -8,9 +8,9 @@ from contextlib import AsyncExitStack
 from bench.report import Cell, Chart, Goal, Result, quantile
 from bench.stand import opened, stand
 from bench.stored import HOT, LARGE, Place, Step, fill, middle
-from chassis.db import Database
 from chassis.kafka import create_topics
 from chassis.outbox import Relay
+from chassis.postgres import Database
 
 SIZES, QUICK_SIZES = (10_000, 100_000, 1_000_000), (10_000, 100_000)
 TIMES, QUICK_TIMES = 200, 60

@@ -18,8 +18,8 @@ from bench.stand import opened, stand
 from bench.stored import TENANT, message
 from blocklist.handlers import on_block_requested
 from blocklist.worker import Worker
-from chassis.db import Database
 from chassis.kafka import Received
+from chassis.postgres import Database
 from chassis.work import Lease
 from m365 import Exchange, Graph, M365Settings, connect
 from simulator import Simulator, serve

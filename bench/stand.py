@@ -19,8 +19,8 @@ import orjson
 import psutil  # type: ignore[import-untyped]
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
-from chassis.db import Database
 from chassis.kafka import create_topics
+from chassis.postgres import Database
 from local_stack.backing import Backing, backing, own_database
 from local_stack.ports import choose_port
 from local_stack.probes import listens

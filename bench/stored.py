@@ -9,8 +9,8 @@ import submitter.store
 import triage.store
 import verdict_poller.store
 from backstop_contracts import CaseStatus, Envelope, Folder, Message, MessageReported, ReportedAs
-from chassis.db import Database, Tx
 from chassis.kafka import Received
+from chassis.postgres import Database, Tx
 from triage.handlers import on_message_reported
 from triage.rules import Policy
 

@@ -26,8 +26,8 @@ from backstop.app import app
 from backstop_contracts import CaseStatus, CaseUpdated
 from chassis import dead, outbox
 from chassis.app import Service
-from chassis.db import Tx
 from chassis.kafka import Received, create_topics
+from chassis.postgres import Tx
 from chassis.settings import KafkaSettings, ServiceSettings
 from local_stack.kafka import start_kafka
 from local_stack.ports import choose_port

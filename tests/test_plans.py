@@ -12,7 +12,7 @@ from asyncpg.connection import LoggedQuery
 from bench.stand import opened
 from bench.stored import HOT, LARGE, Place, fill, middle
 
-from chassis.db import Database, Tx
+from chassis.postgres import Database, Tx
 from local_stack.backing import own_database
 
 ROWS = 20_000

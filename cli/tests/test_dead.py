@@ -19,8 +19,8 @@ from typer.testing import CliRunner
 
 from backstop.app import app
 from backstop_contracts import CaseStatus, CaseUpdated, headers_for
-from chassis.db import Database, Tx
 from chassis.kafka import Consumer, Handler, Received, create_topics
+from chassis.postgres import Database, Tx
 
 CASE = uuid4()
 VALUE = b'{"subject": "for your eyes only"}'

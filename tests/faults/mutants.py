@@ -14,7 +14,7 @@ from faststream import AckPolicy
 
 import chassis.kafka
 import chassis.outbox
-from chassis.db import Tx
+from chassis.postgres import Tx
 
 
 def outbox_deletes_before_acknowledgement() -> None:

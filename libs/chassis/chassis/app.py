@@ -17,11 +17,12 @@ from fastapi import APIRouter, FastAPI
 from backstop_contracts import Event
 from chassis import telemetry
 from chassis.auth import Authenticator
-from chassis.db import Database, MigrationError, UnreadableDsnError, is_away
 from chassis.http import Check, Told, make_api
 from chassis.kafka import Consumer, Handler
 from chassis.limits import Connection
+from chassis.migrate import MigrationError
 from chassis.outbox import Relay
+from chassis.postgres import Database, UnreadableDsnError, is_away
 from chassis.sampler import Sampler
 from chassis.settings import DSN_WANTED, HttpSettings, ServiceSettings, SetupError
 from chassis.work import Work

@@ -13,8 +13,8 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from chassis import telemetry
-from chassis.db import AWAY, is_away
 from chassis.limits import Bounded, Limits
+from chassis.postgres import AWAY, is_away
 from chassis.problem import Problem
 
 __all__ = ["Check", "Problem", "Told", "make_api", "problems"]

@@ -25,7 +25,7 @@ from pydantic import ValidationError
 
 from backstop_contracts import EVENTS, Envelope, Event, NotAnEventError, read_headers
 from chassis import dead, telemetry
-from chassis.db import Database, Tx, is_away
+from chassis.postgres import Database, Tx, is_away
 
 log = structlog.get_logger()
 

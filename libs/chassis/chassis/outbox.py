@@ -31,7 +31,7 @@ from faststream.security import BaseSecurity
 
 from backstop_contracts import Event, headers_for
 from chassis import telemetry
-from chassis.db import Database, Tx, is_away
+from chassis.postgres import Database, Tx, is_away
 
 log = structlog.get_logger()
 

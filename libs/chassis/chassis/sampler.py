@@ -9,8 +9,8 @@ import structlog
 from aiokafka.errors import KafkaError
 
 from chassis import telemetry
-from chassis.db import Database, is_away
 from chassis.kafka import Consumer
+from chassis.postgres import Database, is_away
 
 log = structlog.get_logger()
 

@@ -16,7 +16,7 @@ from typing import Any
 import structlog
 
 from chassis import telemetry
-from chassis.db import is_away
+from chassis.postgres import is_away
 
 log = structlog.get_logger()
 

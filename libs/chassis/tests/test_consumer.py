@@ -22,8 +22,8 @@ from hypothesis import strategies as st
 
 from backstop_contracts import CaseStatus, CaseUpdated, SubmissionFailed, headers_for
 from chassis import dead, telemetry
-from chassis.db import Database, Tx
 from chassis.kafka import Consumer, Handler, Received, _without_nul, create_topics
+from chassis.postgres import Database, Tx
 
 TENANT = uuid4()
 HALT_AFTER = 100

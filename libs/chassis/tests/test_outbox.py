@@ -16,9 +16,9 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from backstop_contracts import CaseExpired, CaseStatus, CaseUpdated, read_headers
 from chassis import outbox
-from chassis.db import Database
 from chassis.kafka import create_topics
 from chassis.outbox import Relay
+from chassis.postgres import Database
 
 TENANT = uuid4()
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"

@@ -9,7 +9,7 @@ import pytest
 from prometheus_client import REGISTRY
 
 from chassis import sampler as sampling
-from chassis.db import Database
+from chassis.postgres import Database
 from chassis.sampler import Sampler
 
 

@@ -18,8 +18,8 @@ from fastapi import APIRouter
 from backstop_contracts import CaseStatus, CaseUpdated, headers_for
 from chassis import telemetry
 from chassis.app import Service, server
-from chassis.db import Tx
 from chassis.kafka import STUCK_LOOKS, Consumer, Received, create_topics
+from chassis.postgres import Tx
 from chassis.settings import ServiceSettings
 from conftest import running
 

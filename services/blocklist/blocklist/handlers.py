@@ -6,8 +6,8 @@ from uuid import UUID
 
 from backstop_contracts import BlockRequested, CaseExpired, Conclusion, VerdictReady
 from blocklist import store
-from chassis.db import Tx
 from chassis.kafka import Received
+from chassis.postgres import Tx
 
 
 async def on_block_requested(tx: Tx, wishes: Sequence[Received[BlockRequested]]) -> None:

@@ -10,7 +10,7 @@ import asyncpg
 
 from backstop_contracts import Block, BlockRequested, VerdictReady
 from blocklist.rules import place_of
-from chassis.db import Tx
+from chassis.postgres import Tx
 
 DUE = "SELECT due_at FROM entries WHERE due_at < 'infinity'"
 

@@ -22,7 +22,7 @@ from blocklist import rules, store
 from blocklist.rules import AcceptedDomain, Found, Refusal, Rows
 from blocklist.store import Entry, Wish
 from chassis import outbox
-from chassis.db import Database, Tx
+from chassis.postgres import Database, Tx
 from chassis.work import Lease, backoff, finish
 from m365 import Exchange, M365Error, Refused, Throttled, Unavailable, hashtable, until
 

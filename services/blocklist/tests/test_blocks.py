@@ -29,8 +29,8 @@ from backstop_contracts import (
 )
 from blocklist import handlers, store
 from blocklist.worker import Worker
-from chassis.db import Database
 from chassis.kafka import Received
+from chassis.postgres import Database
 from chassis.work import Lease, backoff
 from conftest import JUDGED
 from m365 import Credential, Exchange, Tokens, open_session

@@ -19,7 +19,7 @@ from backstop_contracts import (
 )
 from backstop_contracts.identity import report_id
 from chassis import outbox
-from chassis.db import Database
+from chassis.postgres import Database
 from chassis.work import Lease, backoff, finish
 from m365 import Exchange, M365Error, Refused, Throttled, Unauthorised, Unavailable, until
 from mail import MailFacts, MailStore, StoreUnavailable, parse

@@ -13,7 +13,7 @@ from uuid import UUID
 import structlog
 from jinja2 import Environment
 
-from chassis.db import Database
+from chassis.postgres import Database
 from chassis.work import Lease, backoff, finish
 from m365 import Graph, M365Error, Refused, Throttled, Unauthorised, Unavailable, until
 from quarantine import rules, store

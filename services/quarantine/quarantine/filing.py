@@ -9,7 +9,7 @@ from uuid import UUID
 from backstop_contracts import Actor, AdminDecision, Block, BlockKind, BlockRequested, BlockScope, Channel
 from backstop_contracts.identity import mailbox_block_id
 from chassis import outbox, telemetry
-from chassis.db import Database, Tx
+from chassis.postgres import Database, Tx
 from quarantine import rules, store
 from quarantine.rules import DONE, Kind
 from quarantine.store import Action, MailboxBlock, QuarantinedMessage

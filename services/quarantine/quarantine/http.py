@@ -14,8 +14,8 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 from backstop_contracts import Actor, ActorKind, AdminDecision, CaseStatus, Category, ReportedAs, Verdict
 from backstop_contracts.api import BlockInput
 from chassis.auth import Caller, require
-from chassis.db import Database
 from chassis.http import WITHOUT_NUL, Problem, problems
+from chassis.postgres import Database
 from mail import DOCUMENT_HEADERS, document
 from quarantine import filing, store
 from quarantine.reading import Reading

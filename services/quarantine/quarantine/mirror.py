@@ -8,7 +8,7 @@ from uuid import UUID
 
 import structlog
 
-from chassis.db import Database
+from chassis.postgres import Database
 from chassis.work import Lease, backoff
 from m365 import Exchange, M365Error, Throttled, Truncated, Unavailable, until
 from quarantine import rules, store

@@ -13,8 +13,8 @@ from fastapi.responses import HTMLResponse, RedirectResponse
 from jinja2 import Environment
 
 from backstop_contracts import Actor, ReportedAs
-from chassis.db import Database
 from chassis.http import Problem
+from chassis.postgres import Database
 from m365 import M365Error
 from mail import DOCUMENT_HEADERS, document
 from quarantine import filing, links, rules, store

@@ -5,8 +5,8 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from chassis.db import Reads
 from chassis.http import WITHOUT_NUL
+from chassis.postgres import Reads
 from quarantine import store
 from quarantine.language import CATALOGUES, FALLBACK
 from quarantine.rules import Every

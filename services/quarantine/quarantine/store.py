@@ -7,7 +7,7 @@ from typing import Any
 from uuid import UUID
 
 from backstop_contracts import Actor, AdminDecision, CaseStatus, CaseUpdated, Verdict, VerdictReady
-from chassis.db import Reads, Tx
+from chassis.postgres import Reads, Tx
 from quarantine.rules import Every, Kind, Permissions, Policy, Quarantined, Status, message_id, permitted
 
 SETTLING = timedelta(minutes=15)

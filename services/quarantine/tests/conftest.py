@@ -15,8 +15,8 @@ from pydantic import SecretStr
 
 import quarantine
 from backstop_contracts import EVENTS
-from chassis.db import Database
 from chassis.http import make_api
+from chassis.postgres import Database
 from m365 import Credential, Exchange, Graph, Tokens, open_session
 from mail import MailStore
 from quarantine import store

@@ -15,7 +15,7 @@ import asyncpg
 from backstop_contracts import Actor, Block, BlockKind, BlockRequested, BlockScope, Channel, Event, MessageReported
 from backstop_contracts.identity import mailbox_block_id
 from chassis import outbox
-from chassis.db import Database, Tx
+from chassis.postgres import Database, Tx
 from mail import MailStore
 from reporter import store
 from reporter.rules import blockable

@@ -14,8 +14,8 @@ from backstop_contracts import (
     MessageReported,
     VerdictReady,
 )
-from chassis.db import Tx
 from chassis.kafka import Received
+from chassis.postgres import Tx
 from reporter import store
 
 log = structlog.get_logger()

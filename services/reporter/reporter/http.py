@@ -24,8 +24,8 @@ from backstop_contracts.api import BlockState
 from backstop_contracts.identity import report_id
 from chassis import telemetry
 from chassis.auth import Caller, require
-from chassis.db import Database
 from chassis.http import Problem, problems
+from chassis.postgres import Database
 from mail import MailFacts, MailStore, StoreUnavailable, parse
 from reporter import rules, store
 from reporter.filing import Filing, Wish

@@ -7,7 +7,7 @@ from typing import TypeAlias
 from uuid import UUID
 
 from backstop_contracts import CaseStatus, CaseUpdated, MessageReported, ReportedAs, VerdictReady
-from chassis.db import Reads, Tx
+from chassis.postgres import Reads, Tx
 
 Mail: TypeAlias = tuple[UUID, str]
 """A raw mail in the mail store: tenant and SHA-256."""

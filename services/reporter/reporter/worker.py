@@ -10,7 +10,7 @@ from datetime import timedelta
 
 import structlog
 
-from chassis.db import Database
+from chassis.postgres import Database
 from mail import MailStore
 from reporter import store
 from reporter.store import Mail

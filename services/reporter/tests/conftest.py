@@ -14,8 +14,8 @@ from fastapi import FastAPI
 
 import reporter
 from chassis.auth import Authenticator
-from chassis.db import Database
 from chassis.http import make_api
+from chassis.postgres import Database
 from local_stack.backing import own_database
 from mail import MailStore
 from reporter.http import make_router

@@ -26,8 +26,8 @@ from backstop_contracts import (
     ReportedAs,
     VerdictReady,
 )
-from chassis.db import Database
 from chassis.kafka import Received
+from chassis.postgres import Database
 from conftest import JUDGED
 from mail import MailStore
 from reporter import filing, handlers, store

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from backstop_contracts import CaseExpired, SubmissionRequested
-from chassis.db import Tx
 from chassis.kafka import Received
+from chassis.postgres import Tx
 from submitter import store
 
 

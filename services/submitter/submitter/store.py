@@ -9,7 +9,7 @@ from uuid import UUID
 import asyncpg
 
 from backstop_contracts import Category, MailboxMessage, Message, SubmissionRequested
-from chassis.db import Reads, Tx
+from chassis.postgres import Reads, Tx
 from submitter.rules import DAY, Calls, Due, Used, Wait, item_of
 
 DUE = "SELECT due_at FROM submissions WHERE state = 'due'"

@@ -20,7 +20,7 @@ from backstop_contracts import (
     SubmissionFailure,
 )
 from chassis import outbox, telemetry
-from chassis.db import Database, Tx
+from chassis.postgres import Database, Tx
 from chassis.work import Lease, backoff, finish
 from m365 import Graph, M365Error, Refused, Throttled, Unauthorised, Unavailable, until
 from mail import MailCorrupt, MailMissing, MailStore, StoreUnavailable

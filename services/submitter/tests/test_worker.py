@@ -25,8 +25,8 @@ from backstop_contracts import (
     SubmissionFailed,
     SubmissionRequested,
 )
-from chassis.db import Database
 from chassis.kafka import Received
+from chassis.postgres import Database
 from chassis.work import Lease
 from m365 import M365Settings, connect
 from mail import MailStore

@@ -35,8 +35,8 @@ from backstop_contracts import (
     SubmissionRequested,
     VerdictReady,
 )
-from chassis.db import Database
 from chassis.kafka import Received
+from chassis.postgres import Database
 from conftest import JUDGED
 from triage import handlers
 from triage.http import make_router

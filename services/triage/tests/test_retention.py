@@ -32,8 +32,8 @@ from backstop_contracts import (
     SubmissionRequested,
     VerdictReady,
 )
-from chassis.db import Database
 from chassis.kafka import Received
+from chassis.postgres import Database
 from conftest import JUDGED
 from triage import decisions, handlers, store
 from triage.app import Settings

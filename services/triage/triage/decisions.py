@@ -21,7 +21,7 @@ from backstop_contracts import (
 )
 from backstop_contracts.identity import submission_id, tenant_block_id
 from chassis import outbox
-from chassis.db import Tx
+from chassis.postgres import Tx
 from triage import store
 from triage.rules import why_not_the_sender, why_unauthenticated
 from triage.store import Case, Entry

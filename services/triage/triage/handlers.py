@@ -35,8 +35,8 @@ from backstop_contracts import (
 )
 from backstop_contracts.identity import CaseKey, message_id_key
 from chassis import outbox
-from chassis.db import Tx
 from chassis.kafka import Received
+from chassis.postgres import Tx
 from triage import decisions, store
 from triage.rules import Policy, Rule, assign, block_lifetime, category_of, keys_of
 from triage.store import Case, Entry

@@ -25,8 +25,8 @@ from backstop_contracts import (
 from backstop_contracts.api import BlockInput, BlockState
 from chassis import telemetry
 from chassis.auth import Caller, require
-from chassis.db import Database, Tx
 from chassis.http import WITHOUT_NUL, Problem, problems
+from chassis.postgres import Database, Tx
 from triage import decisions, store
 from triage.store import Case
 

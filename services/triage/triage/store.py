@@ -21,7 +21,7 @@ from backstop_contracts import (
     VerdictReady,
 )
 from backstop_contracts.identity import CaseKey
-from chassis.db import Reads, Tx
+from chassis.postgres import Reads, Tx
 
 
 @dataclass(frozen=True, slots=True)

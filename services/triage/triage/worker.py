@@ -7,7 +7,7 @@ import structlog
 
 from backstop_contracts import CaseExpired
 from chassis import outbox
-from chassis.db import Database
+from chassis.postgres import Database
 from triage import store
 from triage.rules import Retention, fitting
 

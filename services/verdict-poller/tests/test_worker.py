@@ -22,8 +22,8 @@ from backstop_contracts import (
     SubmissionCreated,
     VerdictReady,
 )
-from chassis.db import Database
 from chassis.kafka import Received
+from chassis.postgres import Database
 from chassis.work import Lease
 from m365 import Graph, M365Settings, connect
 from simulator import DEFAULT_APP, DEFAULT_SECRET, Simulator

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from backstop_contracts import AppliedBlock, BlockApplied, BlockRemoved, CaseExpired, SubmissionCreated
-from chassis.db import Tx
 from chassis.kafka import Received
+from chassis.postgres import Tx
 from verdict_poller import store
 from verdict_poller.schedule import Schedule
 

@@ -10,7 +10,7 @@ from uuid import UUID
 import asyncpg
 
 from backstop_contracts import AppliedBlock, Category, Message, SubmissionCreated
-from chassis.db import Tx
+from chassis.postgres import Tx
 
 WATCHING = "SELECT due_at FROM watches WHERE state = 'watching'"
 JUDGED = "SELECT due_at FROM watches WHERE state = 'judged'"

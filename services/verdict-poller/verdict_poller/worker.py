@@ -13,7 +13,7 @@ import structlog
 
 from backstop_contracts import AppliedBlock, VerdictReady
 from chassis import outbox
-from chassis.db import Database
+from chassis.postgres import Database
 from chassis.work import Lease, backoff, finish
 from m365 import Exchange, Graph, M365Error, Refused, Throttled, Truncated, Unavailable, until
 from verdict_poller import store

@@ -1,7 +1,6 @@
-"""PostgreSQL: one pool, one schema per service, numbered migrations, and what counts as 'away'."""
+"""PostgreSQL: one pool, one schema per service, and what counts as 'away'."""
 
 import asyncio
-import hashlib
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,13 +11,12 @@ import orjson
 import structlog
 from asyncpg.pool import PoolConnectionProxy
 
+from chassis.migrate import MIGRATION_SECONDS, migrate, read_sql
+
 log = structlog.get_logger()
 
 STALL_SECONDS = 15
 """Longest time that a process which does not move keeps a transaction, with its locks."""
-
-MIGRATION_SECONDS = 600
-"""Longest time that one statement of a migration may take, and that replicas wait for each other's."""
 
 Tx: TypeAlias = "asyncpg.Connection[asyncpg.Record] | PoolConnectionProxy[asyncpg.Record]"
 """A connection on which a transaction is open."""
@@ -58,10 +56,6 @@ class UnreadableDsnError(ValueError):
     """The DSN cannot be parsed. What is wrong is not repeated: more often than not it is a piece of the password."""
 
 
-class MigrationError(RuntimeError):
-    """The schema in the database is not the one that this code was written for."""
-
-
 class Database:
     """
     The service's database: a pool whose search path is the service's own schema.
@@ -84,7 +78,7 @@ class Database:
         Raises what is no reason to wait: UnreadableDsnError, what PostgreSQL says to who is not let in (no such
         database, a wrong password), MigrationError, and what a migration meets.
         """
-        files = {**_sql("chassis", Path(__file__).parent / "migrations"), **_sql(self._schema, migrations)}
+        files = {**read_sql("chassis", Path(__file__).parent / "migrations"), **read_sql(self._schema, migrations)}
         delay = 0.1
         while self._pool is None:
             try:
@@ -207,45 +201,3 @@ async def _use_orjson(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
         decoder=lambda data: orjson.loads(data[1:]),
         format="binary",
     )
-
-
-async def migrate(connection: "asyncpg.Connection[asyncpg.Record]", schema: str, files: Mapping[str, bytes]) -> None:
-    """
-    Apply those of *files*, which are SQL by name, that *schema* does not have yet, in their order.
-
-    Each file runs in one transaction. Replicas that start together take turns. Raises MigrationError when a file
-    that was applied before has changed since, or is not there any more.
-    """
-    await connection.execute("SELECT pg_advisory_lock(hashtext('migrate'), hashtext($1))", schema)
-    try:
-        await connection.execute(f'CREATE SCHEMA IF NOT EXISTS "{schema}"')
-        await connection.execute(
-            "CREATE TABLE IF NOT EXISTS migrations (name text PRIMARY KEY, sha256 text NOT NULL,"
-            " applied_at timestamptz NOT NULL DEFAULT now())"
-        )
-        applied = {row["name"]: row["sha256"] for row in await connection.fetch("SELECT name, sha256 FROM migrations")}
-        _check_history(applied, files)
-        for name, sql in files.items():
-            if name not in applied:
-                async with connection.transaction():
-                    await connection.execute(sql.decode())
-                    await connection.execute("INSERT INTO migrations VALUES ($1, $2)", name, _sha256(sql))
-                log.info("migration.applied", name=name)
-    finally:
-        await connection.execute("SELECT pg_advisory_unlock(hashtext('migrate'), hashtext($1))", schema)
-
-
-def _check_history(applied: Mapping[str, str], files: Mapping[str, bytes]) -> None:
-    for name, sha256 in applied.items():
-        if name not in files:
-            raise MigrationError(f"{name} was applied to this database but is unknown here: run the newer version")
-        if sha256 != _sha256(files[name]):
-            raise MigrationError(f"{name} was changed after it had been applied: put the change into a new file")
-
-
-def _sql(source: str, folder: Path) -> dict[str, bytes]:
-    return {f"{source}/{file.name}": file.read_bytes() for file in sorted(folder.glob("*.sql"))}
-
-
-def _sha256(sql: bytes) -> str:
-    return hashlib.sha256(sql).hexdigest()

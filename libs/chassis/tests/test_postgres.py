@@ -7,8 +7,9 @@ from typing import Any
 import asyncpg
 import pytest
 
-import chassis.db
-from chassis.db import AWAY, Database, MigrationError, RefusedConnectionError, is_away
+import chassis.postgres
+from chassis.migrate import MigrationError
+from chassis.postgres import AWAY, Database, RefusedConnectionError, is_away
 
 
 async def opened(dsn: str, folder: Path) -> Database:
@@ -60,7 +61,7 @@ async def test_a_postgresql_that_goes_while_a_service_starts_is_waited_for(
     broken = []
 
     def break_once(step: str) -> None:
-        doing = getattr(chassis.db, step)
+        doing = getattr(chassis.postgres, step)
 
         async def do(connection: Any, *rest: Any) -> None:
             if step not in broken:
@@ -68,7 +69,7 @@ async def test_a_postgresql_that_goes_while_a_service_starts_is_waited_for(
                 await connection.execute("SELECT pg_terminate_backend(pg_backend_pid())")
             await doing(connection, *rest)
 
-        monkeypatch.setattr(chassis.db, step, do)
+        monkeypatch.setattr(chassis.postgres, step, do)
 
     break_once("migrate")
     break_once("_use_orjson")
@@ -121,7 +122,7 @@ async def test_who_stops_in_the_middle_of_a_transaction_keeps_no_lock(
 ) -> None:
     """PostgreSQL ends it; the one who was frozen meets an error that says nothing about the data."""
     await (await opened(database, tmp_path)).close()
-    monkeypatch.setattr("chassis.db.STALL_SECONDS", 1)
+    monkeypatch.setattr("chassis.postgres.STALL_SECONDS", 1)
     frozen, other = await opened(database, tmp_path), await opened(database, tmp_path)
     lock = "SELECT pg_advisory_xact_lock(1)"
     with pytest.raises(AWAY):
