@@ -86,7 +86,7 @@ async def test_a_signal_ends_a_service_that_waits_for_a_postgresql_that_is_not_t
 ) -> None:
     """An operator who mends the settings does not wait for it."""
     async with started(service, GOOD) as process:
-        await logged(process, "postgres.away")
+        await logged(process, "postgres.unavailable")
         await assert_ends(process, sig)
 
 

@@ -22,7 +22,7 @@ from chassis.kafka import Consumer, Handler
 from chassis.limits import Connection
 from chassis.migrate import MigrationError
 from chassis.outbox import Relay
-from chassis.postgres import Database, UnreadableDsnError, is_away
+from chassis.postgres import Database, UnreadableDsnError, is_transient
 from chassis.sampler import Sampler
 from chassis.settings import DSN_WANTED, HttpSettings, ServiceSettings, SetupError
 from chassis.work import Work
@@ -255,7 +255,7 @@ async def _bounded(job: Awaitable[Any], seconds: float, what: str) -> None:
     except TimeoutError:
         log.warning("service.stop_timeout", part=what)
     except Exception as error:
-        if not is_away(error):
+        if not is_transient(error):
             log.exception("service.stop_failed", part=what)
 
 

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from chassis import telemetry
 from chassis.limits import Bounded, Limits
-from chassis.postgres import AWAY, is_away
+from chassis.postgres import POSSIBLY_TRANSIENT, is_transient, reason_of
 from chassis.problem import Problem
 
 __all__ = ["Check", "Problem", "Told", "make_api", "problems"]
@@ -96,8 +96,9 @@ def make_api(
     api.add_exception_handler(HTTPException, _on_http_exception)
     api.add_exception_handler(RequestValidationError, _on_invalid)
     # Named one by one, because what is handled as Exception is raised again after the answer.
-    for kind in (*AWAY, Exception):
-        api.add_exception_handler(kind, _on_exception)
+    for kind in POSSIBLY_TRANSIENT:
+        api.add_exception_handler(kind, _on_possibly_transient)
+    api.add_exception_handler(Exception, _on_exception)
 
     @api.get("/livez", include_in_schema=False)
     async def livez() -> Response:
@@ -163,12 +164,16 @@ def _told(text: str) -> str:
     return text[:_LONGEST_ERROR].encode(errors="replace").decode()
 
 
-async def _on_exception(request: Request, error: Exception) -> Response:
-    if is_away(error):
-        log.warning("request.refused", path=request.url.path, error=type(error).__name__)
-        return Problem(
-            503, "The database is away", "send the same request again; a report counts once", retry_after=5
-        ).response()
+async def _on_possibly_transient(request: Request, error: Exception) -> Response:
+    if not is_transient(error):
+        raise error
+    log.warning("request.refused", path=request.url.path, error=type(error).__name__, reason=reason_of(error))
+    return Problem(
+        503, "The database is away", "send the same request again; a report counts once", retry_after=5
+    ).response()
+
+
+async def _on_exception(_request: Request, _error: Exception) -> Response:
     return Problem(
         500, "Something is wrong here", "the failure was logged with the trace id of this request"
     ).response()

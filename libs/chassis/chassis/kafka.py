@@ -25,7 +25,7 @@ from pydantic import ValidationError
 
 from backstop_contracts import EVENTS, Envelope, Event, NotAnEventError, read_headers
 from chassis import dead, telemetry
-from chassis.postgres import Database, Tx, is_away
+from chassis.postgres import Database, Tx, is_transient, reason_of
 
 log = structlog.get_logger()
 
@@ -269,7 +269,7 @@ class Consumer:
                 async with self._database.transaction() as tx:
                     await handler(tx, events)
             except Exception as error:
-                if not is_away(error):
+                if not is_transient(error):
                     self._wait(False)
                     # The traceback is worth its length once, when the one event at fault is known.
                     log.warning(
@@ -278,7 +278,7 @@ class Consumer:
                     return error
                 self._wait(True)
                 telemetry.redelivered.labels(type(error).__name__).inc()
-                log.warning("postgres.away", error=type(error).__name__, retry_in=delay)
+                log.warning("postgres.unavailable", error=type(error).__name__, reason=reason_of(error), retry_in=delay)
                 if await self._stops_within(random.uniform(delay / 2, delay)):
                     raise
                 delay = min(delay * 2, 30.0)

@@ -31,7 +31,7 @@ from faststream.security import BaseSecurity
 
 from backstop_contracts import Event, headers_for
 from chassis import telemetry
-from chassis.postgres import Database, Tx, is_away
+from chassis.postgres import Database, PostgresUnavailableError, Tx, is_transient, reason_of
 
 log = structlog.get_logger()
 
@@ -130,9 +130,11 @@ class Relay:
             try:
                 await self._lead()
             except Exception as error:
-                if not (is_away(error) or isinstance(error, KafkaError)):
+                if not (is_transient(error) or isinstance(error, KafkaError | OSError)):
                     raise
-                log.warning("relay.interrupted", error=type(error).__name__, retry_in=self._delay)
+                log.warning(
+                    "relay.interrupted", error=type(error).__name__, reason=reason_of(error), retry_in=self._delay
+                )
                 # Not the pause that a commit ends: intake goes on, and each report would mean another try.
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._stopping.wait(), self._delay)
@@ -270,7 +272,7 @@ class Relay:
             batch, numbers = filling.pop(place)
             if connection.is_closed():
                 # Somebody else leads by now: what is sent from here on would only be sent twice.
-                raise asyncpg.InterfaceError("the lock is lost")
+                raise PostgresUnavailableError("the connection that holds the lock is closed")
             outcomes.append((numbers, await producer.send_batch(batch, place[0], partition=place[1])))
 
         for number, row in enumerate(rows):

@@ -1,6 +1,7 @@
-"""PostgreSQL: one pool, one schema per service, and what counts as 'away'."""
+"""PostgreSQL: one pool, one schema per service, and which errors are worth another try."""
 
 import asyncio
+import traceback
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -25,31 +26,55 @@ Reads: TypeAlias = "Tx | asyncpg.Pool[asyncpg.Record]"
 """Where a single statement that only reads may run: in a transaction or straight on the pool."""
 
 
-def is_away(error: BaseException) -> bool:
-    """
-    Tell whether *error* says nothing about the data: PostgreSQL is away, full, lets nobody in, or settled a deadlock.
-
-    Whoever meets such an error waits and tries again.
-    """
-    return isinstance(error, AWAY) and not isinstance(error, asyncpg.DataError)
+class PostgresUnavailableError(Exception):
+    """PostgreSQL lets this service not in, or does not answer in the time that there is."""
 
 
-AWAY: tuple[type[Exception], ...] = (
-    OSError,
-    TimeoutError,
-    asyncpg.InterfaceError,
-    asyncpg.InternalClientError,  # raised where a connection broke in the middle of an operation
+TRANSIENT: tuple[type[Exception], ...] = (
+    PostgresUnavailableError,
     asyncpg.PostgresConnectionError,
-    asyncpg.OperatorInterventionError,
-    asyncpg.IdleInTransactionSessionTimeoutError,
+    asyncpg.OperatorInterventionError,  # it shuts down or starts up, or the statement took too long
     asyncpg.InsufficientResourcesError,
-    asyncpg.TransactionRollbackError,
-    asyncpg.ReadOnlySQLTransactionError,
+    asyncpg.TransactionRollbackError,  # deadlocks and serialization failures
+    asyncpg.LockNotAvailableError,
+    asyncpg.IdleInTransactionSessionTimeoutError,
+    asyncpg.TransactionTimeoutError,
+    asyncpg.ReadOnlySQLTransactionError,  # a standby, before or after it takes over
+    asyncpg.InvalidCachedStatementError,  # a newer replica has migrated the schema just now
+    asyncpg.OutdatedSchemaCacheError,
+    asyncpg.ProtocolError,
+    asyncpg.TargetServerAttributeNotMatched,
 )
+POSSIBLY_TRANSIENT = (*TRANSIENT, OSError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+"""Every class of which `is_transient` may be true."""
+
+_CLOSED = ("connection is closed", "pool is closed", "pool is closing")
+"""How asyncpg's InterfaceErrors end that are no misuse of its API. The same class stands for wrong arguments."""
 
 
-class RefusedConnectionError(ConnectionError):
-    """PostgreSQL is there and lets this service not in; the log says why."""
+def is_transient(error: BaseException) -> bool:
+    """
+    Return whether *error* is PostgreSQL's state and nobody's fault, so that the same work can succeed later.
+
+    PostgreSQL cannot be reached, is full, lets nobody in, or ended what took too long or stood in the way of others.
+    Whoever meets such an error waits and tries again. Anything else would fail for ever.
+    """
+    if isinstance(error, TRANSIENT):
+        return True
+    if isinstance(error, OSError):
+        # A TimeoutError is one, too. asyncpg raises no classes of its own for what the network does, so where it was
+        # raised tells it from a handler's missing file or timeout.
+        frames = traceback.walk_tb(error.__traceback__)
+        return any(frame.f_globals.get("__name__", "").startswith("asyncpg.") for frame, _ in frames)
+    if type(error) is asyncpg.InterfaceError:
+        return str(error.args[0]).endswith(_CLOSED)
+    # A connection that broke in the middle of an operation.
+    return type(error) is asyncpg.InternalClientError and str(error).startswith("cannot switch to ")
+
+
+def reason_of(error: BaseException) -> str:
+    """Return what a transient *error* says, without PostgreSQL's details, which may hold values."""
+    return str(error.args[0] if isinstance(error, asyncpg.PostgresError) and error.args else error)[:200]
 
 
 class UnreadableDsnError(ValueError):
@@ -73,7 +98,7 @@ class Database:
 
     async def open(self, migrations: Path) -> None:
         """
-        Connect and bring the schema up to date; waits as long as PostgreSQL is away.
+        Connect and bring the schema up to date; wait until PostgreSQL is there.
 
         Raises what is no reason to wait: UnreadableDsnError, what PostgreSQL says to who is not let in (no such
         database, a wrong password), MigrationError, and what a migration meets.
@@ -84,9 +109,9 @@ class Database:
             try:
                 self._pool = await self._open(files)
             except Exception as error:
-                if not is_away(error):
+                if not is_transient(error):
                     raise
-                log.warning("postgres.away", error=type(error).__name__, retry_in=delay)
+                log.warning("postgres.unavailable", error=type(error).__name__, reason=reason_of(error), retry_in=delay)
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, 5.0)
 
@@ -150,7 +175,7 @@ class Database:
     def pool(self) -> "asyncpg.Pool[asyncpg.Record]":
         """The pool, for reading outside a transaction."""
         if self._pool is None:
-            raise asyncpg.InterfaceError("the database is not open yet")
+            raise PostgresUnavailableError("the database is not open yet")
         return self._pool
 
     async def ping(self) -> None:
@@ -171,17 +196,17 @@ class Database:
 
 async def _connect(*address: Any, **options: Any) -> "asyncpg.Connection[asyncpg.Record]":
     """
-    Connect as asyncpg does. Being refused is being away: it says nothing about the data that it was wanted for.
+    Connect as asyncpg does. Being refused is transient: it says nothing about the data that it was wanted for.
 
     A service that runs has been let in before: somebody is at work on the database, the password, or the limits.
     """
     try:
         return await asyncpg.connect(*address, **options)
-    except asyncpg.PostgresError as error:
-        if is_away(error):
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
+        if is_transient(error):
             raise
-        log.warning("postgres.refused", error=type(error).__name__, reason=str(error))
-        raise RefusedConnectionError(str(error)) from error
+        log.warning("postgres.refused", error=type(error).__name__, reason=reason_of(error))
+        raise PostgresUnavailableError(reason_of(error)) from error
 
 
 async def _keep(_connection: "asyncpg.Connection[asyncpg.Record]") -> None:

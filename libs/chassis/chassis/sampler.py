@@ -10,7 +10,7 @@ from aiokafka.errors import KafkaError
 
 from chassis import telemetry
 from chassis.kafka import Consumer
-from chassis.postgres import Database, is_away
+from chassis.postgres import Database, is_transient
 
 log = structlog.get_logger()
 
@@ -59,7 +59,7 @@ class Sampler:
                 try:
                     await look()
                 except Exception as error:
-                    expected = is_away(error) or isinstance(error, KafkaError)
+                    expected = is_transient(error) or isinstance(error, KafkaError | TimeoutError)
                     log.warning("sample.failed", error=type(error).__name__, exc_info=not expected)
             self._show()
             try:

@@ -16,7 +16,7 @@ from typing import Any
 import structlog
 
 from chassis import telemetry
-from chassis.postgres import is_away
+from chassis.postgres import is_transient, reason_of
 
 log = structlog.get_logger()
 
@@ -92,7 +92,13 @@ class Work:
             except Exception as error:
                 failures += 1
                 telemetry.work_failed.labels(self.name, type(error).__name__).inc()
-                log.warning("work.failed", work=self.name, error=type(error).__name__, exc_info=not is_away(error))
+                log.warning(
+                    "work.failed",
+                    work=self.name,
+                    error=type(error).__name__,
+                    reason=reason_of(error) if is_transient(error) else None,
+                    exc_info=not is_transient(error),
+                )
                 await self._pause(backoff(failures, first=0.2, most=15).total_seconds())
                 continue
             failures = 0

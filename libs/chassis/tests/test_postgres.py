@@ -1,15 +1,18 @@
 """The schema is brought up to date once, and a database that does not fit the code is refused."""
 
 import asyncio
+from collections.abc import Awaitable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
+import structlog
 
 import chassis.postgres
 from chassis.migrate import MigrationError
-from chassis.postgres import AWAY, Database, RefusedConnectionError, is_away
+from chassis.postgres import Database, PostgresUnavailableError, is_transient, reason_of
 
 
 async def opened(dsn: str, folder: Path) -> Database:
@@ -17,6 +20,23 @@ async def opened(dsn: str, folder: Path) -> Database:
     db = Database(dsn, schema="triage")
     await db.open(folder)
     return db
+
+
+async def failure_of(doing: Awaitable[Any]) -> Exception:
+    """Return what *doing* raises."""
+    try:
+        await doing
+    except Exception as error:  # noqa: BLE001 - it is what is asked for
+        return error
+    raise AssertionError("nothing was raised")
+
+
+async def end_all(db: Database) -> None:
+    """End every other connection to this database, as an administrator or a failover does."""
+    await db.pool.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    )
 
 
 async def test_replicas_that_start_together_apply_each_file_once(database: str, tmp_path: Path) -> None:
@@ -80,7 +100,7 @@ async def test_a_postgresql_that_goes_while_a_service_starts_is_waited_for(
     await db.close()
 
 
-async def test_who_is_refused_a_connection_is_told_that_postgresql_is_away(database: str, tmp_path: Path) -> None:
+async def test_a_service_that_runs_waits_while_it_is_refused_a_connection(database: str, tmp_path: Path) -> None:
     """A database that takes nobody in for a while, or a changed password, is not the fault of any event."""
     db, name = await opened(database, tmp_path), database.rpartition("/")[2]
     admin = await asyncpg.connect(database.rpartition("/")[0] + "/postgres")
@@ -92,10 +112,9 @@ async def test_who_is_refused_a_connection_is_told_that_postgresql_is_away(datab
             async with db.transaction() as tx:
                 await tx.execute("SELECT 1")
 
-    with pytest.raises(AWAY):
-        await use()
+    assert is_transient(await failure_of(use()))
     for using in (use, db.connect):
-        with pytest.raises(RefusedConnectionError, match="not currently accepting connections"):
+        with pytest.raises(PostgresUnavailableError, match="not currently accepting connections"):
             await using()
     with pytest.raises(asyncpg.ObjectNotInPrerequisiteStateError):
         await opened(database, tmp_path)
@@ -125,36 +144,76 @@ async def test_who_stops_in_the_middle_of_a_transaction_keeps_no_lock(
     monkeypatch.setattr("chassis.postgres.STALL_SECONDS", 1)
     frozen, other = await opened(database, tmp_path), await opened(database, tmp_path)
     lock = "SELECT pg_advisory_xact_lock(1)"
-    with pytest.raises(AWAY):
+
+    async def freeze() -> None:
         async with frozen.transaction() as tx:
             await tx.execute(lock)
             async with other.transaction() as tx_of_other:
                 await tx_of_other.execute(lock)
             await tx.execute("SELECT 1")
+
+    assert is_transient(await failure_of(freeze()))
     await frozen.close()
     await other.close()
 
 
 @pytest.mark.parametrize(
-    ("error", "away"),
+    ("change", "error"),
     [
-        (ConnectionRefusedError(), True),
-        (RefusedConnectionError(), True),
-        (TimeoutError(), True),
-        (asyncpg.InterfaceError("connection is closed"), True),
-        (asyncpg.InternalClientError("cannot switch to state 15"), True),
-        (asyncpg.IdleInTransactionSessionTimeoutError("terminating"), True),
-        (asyncpg.IdleSessionTimeoutError("terminating"), True),
-        (asyncpg.CannotConnectNowError("starting up"), True),
-        (asyncpg.AdminShutdownError("terminating"), True),
-        (asyncpg.DeadlockDetectedError("deadlock"), True),
-        (asyncpg.DiskFullError("full"), True),
-        (asyncpg.DataError("not an integer"), False),
-        (asyncpg.UniqueViolationError("twice"), False),
-        (asyncpg.CharacterNotInRepertoireError("NUL"), False),
-        (ZeroDivisionError(), False),
+        ("ALTER ROLE {} PASSWORD 'another'", asyncpg.InvalidPasswordError),
+        ("ALTER ROLE {} CONNECTION LIMIT 0", asyncpg.TooManyConnectionsError),
+        ("ALTER ROLE {} NOLOGIN", asyncpg.InvalidAuthorizationSpecificationError),
     ],
 )
-def test_only_errors_that_say_nothing_about_the_data_are_waited_out(error: Exception, away: bool) -> None:
-    """What the data is at fault for would fail for ever."""
-    assert is_away(error) is away
+async def test_a_service_that_runs_waits_when_its_role_is_changed(
+    database: str, tmp_path: Path, change: str, error: type[Exception]
+) -> None:
+    """A wrong password ends a service that starts; one that runs waits until the password is right again."""
+    db = await opened(database, tmp_path)
+    role, address = f"role_{database.rpartition('/')[2]}", urlsplit(database)
+    try:
+        await db.pool.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'first'")
+    except asyncpg.InsufficientPrivilegeError:
+        pytest.skip("NO ROLE WAS CHANGED: the user of this PostgreSQL may make none")
+    await db.pool.execute(f"GRANT ALL ON SCHEMA triage TO {role}; GRANT ALL ON triage.migrations TO {role}")
+    await db.pool.execute(f"GRANT CREATE ON DATABASE {address.path[1:]} TO {role}")
+    running = await opened(
+        address._replace(netloc=f"{role}:first@{address.hostname}:{address.port}").geturl(), tmp_path
+    )
+    try:
+        await db.pool.execute(change.format(role))
+        await end_all(db)
+        with structlog.testing.capture_logs() as logs:
+            failure = await failure_of(running.connect())
+        assert is_transient(failure)
+        assert isinstance(failure.__cause__ or failure, error)
+        assert error is asyncpg.TooManyConnectionsError or logs[0]["reason"] == reason_of(failure)
+    finally:
+        await running.close()
+        await db.pool.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
+        await db.close()
+
+
+async def test_the_log_of_a_wait_says_why(database: str, tmp_path: Path) -> None:
+    """Whoever reads it need not guess what PostgreSQL refuses."""
+    db = Database(urlsplit(database)._replace(netloc="user:s3cret@127.0.0.1:1").geturl(), schema="triage")
+    with structlog.testing.capture_logs() as logs:
+        opening = asyncio.create_task(db.open(tmp_path))
+        while not logs:
+            await asyncio.sleep(0.01)
+        opening.cancel()
+        await asyncio.gather(opening, return_exceptions=True)
+
+    assert logs[0]["event"] == "postgres.unavailable"
+    assert logs[0]["error"] == "ConnectionRefusedError"
+    assert "Connect call failed ('127.0.0.1', 1)" in logs[0]["reason"]
+    assert "s3cret" not in str(logs)
+
+
+def test_a_reason_leaves_out_what_may_hold_values() -> None:
+    """PostgreSQL's details repeat what was asked of it."""
+    error = asyncpg.PostgresError.new(
+        {"C": "40P01", "M": "deadlock detected", "D": "Process 1 waits for alice@contoso.example."}, query=None
+    )
+    assert "alice" in str(error)
+    assert reason_of(error) == "deadlock detected"

@@ -15,7 +15,7 @@ import asyncpg
 from backstop_contracts import Actor, Block, BlockKind, BlockRequested, BlockScope, Channel, Event, MessageReported
 from backstop_contracts.identity import mailbox_block_id
 from chassis import outbox
-from chassis.postgres import Database, Tx
+from chassis.postgres import Database, PostgresUnavailableError, Tx
 from mail import MailStore
 from reporter import store
 from reporter.rules import blockable
@@ -72,8 +72,8 @@ class Filing:
 
         Its mail is in the mail store when this returns, even if it expired in between. A report that is filed again
         can still ask for the block, and whoever filed it hears what becomes of it. Raises StoreUnavailable when a mail
-        that expired could not be put back, and what PostgreSQL raises, as if it had been filed alone; TimeoutError
-        after ANSWER_SECONDS, when the report may or may not be filed in the end.
+        that expired could not be put back, and what PostgreSQL raises, as if it had been filed alone;
+        PostgresUnavailableError after ANSWER_SECONDS, when the report may or may not be filed in the end.
         """
         filed: asyncio.Future[Filed] = asyncio.get_running_loop().create_future()
         self._waiting.append((wish, filed))
@@ -82,6 +82,8 @@ class Filing:
             self._start(self._file_what_waits())
         try:
             return await asyncio.wait_for(filed, ANSWER_SECONDS)
+        except TimeoutError:
+            raise PostgresUnavailableError(f"the report was not filed within {ANSWER_SECONDS:g} s") from None
         finally:
             if filed.cancelled():
                 # While PostgreSQL is stuck nobody else would let go of the mail.
