@@ -6,11 +6,13 @@ text/plain when there is too much to do. FastAPI's `max_body_size` does so too.
 """
 
 import asyncio
+import re
 from dataclasses import dataclass
 from typing import Any
 
 import h11
 import orjson
+from h11._receivebuffer import ReceiveBuffer
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -18,6 +20,7 @@ from chassis import telemetry
 from chassis.problem import Problem
 
 HEALTH = frozenset({"/livez", "/readyz", "/metrics"})
+_LOOSE_LINE = re.compile(rb"(?<!\r)\n|\n[ \t]")
 HEALTH_REQUESTS = 20
 """Requests for health and metrics that are answered beside a full house."""
 
@@ -129,9 +132,40 @@ class Bounded:
             )
         names = {name for name, _ in scope["headers"]}
         if {b"content-length", b"transfer-encoding"} <= names:
-            # RFC 9112, 6.3: it may be an attempt to smuggle a request past whoever reads the other one.
-            return Problem(400, "The body has two lengths", "send Content-Length or chunks, not both; nothing was kept")
+            # RFC 9112, 6.3: it may be an attempt to smuggle a request past whoever reads the other one. What follows on
+            # this connection may be that request.
+            return Problem(
+                400,
+                "The body has two lengths",
+                "send Content-Length or chunks, not both; nothing was kept",
+                headers={"Connection": "close"},
+            )
         return None
+
+
+class _StrictLines(ReceiveBuffer):
+    """
+    What a client has sent: the lines of a header and of trailers end with CRLF, and none goes on in the next line.
+
+    h11 also takes a line that ends with LF alone, and continued lines. Where a proxy in front of the service reads
+    them in another way, the two disagree about where a request ends.
+    """
+
+    _reads_lines = False
+
+    def maybe_extract_lines(self) -> list[bytearray] | None:
+        """Take everything up to the first empty line. Raises h11.LocalProtocolError."""
+        self._reads_lines = True
+        try:
+            return super().maybe_extract_lines()
+        finally:
+            self._reads_lines = False
+
+    def _extract(self, count: int) -> bytearray:
+        taken = super()._extract(count)
+        if self._reads_lines and _LOOSE_LINE.search(taken):
+            raise h11.LocalProtocolError("a line that does not end with CRLF, or goes on in the next one")
+        return taken
 
 
 class Connection(H11Protocol):
@@ -143,6 +177,7 @@ class Connection(H11Protocol):
 
     def __init__(self, config: Any, *arguments: Any, **more: Any) -> None:
         super().__init__(config, *arguments, **more)
+        self.conn._receive_buffer = _StrictLines()  # noqa: SLF001 - h11 has no setting for it
         self._limits: Limits = config.app.state.limits
         self._expiry: asyncio.TimerHandle | None = None
         self._stall: asyncio.TimerHandle | None = None

@@ -238,14 +238,6 @@ async def test_a_body_that_does_not_come_to_its_end_is_given_up(path: str, *, tr
             trickle.cancel()
 
 
-async def test_two_lengths_are_refused() -> None:
-    """Whoever believes the other one would see another request."""
-    async with serving() as (service, url), connected(url) as line:
-        line.send(*post("/take", "Content-Length: 3", "Transfer-Encoding: chunked"), body=b"0\r\n\r\n")
-        assert (await line.refusal())[0] == 400
-        assert service.taken == 0
-
-
 @pytest.mark.parametrize("start", ["", "POST /take HT", "POST /take HTTP/1.1\r\nHost: service\r\nX-A: "])
 @pytest.mark.parametrize("trickling", [False, True])
 async def test_a_header_that_does_not_come_to_its_end_is_given_up(start: str, *, trickling: bool) -> None:
