@@ -8,6 +8,7 @@ import structlog
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from opentelemetry import trace
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -167,7 +168,7 @@ def _told(text: str) -> str:
 async def _on_possibly_transient(request: Request, error: Exception) -> Response:
     if not is_transient(error):
         raise error
-    log.warning("request.refused", path=request.url.path, error=type(error).__name__, reason=reason_of(error))
+    log.warning("request.refused", route=route_of(request.scope), error=type(error).__name__, reason=reason_of(error))
     return Problem(
         503, "The database is away", "send the same request again; a report counts once", retry_after=5
     ).response()
@@ -179,8 +180,14 @@ async def _on_exception(_request: Request, _error: Exception) -> Response:
     ).response()
 
 
+def route_of(scope: Scope) -> str:
+    """Return the template of the route that a request has met: its path may hold the token of a link."""
+    route = scope.get("route")
+    return getattr(route, "path_format", "") or "unmatched"
+
+
 class _Traces:
-    """Runs each request as a span below the caller's traceparent."""
+    """Run each request as a span below the caller's traceparent, named by its method and route."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -190,9 +197,12 @@ class _Traces:
             await self._app(scope, receive, send)
             return
         parent = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"traceparent"), None)
-        with telemetry.span(f"{scope['method']} {scope['path']}", parent):
+        with telemetry.span(scope["method"], parent):
             try:
                 await self._app(scope, receive, send)
             except Exception:
-                log.exception("request.failed", path=scope["path"])
+                log.exception("request.failed", route=route_of(scope))
                 raise
+            finally:
+                # The router has found the route by now.
+                trace.get_current_span().update_name(f"{scope['method']} {route_of(scope)}")

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,7 +106,9 @@ class SignIn:
             raise SignInError from None
         claims = result.get("id_token_claims")
         if not claims or str(claims.get("tid")) != str(tenant_id) or not claims.get("oid"):
-            log.warning("sign_in.failed", error=str(result.get("error")))
+            # The browser sends this code, so it may be anything.
+            code = str(result.get("error", ""))
+            log.warning("sign_in.failed", error=code if re.fullmatch("[a-z_]{1,40}", code) else "unknown")
             raise SignInError
         session = {"tid": str(tenant_id), "oid": str(claims["oid"]), "name": claims.get("preferred_username")}
         self._write(response, _SESSION, session, SESSION_SECONDS)

@@ -16,6 +16,7 @@ from uuid import UUID, uuid4
 import aiohttp
 import jwt
 import pytest
+import structlog
 import trustme
 from aiohttp import web
 from pydantic import SecretStr
@@ -253,3 +254,26 @@ async def test_an_expired_session_is_none(world: Any, visitor: Visitor) -> None:
     over = json.dumps({"tid": str(world.tenant_id), "oid": visitor.entra.oid, "name": None, "until": time.time() - 1})
     visitor.cookies["backstop-session"] = Signer([KEY]).seal("session", over.encode())
     assert (await visitor.get(await link(world)))[0] == 401
+
+
+async def test_no_log_holds_a_link_or_what_entra_id_answers(
+    world: Any, visitor: Visitor, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever reads the logs could use the link, and a browser can send any text as an error."""
+    path = await link(world)
+    with structlog.testing.capture_logs() as logs:
+        assert await visitor.sign_in(path) == (303, path)
+        assert (await visitor.get(path))[0] == 200
+        for error in ("access_denied", "c0de of a sign-in"):
+            _, location = await visitor.get(f"{path}/sign-in")
+            state = parse_qs(urlsplit(location).query)["state"][0]
+            assert (await visitor.post("/q/signed-in", {"error": error, "state": state}))[0] == 403
+            assert (await visitor.post("/q/signed-in", {"code": "c0de", "state": "c0de"}))[0] == 403
+        await world.db.close()
+        assert (await visitor.get(path))[0] == 503
+    told = f"{logs} {caplog.text}"
+
+    assert [entry["error"] for entry in logs if entry["event"] == "sign_in.failed"][::2] == ["access_denied", "unknown"]
+    assert [entry["route"] for entry in logs if entry["event"] == "request.refused"] == ["/q/{token}"]
+    assert path.removeprefix("/q/") not in told
+    assert "c0de" not in told
