@@ -7,6 +7,7 @@ Source: Microsoft Learn, "Access tokens in the Microsoft identity platform", "Ac
 
 import asyncio
 import hashlib
+import math
 import ssl
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -123,10 +124,12 @@ class Authenticator:
             )
         except jwt.InvalidTokenError as error:
             raise _unauthorised(f"the token is not valid: {error}") from None
+        if not all(type(claims[name]) is int for name in ("exp", "iat", "nbf")):
+            raise _unauthorised("the token is not valid: exp, iat and nbf must be whole numbers")
         caller = self._caller(claims)
         if len(self._seen) >= REMEMBERED_TOKENS:
             del self._seen[next(iter(self._seen))]
-        self._seen[name] = _Seen(caller, int(claims["exp"]) + LEEWAY_SECONDS, self._known[claimed])
+        self._seen[name] = _Seen(caller, claims["exp"] + LEEWAY_SECONDS, self._known[claimed])
         return caller
 
     def _caller(self, claims: Mapping[str, Any]) -> Caller:
@@ -172,10 +175,14 @@ class Authenticator:
         return fresh and time.time() < seen.until and self._known.get(seen.caller.tenant_id) is seen.keys
 
     async def _key(self, tenant_id: UUID, kid: str) -> jwt.PyJWK:
+        began = time.monotonic()
+        if not self._wants_keys(tenant_id, kid, began):
+            # Whoever asks for an unknown key makes nobody else wait for Entra ID.
+            return self._known[tenant_id].keys[kid]
         async with self._locks.setdefault(tenant_id, asyncio.Lock()):
             known, now = self._known.get(tenant_id, _Keys()), time.monotonic()
-            wanted = kid not in known.keys or now - known.fetched_at > KEYS_LIVE_SECONDS
-            if wanted and now - known.tried_at > (REFRESH_PAUSE_SECONDS if known.keys else 1):
+            pause = REFRESH_PAUSE_SECONDS if known.keys else 1
+            if self._wants_keys(tenant_id, kid, now) and now - known.tried_at > pause:
                 try:
                     known = _Keys(await self._fetch_keys(tenant_id), now, now)
                 except (aiohttp.ClientError, TimeoutError, jwt.PyJWTError, KeyError, ValueError) as error:
@@ -184,9 +191,17 @@ class Authenticator:
                 self._known[tenant_id] = known
         if not known.keys:
             raise Problem(503, "Tokens cannot be checked", "Entra ID does not answer; try again", retry_after=5)
-        if kid not in known.keys:
-            raise _unauthorised("the token is signed with an unknown key")
-        return known.keys[kid]
+        if kid in known.keys:
+            return known.keys[kid]
+        if known.fetched_at < began:
+            wait = max(1, math.ceil(known.tried_at + REFRESH_PAUSE_SECONDS - time.monotonic()))
+            detail = f"its key is not known here, and Entra ID is asked for new keys again in {wait} s; try again then"
+            raise Problem(503, "The token cannot be checked yet", detail, retry_after=wait)
+        raise _unauthorised("the token is signed with an unknown key")
+
+    def _wants_keys(self, tenant_id: UUID, kid: str, now: float) -> bool:
+        known = self._known.get(tenant_id, _Keys())
+        return kid not in known.keys or now - known.fetched_at > KEYS_LIVE_SECONDS
 
     async def _fetch_keys(self, tenant_id: UUID) -> dict[str, jwt.PyJWK]:
         tls = ssl.create_default_context()

@@ -2,9 +2,11 @@
 
 import asyncio
 import base64
+import json
 from typing import Any
 from uuid import UUID
 
+import jwt
 import pytest
 
 from chassis.auth import Authenticator
@@ -96,9 +98,21 @@ async def test_roles_that_are_no_list_of_texts_are_no_roles(
     assert (await authenticator.caller(token(claims={"roles": odd}))).roles == frozenset()
 
 
-async def test_a_token_that_writes_its_end_as_a_text_is_no_failure(authenticator: Authenticator, token: Any) -> None:
-    """It holds as long as it says."""
-    assert (await authenticator.caller(token(claims={"exp": "99999999999"}))).oid
+@pytest.mark.parametrize("claim", ["exp", "iat", "nbf", "aud", "iss", "tid"])
+@pytest.mark.parametrize(
+    "odd", ["99999999999", "0", "", 1.5, float("inf"), float("nan"), True, [], [1], {}, {"a": 1}, "\ud800"]
+)
+async def test_a_claim_of_another_type_is_a_refusal_and_no_failure(
+    authenticator: Authenticator, token: Any, microsoft: Simulator, claim: str, odd: object
+) -> None:
+    """Also where Python would make a number of it."""
+    claims = jwt.decode(token(), options={"verify_signature": False})
+    keys = microsoft.state.keys
+    # By hand: PyJWT writes no issuer that is not a text.
+    odd_token = jwt.api_jws.encode(
+        json.dumps({**claims, claim: odd}).encode(), keys._keys[keys.kid], "RS256", headers={"kid": keys.kid}
+    )
+    assert (await refusal(authenticator, odd_token)).status == 401
 
 
 @pytest.mark.parametrize(
@@ -155,7 +169,7 @@ async def test_a_token_that_was_let_in_is_looked_at_again_with_new_keys(
     for tenant, known in authenticator._known.items():
         authenticator._known[tenant] = type(known)({"another": next(iter(known.keys.values()))}, *_times(known))
 
-    assert (await refusal(authenticator, known_before)).status == 401
+    assert (await refusal(authenticator, known_before)).status == 503
 
 
 def _times(known: Any) -> tuple[float, float]:
@@ -171,10 +185,12 @@ async def test_nonsense_is_refused(authenticator: Authenticator, nonsense: str) 
 async def test_a_key_that_is_rotated_in_is_found(
     authenticator: Authenticator, token: Any, microsoft: Simulator
 ) -> None:
-    """An unknown key id asks Entra ID again, but not more often than every half minute."""
+    """An unknown key id asks Entra ID again, but not more often than every half minute: until then try again."""
     await authenticator.caller(token("Reporter"))
     microsoft.state.keys.rotate()
-    assert (await refusal(authenticator, token("Reporter"))).status == 401
+    problem = await refusal(authenticator, token("Reporter"))
+    assert problem.status == 503
+    assert 25 <= int(problem.headers["Retry-After"]) <= 30
     for tenant, known in authenticator._known.items():
         authenticator._known[tenant] = type(known)(known.keys, known.fetched_at, known.tried_at - 31)
     await authenticator.caller(token("Reporter"))
@@ -194,6 +210,27 @@ async def test_while_entra_id_is_away_known_keys_are_used_and_unknown_callers_wa
     stranger = Authenticator(authority=microsoft.url, tenants=frozenset([tenant_id]), audience="x", ca_file=None)
     problem = await refusal(stranger, known)
     assert (problem.status, problem.headers["Retry-After"]) == (503, "5")
+
+
+async def test_an_unknown_key_makes_no_other_token_wait_while_entra_id_hangs(
+    authenticator: Authenticator, token: Any, tenant_id: UUID, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Anybody can send an unknown key id; a new token with a known key is checked at once."""
+    await authenticator.caller(token("Reporter"))
+    known = authenticator._known[tenant_id]
+    authenticator._known[tenant_id] = type(known)(known.keys, known.fetched_at, known.tried_at - 31)
+    asked = asyncio.Event()
+
+    async def hang(_tenant_id: UUID) -> Any:
+        asked.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(authenticator, "_fetch_keys", hang)
+    forged = asyncio.create_task(authenticator.caller(token("Reporter", kid="unknown")))
+    async with asyncio.timeout(5):
+        await asked.wait()
+        assert (await authenticator.caller(token("Reporter"))).roles == {"Reporter"}
+    forged.cancel()
 
 
 @pytest.mark.parametrize("deep", ["header", "payload"])
