@@ -1,6 +1,7 @@
 """Every route of every OpenAPI document: no text and no request makes it answer 5xx, or what is not described."""
 
 import asyncio
+import base64
 import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
@@ -58,6 +59,14 @@ HOSTILE = {
     "far too long": "x" * 5000,
     "other scripts": "\u202e\ufeff\U0001d54f\u0301\uffff",
     "a lone surrogate": "\ud800",
+    "the first moment": "0001-01-01T00:00:00+23:59",
+    "the last moment": "9999-12-31T23:59:59.999999-23:59",
+    "the first moment of UTC": "0001-01-01T00:00:00Z",
+    "the last moment of UTC": "9999-12-31T23:59:59.999999Z",
+    "no time zone": "0001-01-01T00:00:00",
+    "a first cursor": base64.urlsafe_b64encode(f"1 0001-01-01T00:00:00+23:59 {UUID(int=0)}".encode()).decode(),
+    "a last cursor": base64.urlsafe_b64encode(f"9999-12-31T23:59:59-23:59 {UUID(int=0)}".encode()).decode(),
+    "a cursor without a zone": base64.urlsafe_b64encode(f"0 0001-01-01T00:00:00 {UUID(int=0)}".encode()).decode(),
     "a placeholder": "$1 {0} %s ${HOME} {{7*7}}",
     "nothing": "",
 }

@@ -1,8 +1,9 @@
 """HTTP as every service answers it: errors as problem details (RFC 9457), health, metrics, traces."""
 
 from collections.abc import Awaitable, Callable, Mapping
+from datetime import UTC, datetime
 from http import HTTPStatus
-from typing import Any
+from typing import Annotated, Any
 
 import structlog
 from fastapi import Depends, FastAPI, Request, Response
@@ -10,6 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from opentelemetry import trace
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from pydantic import AfterValidator, AwareDatetime
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -18,7 +20,7 @@ from chassis.limits import Bounded, Limits
 from chassis.postgres import POSSIBLY_TRANSIENT, is_transient, reason_of
 from chassis.problem import Problem
 
-__all__ = ["Check", "Problem", "Told", "make_api", "problems"]
+__all__ = ["Check", "Moment", "Problem", "Told", "in_utc", "make_api", "problems"]
 
 log = structlog.get_logger()
 
@@ -34,6 +36,20 @@ Check = Callable[[], Awaitable[str | None]]
 
 WITHOUT_NUL = r"^[^\x00]*$"
 """For fields of text that are stored: PostgreSQL keeps no NUL."""
+
+
+def in_utc(moment: datetime) -> datetime:
+    """Return *moment* in UTC. Raises ValueError for one without a zone, or without a UTC from year 1 to 9999."""
+    if moment.tzinfo is None:
+        raise ValueError("the time has no zone")
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("in UTC the time is outside the years 1 to 9999") from None
+
+
+Moment = Annotated[AwareDatetime, AfterValidator(in_utc)]
+"""A time that PostgreSQL takes, in UTC. For every time in a query or a body."""
 
 _MOST_ERRORS = 20
 _LONGEST_ERROR = 200

@@ -9,12 +9,12 @@ from uuid import UUID
 
 import structlog
 from fastapi import APIRouter, Body, Depends, Query, Response
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from backstop_contracts import Actor, ActorKind, AdminDecision, CaseStatus, Category, ReportedAs, Verdict
 from backstop_contracts.api import BlockInput
 from chassis.auth import Caller, require
-from chassis.http import WITHOUT_NUL, Problem, problems
+from chassis.http import WITHOUT_NUL, Moment, Problem, in_utc, problems
 from chassis.postgres import Database
 from mail import DOCUMENT_HEADERS, document
 from quarantine import filing, store
@@ -230,8 +230,8 @@ def _add_lists(router: APIRouter, db: Database) -> None:
         quarantine_policy: Annotated[str | None, Query(max_length=200, pattern=WITHOUT_NUL)] = None,
         internet_message_id: Annotated[str | None, Query(max_length=998, pattern=WITHOUT_NUL)] = None,
         network_message_id: UUID | None = None,
-        received_after: AwareDatetime | None = None,
-        received_before: AwareDatetime | None = None,
+        received_after: Moment | None = None,
+        received_before: Moment | None = None,
         cursor: Annotated[str | None, Query(max_length=200, pattern=WITHOUT_NUL)] = None,
         limit: Annotated[int, Query(ge=1, le=200)] = 50,
     ) -> QuarantinePage:
@@ -501,9 +501,7 @@ def _write_cursor(message: QuarantinedMessage) -> str:
 def _read_cursor(cursor: str) -> tuple[bool, datetime, UUID]:
     try:
         pending, received_at, message_id = base64.urlsafe_b64decode(cursor).decode().split(" ")
-        place = pending == "1", datetime.fromisoformat(received_at), UUID(message_id)
+        place = pending == "1", in_utc(datetime.fromisoformat(received_at)), UUID(message_id)
     except (ValueError, binascii.Error):
         raise Problem(422, "The cursor is not valid", "use the cursor of an answer as it is, or none") from None
-    if place[1].tzinfo is None:
-        raise Problem(422, "The cursor is not valid", "use the cursor of an answer as it is, or none")
     return place

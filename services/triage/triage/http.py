@@ -3,7 +3,7 @@
 import base64
 import binascii
 from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
@@ -25,7 +25,7 @@ from backstop_contracts import (
 from backstop_contracts.api import BlockInput, BlockState
 from chassis import telemetry
 from chassis.auth import Caller, require
-from chassis.http import WITHOUT_NUL, Problem, problems
+from chassis.http import WITHOUT_NUL, Problem, in_utc, problems
 from chassis.postgres import Database, Tx
 from triage import decisions, store
 from triage.store import Case
@@ -231,8 +231,7 @@ def _write_cursor(case: store.CaseSummary) -> str:
 def _read_cursor(cursor: str) -> tuple[datetime, UUID]:
     try:
         opened_at, case_id = base64.urlsafe_b64decode(cursor).decode().split(" ")
-        # A time near either end of the calendar has no UTC.
-        place = datetime.fromisoformat(opened_at).astimezone(UTC), UUID(case_id)
-    except (ValueError, OverflowError, binascii.Error):
+        place = in_utc(datetime.fromisoformat(opened_at)), UUID(case_id)
+    except (ValueError, binascii.Error):
         raise Problem(422, "The cursor is not valid", "use the cursor of an answer as it is, or none") from None
     return place
