@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import asyncpg
 import pytest
 
-from chassis.settings import mistakes_told
+from chassis.settings import report_setup_errors
 
 SERVICES = ("gateway", "reporter", "triage", "submitter", "verdict_poller", "blocklist", "quarantine")
 SECRET = "s3cret"  # noqa: S105 - it is to be looked for
@@ -174,11 +174,16 @@ WRONG = {
         ("HTTP_PORT", "70000"),
         ("LOG_LEVEL", SECRET),
         ("AUTHORITY", SECRET),
+        ("AUTHORITY", f"https://[{SECRET}"),
+        ("AUTHORITY", f"https://{SECRET}:99999"),
+        ("AUTHORITY", f"https://{SECRET}:{SECRET}"),
         ("CA_FILE", f"/{SECRET}"),
         ("CA_FILE", __file__),
         ("MAX_REQUESTS", SECRET),
         ("BODY_SECONDS", "inf"),
         ("REPORTER_URL", SECRET),
+        ("REPORTER_URL", f"http://user:{SECRET}@reporter"),
+        ("REPORTER_URL", f"http://reporter?key={SECRET}"),
         ("SECRETS_DIR", f"/{SECRET}"),
     ],
     "reporter": [
@@ -193,6 +198,11 @@ WRONG = {
         ("KAFKA_BOOTSTRAP", ""),
         ("KAFKA_BOOTSTRAP", f"localhost:{SECRET}"),
         ("KAFKA_BOOTSTRAP", f"kafka://{SECRET}:9092"),
+        ("KAFKA_BOOTSTRAP", SECRET),
+        ("KAFKA_BOOTSTRAP", f"localhost:9092,{SECRET}"),
+        ("KAFKA_BOOTSTRAP", f"user:{SECRET}@localhost:9092"),
+        ("KAFKA_BOOTSTRAP", f"localhost:9092\n{SECRET}:9092"),
+        ("KAFKA_BOOTSTRAP", "localhost:99999"),
         ("KAFKA_SECURITY_PROTOCOL", SECRET),
         ("KAFKA_CA_FILE", f"/{SECRET}"),
         ("KAFKA_CA_FILE", __file__),
@@ -208,6 +218,7 @@ WRONG = {
         ("RETENTION_DAYS", "13"),
         ("RETENTION_DAYS_BY_TENANT", SECRET),
         ("RETENTION_DAYS_BY_TENANT", f"{SECRET}=30"),
+        ("RETENTION_DAYS_BY_TENANT", f"{SECRET}={SECRET}"),
         ("RETENTION_DAYS_BY_TENANT", f"{GOOD['TENANTS']}=13"),
     ],
     "submitter": [
@@ -227,6 +238,7 @@ WRONG = {
         ("LINK_KEYS", ""),
         ("LINK_KEYS", f"{SECRET * 6},{SECRET}"),
         ("PUBLIC_URL", SECRET),
+        ("PUBLIC_URL", f"https://user:{SECRET}@quarantine.contoso.example"),
         ("SIGN_IN_CLIENT_ID", GOOD["API_AUDIENCE"]),
         ("SIGN_IN_CLIENT_SECRET", SECRET),
     ],
@@ -258,7 +270,7 @@ def test_a_wrong_setting_is_one_line_with_its_name_and_without_its_value(
         monkeypatch.setenv(f"BACKSTOP_{name}", value)
     app = importlib.import_module(f"{service}.app")
 
-    with pytest.raises(SystemExit) as ending, mistakes_told():
+    with pytest.raises(SystemExit) as ending, report_setup_errors():
         app.build(app.Settings())
 
     out, err = capfd.readouterr()
@@ -276,7 +288,7 @@ def test_a_secret_that_is_no_text_is_named(
     monkeypatch.setenv("BACKSTOP_SECRETS_DIR", str(tmp_path))
     app = importlib.import_module("triage.app")
 
-    with pytest.raises(SystemExit), mistakes_told():
+    with pytest.raises(SystemExit), report_setup_errors():
         app.Settings()
 
     assert capfd.readouterr().err == "BACKSTOP_POSTGRES_DSN: its file cannot be read (UnicodeDecodeError)\n"

@@ -74,7 +74,12 @@ def report(
     import aiohttp  # noqa: PLC0415 - as above
 
     from backstop.gateway import Gateway, RefusedError  # noqa: PLC0415 - as above
+    from chassis.settings import check_url  # noqa: PLC0415 - as above
 
+    try:
+        check_url(gateway)
+    except ValueError as error:
+        fail(f"Not reported: BACKSTOP_GATEWAY_URL: {error}.", 2)
     if not token.isprintable():
         fail("Not reported: BACKSTOP_TOKEN holds more than one line, or what is no text.", 2)
 

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 def kafka_security() -> "BaseSecurity | None":
     """Return how to speak to Kafka, as services do; ends the command when `BACKSTOP_KAFKA_...` do not fit together."""
-    from chassis.settings import KafkaSettings, mistakes_told  # noqa: PLC0415 - `backstop --help` should not load Kafka
+    from chassis.settings import KafkaSettings, report_setup_errors  # noqa: PLC0415 - `backstop --help` should not load Kafka
 
-    with mistakes_told():
+    with report_setup_errors():
         return KafkaSettings().kafka_security()
 
 

@@ -20,9 +20,9 @@ async def backstop(*arguments: str, env: Mapping[str, str] | None = None) -> Res
     return await asyncio.to_thread(CliRunner().invoke, app, arguments, env=env)
 
 
-def line(result: Result) -> str:
+def line(result: Result, code: int = 1) -> str:
     """Return the one line that a command which failed has said."""
-    assert result.exit_code == 1, result.output
+    assert result.exit_code == code, result.output
     assert result.stdout == ""
     (said,) = result.stderr.splitlines()
     return said
@@ -112,6 +112,15 @@ async def test_a_report_to_a_gateway_that_is_away_is_one_line(mail: str) -> None
 
     assert said.startswith(f"Not reported: the gateway at http://{NOBODY} does not answer (")
     assert "counts once" in said
+
+
+@pytest.mark.parametrize("url", ["s3cret", "https://[s3cret", "https://user:s3cret@gateway", "https://gateway:s3cret"])
+async def test_an_address_that_is_none_is_one_line_without_it(mail: str, url: str) -> None:
+    """It may hold a password."""
+    said = line(await backstop("report", mail, "--gateway", url, "--token", "token"), 2)
+
+    assert said.startswith("Not reported: BACKSTOP_GATEWAY_URL: write it as https://host")
+    assert "s3cret" not in said
 
 
 async def test_a_report_to_something_else_than_a_gateway_is_one_line(mail: str) -> None:

@@ -5,7 +5,8 @@ import os
 import re
 import ssl
 import sys
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, Self
@@ -44,40 +45,37 @@ class SetupError(Exception):
 
 
 @contextmanager
-def mistakes_told() -> Iterator[None]:
-    """End the process with exit code 2 when the block meets wrong settings: a line on stderr says what is wrong."""
+def report_setup_errors() -> Iterator[None]:
+    """End the process with exit code 2 when the block meets wrong settings; each is a line on stderr."""
     try:
         yield
     except ValidationError as error:
-        _end(*map(_told, error.errors(include_url=False)))
+        wrong: defaultdict[str, list[str]] = defaultdict(list)
+        for name, what in map(_described, error.errors(include_url=False)):
+            wrong[name].append(what)
+        _end(*(f"{name}: {_joined(what)}" if name else _joined(what) for name, what in wrong.items()))
     except SetupError as error:
         _end(str(error))
 
 
-@contextmanager
-def set_by(variable: str, wanted: str, *errors: type[Exception]) -> Iterator[None]:
-    """Raise SetupError when the block meets one of *errors*, whose texts may hold the value of *variable*."""
-    try:
-        yield
-    except errors as error:
-        raise SetupError(f"{variable}: give {wanted} ({type(error.__cause__ or error).__name__})") from None
+def _joined(texts: Iterable[str]) -> str:
+    return "; ".join(dict.fromkeys(texts))
 
 
 def _end(*lines: str) -> NoReturn:
-    for line in dict.fromkeys(lines):
+    for line in lines:
         sys.stderr.write(" ".join(line.split()) + "\n")
     raise SystemExit(2)
 
 
-def _told(error: Any) -> str:
-    """Write what is wrong with a setting, and nothing of what it is: it may be a secret."""
+def _described(error: Any) -> tuple[str, str]:
+    """Return the variable of a wrong setting and what is wrong with it, but not its value: it may be a secret."""
     # A place below the setting may be a part of its value, and so may be what a parser says.
     name = str(error["loc"][0]) if error["loc"] else ""
     if name and not name.isupper():
         name = f"BACKSTOP_{name.upper()}"
     what = str(error.get("ctx", {}).get("error", ""))
-    told = what if error["type"] == "value_error" else error["msg"].removesuffix(f", {what}")
-    return f"{name}: {told}" if name else told
+    return name, what if error["type"] == "value_error" else error["msg"].removesuffix(f", {what}")
 
 
 def _split(value: Any) -> Any:
@@ -141,13 +139,31 @@ Authorities = Annotated[Path | None, AfterValidator(_check_authorities)]
 """A file of certificate authorities."""
 
 
+def check_url(url: str) -> str:
+    """Return the address of a service or a site. Raises ValueError when it is none, and never repeats it."""
+    try:
+        parts = urlsplit(url)
+        fits = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and not re.search(r"\s", url)
+    except ValueError:
+        fits = False
+    # A user name and a password would be sent nowhere, and shown wherever the address is.
+    if not fits or "@" in parts.netloc or parts.query or parts.fragment:
+        raise ValueError("write it as https://host or https://host:port, with no user name, query or fragment")
+    return url
+
+
+HttpUrl = Annotated[str, AfterValidator(check_url)]
+HttpsUrl = Annotated[str, Field(pattern=r"^https://\S+$"), AfterValidator(check_url)]
+
+
 def check_bootstrap(bootstrap: str) -> str:
     """Return Kafka's addresses. Raises ValueError when they are none."""
     try:
-        fits = all(host and "/" not in host and 0 < port < 65536 for host, port, _ in collect_hosts(bootstrap))
+        fits = all(host and 0 < port < 65536 for host, port, _ in collect_hosts(bootstrap))
     except ValueError:
         fits = False
-    if not fits:
+    # aiokafka takes 9092 where there is no port, and anything else for a host.
+    if not (fits and all(re.fullmatch(r"[\w.:\[\]-]+:\d+", one.strip()) for one in bootstrap.split(","))):
         raise ValueError("write it as host:port, several by comma")
     return bootstrap
 
@@ -158,7 +174,7 @@ class HttpSettings(EnvironmentSettings):
     http_host: str = "127.0.0.1"
     http_port: Annotated[int, Field(ge=0, le=65535)] = 8080
     log_level: str = "INFO"
-    authority: Annotated[str, Field(pattern=r"^https://\S+$")] = "https://login.microsoftonline.com"
+    authority: HttpsUrl = "https://login.microsoftonline.com"
     api_audience: Annotated[str, Field(min_length=1)]
     """The client id (a GUID) of the app registration of this API: the only accepted `aud`."""
     api_scope: Annotated[str, Field(pattern=r"^\S+$")] = SCOPE

@@ -14,7 +14,7 @@ from blocklist.handlers import on_block_requested, on_case_expired, on_verdict_r
 from blocklist.store import DUE
 from blocklist.worker import Worker
 from chassis.app import Service
-from chassis.settings import CommaSeparated, ServiceSettings, mistakes_told
+from chassis.settings import CommaSeparated, ServiceSettings, report_setup_errors
 from chassis.work import Lease
 from m365 import M365Settings, connect
 
@@ -64,5 +64,5 @@ def build(settings: Settings) -> Service:
 
 def main() -> None:
     """Run the service with the settings of the environment."""
-    with mistakes_told():
+    with report_setup_errors():
         build(Settings()).run()

@@ -7,11 +7,11 @@ from typing import Annotated
 
 import aiohttp
 from fastapi import FastAPI
-from pydantic import AnyHttpUrl, Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from chassis.app import authenticator, serve
 from chassis.http import make_api
-from chassis.settings import HttpSettings, mistakes_told
+from chassis.settings import HttpSettings, HttpUrl, report_setup_errors
 from gateway.http import make_router
 from gateway.upstream import Upstream
 
@@ -22,9 +22,9 @@ TURN_SECONDS = 30
 class Settings(HttpSettings):
     """Gateway's settings."""
 
-    reporter_url: AnyHttpUrl
-    triage_url: AnyHttpUrl
-    quarantine_url: AnyHttpUrl
+    reporter_url: HttpUrl
+    triage_url: HttpUrl
+    quarantine_url: HttpUrl
     answer_seconds: Annotated[float, Field(gt=0)] = 60
     """Longest silence of a service after it has got the whole request."""
     max_upload_bytes: PositiveInt = 48 << 20
@@ -36,9 +36,9 @@ class Settings(HttpSettings):
 def build(settings: Settings) -> FastAPI:
     """Compose the gateway."""
     upstreams = {
-        "reporter": Upstream("reporter", str(settings.reporter_url)),
-        "triage": Upstream("triage", str(settings.triage_url)),
-        "quarantine": Upstream("quarantine", str(settings.quarantine_url)),
+        "reporter": Upstream("reporter", settings.reporter_url),
+        "triage": Upstream("triage", settings.triage_url),
+        "quarantine": Upstream("quarantine", settings.quarantine_url),
     }
 
     @asynccontextmanager
@@ -81,6 +81,6 @@ def build(settings: Settings) -> FastAPI:
 
 def main() -> None:
     """Run the gateway with the settings of the environment."""
-    with mistakes_told():
+    with report_setup_errors():
         settings = Settings()
         serve("gateway", build(settings), settings)

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Annotated
 from uuid import UUID
 
-from pydantic import AnyHttpUrl, Field, SecretStr, field_validator, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import NoDecode
 
 from backstop_contracts import BlockApplied, BlockFailed, BlockRemoved, CaseExpired, CaseUpdated, VerdictReady
 from chassis.app import Service
-from chassis.settings import CommaSeparated, ServiceSettings, mistakes_told, set_by
+from chassis.settings import CommaSeparated, HttpUrl, ServiceSettings, report_setup_errors
 from chassis.work import Lease
 from m365 import M365Settings, connect
-from mail import MailStore, StoreUnavailable
+from mail.settings import MailStoreSettings
 from quarantine import handlers
 from quarantine.carrying import Carrier
 from quarantine.digest import Digester
@@ -33,7 +33,7 @@ AT_ONCE = 4
 """Tenants that are read, and batches of wishes that are carried out, side by side: a slow one holds up no other."""
 
 
-class Settings(ServiceSettings, M365Settings):
+class Settings(ServiceSettings, M365Settings, MailStoreSettings):
     """Quarantine's settings."""
 
     sync_seconds: Annotated[float, Field(gt=0)] = 60
@@ -44,9 +44,7 @@ class Settings(ServiceSettings, M365Settings):
     """Rows of a page of Get-QuarantineMessage."""
     claim_seconds: Annotated[float, Field(ge=4)] = 75
     """How long what is worked on is held; calls about it end after three quarters of that."""
-    mail_store: str
-    """Where the raw mails are kept that are reported from the quarantine: a URL."""
-    public_url: AnyHttpUrl
+    public_url: HttpUrl
     """Where users reach this service: what the links of digests begin with."""
     link_keys: Annotated[tuple[SecretStr, ...], NoDecode, CommaSeparated]
     """What links are signed with, the newest first; each of at least 32 characters. Older ones go on working."""
@@ -93,10 +91,9 @@ def build(settings: Settings) -> Service:
         migrations=Path(__file__).parent / "migrations",
     )
     reading = Reading()
-    with set_by("BACKSTOP_MAIL_STORE", "a place that this service can write to", ValueError, StoreUnavailable):
-        mails = MailStore(settings.mail_store)
+    mails = settings.mail_store
     signer = Signer([key.get_secret_value() for key in settings.link_keys])
-    links, templates, sign_in = Links(signer, str(settings.public_url)), make_templates(), _sign_in(settings, signer)
+    links, templates, sign_in = Links(signer, settings.public_url), make_templates(), _sign_in(settings, signer)
 
     @asynccontextmanager
     async def microsoft_365() -> AsyncIterator[None]:
@@ -155,7 +152,7 @@ def _sign_in(settings: Settings, signer: Signer) -> SignIn | None:
         return None
     return SignIn(
         signer,
-        public_url=str(settings.public_url),
+        public_url=settings.public_url,
         authority=settings.authority,
         client_id=settings.sign_in_client_id,
         client_secret=settings.sign_in_client_secret.get_secret_value(),
@@ -165,5 +162,5 @@ def _sign_in(settings: Settings, signer: Signer) -> SignIn | None:
 
 def main() -> None:
     """Run the service with the settings of the environment."""
-    with mistakes_told():
+    with report_setup_errors():
         build(Settings()).run()

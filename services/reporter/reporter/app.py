@@ -15,19 +15,17 @@ from backstop_contracts import (
     VerdictReady,
 )
 from chassis.app import Service
-from chassis.settings import ServiceSettings, mistakes_told, set_by
-from mail import MailStore, StoreUnavailable
+from chassis.settings import ServiceSettings, report_setup_errors
+from mail.settings import MailStoreSettings
 from reporter import handlers
 from reporter.http import make_router
 from reporter.upload import Uploads
 from reporter.worker import Worker
 
 
-class Settings(ServiceSettings):
+class Settings(ServiceSettings, MailStoreSettings):
     """Reporter's settings."""
 
-    mail_store: str
-    """Where the raw mails are kept: a URL (`file:///...`, `s3://...`, `az://...`, `gs://...`)."""
     max_mail_bytes: Annotated[int, Field(gt=0)] = 35 << 20
     """Largest raw mail that is taken."""
     large_mails_at_once: Annotated[int, Field(gt=0)] = 4
@@ -50,8 +48,7 @@ def build(settings: Settings) -> Service:
         large_at_once=settings.large_mails_at_once,
         seconds=settings.upload_seconds,
     )
-    with set_by("BACKSTOP_MAIL_STORE", "a place that this service can write to", ValueError, StoreUnavailable):
-        mails = MailStore(settings.mail_store)
+    mails = settings.mail_store
     service.answers(make_router(service.db, mails, uploads))
     worker = Worker(service.db, mails)
     service.works("delete_expired_mails", worker.delete_expired_mails, idle=10, woken=False)
@@ -73,5 +70,5 @@ def build(settings: Settings) -> Service:
 
 def main() -> None:
     """Run the service with the settings of the environment."""
-    with mistakes_told():
+    with report_setup_errors():
         build(Settings()).run()

@@ -10,10 +10,10 @@ from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from backstop_contracts import CaseExpired, SubmissionRequested
 from chassis.app import Service
-from chassis.settings import ServiceSettings, mistakes_told, set_by
+from chassis.settings import ServiceSettings, report_setup_errors
 from chassis.work import Lease
 from m365 import M365Settings, connect
-from mail import MailStore, StoreUnavailable
+from mail.settings import MailStoreSettings
 from submitter.handlers import on_case_expired, on_submission_requested
 from submitter.rules import Quota
 from submitter.store import DUE
@@ -23,11 +23,9 @@ CLAIMED_TOGETHER = 2
 """Few, because a claim waits for the slowest of its answers; not one, because each claim is a transaction."""
 
 
-class Settings(ServiceSettings, M365Settings):
+class Settings(ServiceSettings, M365Settings, MailStoreSettings):
     """Submitter's settings."""
 
-    mail_store: str
-    """Where reporter keeps the raw mails: a URL (`file:///...`, `s3://...`, `az://...`, `gs://...`)."""
     submissions_per_15_minutes: PositiveInt = 150
     same_item_per_day: PositiveInt = 3
     submit_batch: PositiveInt = 8
@@ -48,8 +46,7 @@ def build(settings: Settings) -> Service:
         migrations=Path(__file__).parent / "migrations",
     )
     quota = Quota(settings.submissions_per_15_minutes, settings.same_item_per_day)
-    with set_by("BACKSTOP_MAIL_STORE", "a place that this service can write to", ValueError, StoreUnavailable):
-        mails = MailStore(settings.mail_store)
+    mails = settings.mail_store
 
     @asynccontextmanager
     async def microsoft_365() -> AsyncIterator[None]:
@@ -76,5 +73,5 @@ def build(settings: Settings) -> Service:
 
 def main() -> None:
     """Run the service with the settings of the environment."""
-    with mistakes_told():
+    with report_setup_errors():
         build(Settings()).run()

@@ -90,10 +90,10 @@ async def test_one_slow_answer_holds_the_other_mails_back_no_longer(
     assert created.keys() == {event.submission_id for event in requested}
 
 
-async def _request(mail_store: str, tenant_id: UUID) -> SubmissionRequested:
+async def _request(mails: MailStore, tenant_id: UUID) -> SubmissionRequested:
     message_id = f"<{uuid4()}@fabrikam.example>"
     raw = f"From: bad@fabrikam.example\r\nMessage-ID: {message_id}\r\n\r\nHi".encode()
-    sha256 = await MailStore(mail_store).put(tenant_id, raw)
+    sha256 = await mails.put(tenant_id, raw)
     return SubmissionRequested(
         tenant_id=tenant_id,
         submission_id=uuid4(),

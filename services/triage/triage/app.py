@@ -20,7 +20,7 @@ from backstop_contracts import (
     VerdictReady,
 )
 from chassis.app import Service
-from chassis.settings import ServiceSettings, mistakes_told
+from chassis.settings import ServiceSettings, report_setup_errors
 from triage import handlers
 from triage.http import make_router
 from triage.rules import Retention, load_policy
@@ -100,5 +100,5 @@ def build(settings: Settings) -> Service:
 
 def main() -> None:
     """Run the service with the settings of the environment."""
-    with mistakes_told():
+    with report_setup_errors():
         build(Settings()).run()

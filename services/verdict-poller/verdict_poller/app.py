@@ -12,7 +12,7 @@ from pydantic_settings import NoDecode
 
 from backstop_contracts import BlockApplied, BlockRemoved, CaseExpired, SubmissionCreated
 from chassis.app import Service
-from chassis.settings import CommaSeparated, ServiceSettings, mistakes_told
+from chassis.settings import CommaSeparated, ServiceSettings, report_setup_errors
 from chassis.work import Lease
 from m365 import M365Settings, connect
 from verdict_poller import handlers
@@ -77,5 +77,5 @@ def build(settings: Settings) -> Service:
 
 def main() -> None:
     """Run the service with the settings of the environment."""
-    with mistakes_told():
+    with report_setup_errors():
         build(Settings()).run()
