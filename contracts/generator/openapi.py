@@ -3,9 +3,10 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
+from chassis.problem import TYPES
 from gateway.routes import ROUTES, Route
 from generator.schemas import Json
-from generator.system import Service
+from generator.system import Service, problem_types
 
 Document: TypeAlias = Mapping[str, Any]
 
@@ -49,7 +50,7 @@ def merge(documents: Mapping[str, Document], routes: Iterable[Route], version: s
         },
         "paths": paths,
         "components": {
-            "schemas": schemas,
+            "schemas": schemas | {"Problem": _problem(paths, problem_types())},
             "securitySchemes": {
                 "entra": {
                     "type": "http",
@@ -60,6 +61,20 @@ def merge(documents: Mapping[str, Document], routes: Iterable[Route], version: s
             },
         },
     }
+
+
+def _problem(paths: Json, types: Mapping[str, set[int]]) -> Json:
+    """Put references in place of the problem details that each answer describes; return what they refer to."""
+    schema: Json = {}
+    for operations in paths.values():
+        for operation in operations.values():
+            for answer in operation["responses"].values():
+                if content := answer.get("content", {}).get("application/problem+json"):
+                    schema = content["schema"]
+                    content["schema"] = {"$ref": f"{_SCHEMAS}Problem"}
+    properties: Json = schema.get("properties", {})
+    known = {**properties.get("type", {}), "examples": [f"{TYPES}{name}" for name in sorted(types)]}
+    return {**schema, "properties": {**properties, "type": known}}
 
 
 def _secured(operation: dict[str, Any], route: Route) -> dict[str, Any]:

@@ -63,6 +63,19 @@ def _service(name: str) -> Service:
     )
 
 
+def problem_types() -> dict[str, set[int]]:
+    """Return the types of problem details that the services and the chassis make, each with its statuses."""
+    found: dict[str, set[int]] = {}
+    packages = ("chassis", "gateway", *(name.replace("-", "_") for name in NAMES))
+    for file in (file for name in packages for file in Path(inspect.getfile(import_module(name))).parent.rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text())):
+            match node:
+                case ast.Call(func=ast.Name(id="Problem"), args=[status, ast.Constant(value=str(name)), *_]):
+                    statuses = (part.value for part in ast.walk(status) if isinstance(part, ast.Constant))
+                    found.setdefault(name, set()).update(value for value in statuses if isinstance(value, int))
+    return found
+
+
 def _published(package: Path) -> Iterator[str]:
     """Yield the names that the package calls: a service makes an event for no other reason than to publish it."""
     for file in package.rglob("*.py"):

@@ -11,6 +11,7 @@ from jsonschema import Draft202012Validator
 
 from gateway.routes import ROUTES, Route
 from generator.openapi import IncompleteError, merge
+from generator.system import problem_types
 
 DOCUMENT: dict[str, Any] = json.loads((files("backstop_contracts") / "openapi.json").read_text())
 
@@ -67,6 +68,16 @@ def test_the_ways_to_send_a_message_are_described() -> None:
     assert {"202", "400", "401", "403", "413", "415", "422", "503"} <= set(operation["responses"])
 
 
+def test_a_type_of_problem_has_one_status_and_is_listed() -> None:
+    """Programs branch on the type; whoever generates a client finds all of them in the document."""
+    types = problem_types()
+    listed = DOCUMENT["components"]["schemas"]["Problem"]["properties"]["type"]["examples"]
+
+    assert len(types) > 30
+    assert {name: statuses for name, statuses in types.items() if len(statuses) != 1} == {}
+    assert listed == [f"urn:backstop:problem:{name}" for name in sorted(types)]
+
+
 def made_of(name: str, path: str, **schemas: Any) -> dict[str, Any]:
     """Make a document with one operation that answers with the schema *name*."""
     answer = {"description": "", "content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{name}"}}}}
@@ -110,7 +121,7 @@ def test_one_name_for_two_things_becomes_two_names() -> None:
     assert schemas["State"] == refer("Word")
     assert schemas["TriageState"] == refer("TriageWord")
     assert (schemas["Word"], schemas["TriageWord"]) == (STRING, NUMBER)
-    assert set(schemas) == {"State", "Word", "Same", "TriageState", "TriageWord", "Own"}
+    assert set(schemas) - {"Problem"} == {"State", "Word", "Same", "TriageState", "TriageWord", "Own"}
 
 
 def test_a_route_that_its_service_does_not_describe_is_an_error() -> None:

@@ -106,11 +106,11 @@ class Authenticator:
             header = jwt.get_unverified_header(token)
             claimed = UUID(str(jwt.decode(token, options={"verify_signature": False}).get("tid")))
         except (jwt.InvalidTokenError, ValueError, RecursionError):
-            raise _unauthorised("the token is not an Entra ID access token") from None
+            raise _unauthorised("The token is not an Entra ID access token.") from None
         if header.get("alg") != "RS256":
-            raise _unauthorised("the token is not signed with RS256")
+            raise _unauthorised("The token is not signed with RS256.")
         if claimed not in self._tenants:
-            raise _unauthorised("the token is from a tenant that is not served here")
+            raise _unauthorised("The token is from a tenant that is not served here.")
         key = await self._key(claimed, str(header.get("kid")))
         try:
             claims = jwt.decode(
@@ -123,9 +123,9 @@ class Authenticator:
                 options={"require": ["exp", "iat", "nbf", "iss", "aud", "tid", "oid"]},
             )
         except jwt.InvalidTokenError as error:
-            raise _unauthorised(f"the token is not valid: {error}") from None
+            raise _unauthorised(f"The token is not valid: {error}.") from None
         if not all(type(claims[name]) is int for name in ("exp", "iat", "nbf")):
-            raise _unauthorised("the token is not valid: exp, iat and nbf must be whole numbers")
+            raise _unauthorised("The token is not valid: exp, iat and nbf must be whole numbers.")
         caller = self._caller(claims)
         if len(self._seen) >= REMEMBERED_TOKENS:
             del self._seen[next(iter(self._seen))]
@@ -148,26 +148,26 @@ class Authenticator:
         """Return whether this is an application's token. Raises Problem 401 when it is not a user's either."""
         scopes, kind = claims.get("scp"), claims.get("idtyp")
         if "nonce" in claims:
-            raise _unauthorised(f"the token has a nonce, as ID tokens have; {self._ask_for}")
+            raise _unauthorised(f"The token has a nonce, as ID tokens have. {self._ask_for}")
         if "scp" not in claims:
             proved = any(claims.get(name) in ("1", "2") for name in ("azpacr", "appidacr"))
             if kind == "app" or (kind is None and proved):
                 return True
             raise _unauthorised(
-                "the token is neither a user's, which has scopes (scp), nor that of an application that proved who"
-                f" it is (idtyp app, or azpacr 1 or 2); {self._ask_for}"
+                "The token is neither a user's, which has scopes (scp), nor that of an application that proved who"
+                f" it is (idtyp app, or azpacr 1 or 2). {self._ask_for}"
             )
         if kind not in (None, "user"):
-            raise _unauthorised(f"the token has scopes (scp) and an idtyp that is not user; {self._ask_for}")
+            raise _unauthorised(f"The token has scopes (scp) and an idtyp that is not user. {self._ask_for}")
         if not isinstance(scopes, str) or self._scope not in scopes.split():
-            raise _unauthorised(f"the token's scopes (scp) are without {self._scope}; {self._ask_for}")
+            raise _unauthorised(f"The token's scopes (scp) are without {self._scope}. {self._ask_for}")
         return False
 
     @property
     def _ask_for(self) -> str:
         return (
-            f"ask Entra ID for an access token: a user's for the scope {self._audience}/{self._scope}, an application's"
-            f" for {self._audience}/.default with its own secret or certificate"
+            f"Ask Entra ID for an access token: a user's for the scope {self._audience}/{self._scope}, an application's"
+            f" for {self._audience}/.default with its own secret or certificate."
         )
 
     def _still_holds(self, seen: _Seen) -> bool:
@@ -190,14 +190,14 @@ class Authenticator:
                     known = replace(known, tried_at=now)
                 self._known[tenant_id] = known
         if not known.keys:
-            raise Problem(503, "Tokens cannot be checked", "Entra ID does not answer; try again", retry_after=5)
+            raise Problem(503, "tokens-not-checkable", "Entra ID does not answer. Try again.", retry_after=5)
         if kid in known.keys:
             return known.keys[kid]
         if known.fetched_at < began:
             wait = max(1, math.ceil(known.tried_at + REFRESH_PAUSE_SECONDS - time.monotonic()))
-            detail = f"its key is not known here, and Entra ID is asked for new keys again in {wait} s; try again then"
-            raise Problem(503, "The token cannot be checked yet", detail, retry_after=wait)
-        raise _unauthorised("the token is signed with an unknown key")
+            detail = f"The token's key is not known here. Entra ID is asked for new keys in {wait} s: try again then."
+            raise Problem(503, "tokens-not-checkable", detail, retry_after=wait)
+        raise _unauthorised("The token is signed with an unknown key.")
 
     def _wants_keys(self, tenant_id: UUID, kid: str, now: float) -> bool:
         known = self._known.get(tenant_id, _Keys())
@@ -230,7 +230,7 @@ def _kept(claim: Any) -> str:
 
 
 def _unauthorised(detail: str) -> Problem:
-    return Problem(401, "Not signed in", detail, headers={"WWW-Authenticate": "Bearer"})
+    return Problem(401, "not-signed-in", detail, headers={"WWW-Authenticate": "Bearer"})
 
 
 def require(*roles: str) -> Callable[[Request], Awaitable[Caller]]:
@@ -243,11 +243,11 @@ def require(*roles: str) -> Callable[[Request], Awaitable[Caller]]:
     async def check(request: Request) -> Caller:
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not token:
-            raise _unauthorised("send the header 'Authorization: Bearer <token>'")
+            raise _unauthorised("Send the header 'Authorization: Bearer <token>'.")
         authenticator: Authenticator = request.app.state.authenticator
         caller = await authenticator.caller(token.strip())
         if roles and not caller.roles & set(roles):
-            raise Problem(403, "Not allowed", f"this needs one of the app roles {', '.join(roles)}")
+            raise Problem(403, "not-allowed", f"This needs one of the app roles {', '.join(roles)}.")
         return caller
 
     return check

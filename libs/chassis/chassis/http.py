@@ -56,10 +56,10 @@ _LONGEST_ERROR = 200
 
 _PROBLEM = {
     "type": "object",
-    "description": "Problem details (RFC 9457): what happened, what was kept, what to do.",
+    "description": "Problem details (RFC 9457): what happened, what was saved, what to do.",
     "required": ["type", "title", "status", "detail"],
     "properties": {
-        "type": {"type": "string"},
+        "type": {"type": "string", "format": "uri", "description": "Stays the same for good: branch on it."},
         "title": {"type": "string"},
         "status": {"type": "integer"},
         "detail": {"type": "string"},
@@ -148,7 +148,7 @@ async def _refuse_unknown_parameters(request: Request) -> None:
     unknown = sorted(request.query_params.keys() - known)[:_MOST_ERRORS]
     if unknown:
         errors = [{"where": _told(f"query.{name}"), "what": "Unknown parameter"} for name in unknown]
-        raise Problem(422, "The request is not valid", "nothing was kept; see errors", errors=errors)
+        raise Problem(422, "invalid-request", "Nothing was saved. See `errors`.", errors=errors)
 
 
 async def _report(checks: Mapping[str, Check]) -> Response:
@@ -164,8 +164,10 @@ async def _on_problem(_request: Request, error: Exception) -> Response:
 
 async def _on_http_exception(_request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101 - Starlette dispatches by type
-    title = HTTPStatus(error.status_code).phrase
-    return Problem(error.status_code, title, str(error.detail), headers=error.headers).response()
+    phrase = HTTPStatus(error.status_code).phrase
+    return Problem(
+        error.status_code, phrase.lower().replace(" ", "-"), str(error.detail), headers=error.headers
+    ).response()
 
 
 async def _on_invalid(_request: Request, error: Exception) -> Response:
@@ -173,7 +175,7 @@ async def _on_invalid(_request: Request, error: Exception) -> Response:
     errors = [
         {"where": _told(".".join(map(str, e["loc"]))), "what": _told(e["msg"])} for e in error.errors()[:_MOST_ERRORS]
     ]
-    return Problem(422, "The request is not valid", "nothing was kept; see errors", errors=errors).response()
+    return Problem(422, "invalid-request", "Nothing was saved. See `errors`.", errors=errors).response()
 
 
 def _told(text: str) -> str:
@@ -186,14 +188,12 @@ async def _on_possibly_transient(request: Request, error: Exception) -> Response
         raise error
     log.warning("request.refused", route=route_of(request.scope), error=type(error).__name__, reason=reason_of(error))
     return Problem(
-        503, "The database is away", "send the same request again; a report counts once", retry_after=5
+        503, "database-unavailable", "Send the same request again; a report counts once.", retry_after=5
     ).response()
 
 
 async def _on_exception(_request: Request, _error: Exception) -> Response:
-    return Problem(
-        500, "Something is wrong here", "the failure was logged with the trace id of this request"
-    ).response()
+    return Problem(500, "internal-server-error", "The failure was logged with the trace id of this request.").response()
 
 
 def route_of(scope: Scope) -> str:

@@ -82,7 +82,7 @@ class Body:
                 message = await self._receive()
         except TimeoutError:
             raise Problem(
-                408, "The body came too slowly", f"it must be here in {self._seconds:g} s; nothing was kept"
+                408, "body-too-slow", f"The body must arrive within {self._seconds:g} s. Nothing was saved."
             ) from None
         self._taken += len(message.get("body", b""))
         if self._taken > self._most and not self._over:
@@ -96,7 +96,7 @@ class Body:
         await self._send(message)
 
     def _too_large(self) -> Problem:
-        return Problem(413, "The body is too large", f"at most {self._most} bytes are taken here; nothing was kept")
+        return Problem(413, "body-too-large", f"At most {self._most} bytes are accepted here. Nothing was saved.")
 
 
 class Bounded:
@@ -128,7 +128,7 @@ class Bounded:
         room = self._limits.requests + (HEALTH_REQUESTS if scope["path"] in HEALTH else 0)
         if self.in_hand >= room:
             return Problem(
-                503, "Too many requests at once", "nothing was kept; send the same request again", retry_after=1
+                503, "too-many-requests-at-once", "Nothing was saved. Send the same request again.", retry_after=1
             )
         names = {name for name, _ in scope["headers"]}
         if {b"content-length", b"transfer-encoding"} <= names:
@@ -136,8 +136,8 @@ class Bounded:
             # this connection may be that request.
             return Problem(
                 400,
-                "The body has two lengths",
-                "send Content-Length or chunks, not both; nothing was kept",
+                "ambiguous-body-length",
+                "Send Content-Length or chunks, not both. Nothing was saved.",
                 headers={"Connection": "close"},
             )
         return None
@@ -192,7 +192,7 @@ class Connection(H11Protocol):
         """Begin to wait for a header; make room if there is none left."""
         if len(self.connections) >= self._limits.connections and not self._make_room():
             self.transport = transport
-            self._answer(Problem(503, "Too many connections", "nothing was kept; try again", retry_after=1))
+            self._answer(Problem(503, "too-many-connections", "Nothing was saved. Try again.", retry_after=1))
             return
         super().connection_made(transport)
         self.idle_since = self.loop.time()
@@ -248,7 +248,7 @@ class Connection(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is not HTTP."""
-        self._answer(Problem(400, "This is not an HTTP request", f"{msg.rstrip('.')}; nothing was kept"))
+        self._answer(Problem(400, "not-an-http-request", f"{msg.rstrip('.')}. Nothing was saved."))
 
     def _make_room(self) -> bool:
         idle = [one for one in self.connections if isinstance(one, Connection) and not one.in_hand]
@@ -271,8 +271,8 @@ class Connection(H11Protocol):
             self._answer(
                 Problem(
                     408,
-                    "The request came too slowly",
-                    f"its header must be here in {self._limits.header_seconds:g} s; nothing was kept",
+                    "header-too-slow",
+                    f"The header must arrive within {self._limits.header_seconds:g} s. Nothing was saved.",
                 )
             )
         else:

@@ -189,7 +189,7 @@ async def test_a_body_that_announces_too_much_is_refused_before_it_comes(path: s
     """Nothing of it was sent, and the answer is there."""
     async with serving() as (service, url), connected(url) as line:
         line.send(*post(path, f"Content-Length: {BODY_BYTES + 1}", "Content-Type: application/json"))
-        assert await line.refusal() == (413, f"at most {BODY_BYTES} bytes are taken here; nothing was kept")
+        assert await line.refusal() == (413, f"At most {BODY_BYTES} bytes are accepted here. Nothing was saved.")
         assert service.taken == 0
 
 

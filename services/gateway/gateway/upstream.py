@@ -37,8 +37,8 @@ KEPT_BACK = frozenset(
 """Headers of an answer that are about one connection (RFC 9110, 7.6.1), or that this server writes itself."""
 CHUNK_BYTES = 64 << 10
 UNKNOWN = (
-    "whether the request was carried out is not known: a report can be sent again, since it counts once;"
-    " read a case before you decide on it again"
+    "It is not known whether the request was carried out. A report can be sent again, since it counts once; read a case"
+    " before you decide on it again."
 )
 
 
@@ -88,7 +88,7 @@ class Upstream:
     @property
     def _client(self) -> aiohttp.ClientSession:
         if self._session is None:
-            raise Problem(503, "The gateway is starting", "nothing was kept; send it again", retry_after=1)
+            raise Problem(503, "service-starting", "Nothing was saved. Send the request again.", retry_after=1)
         return self._session
 
     def _at(self, path: str, query: bytes = b"") -> URL:
@@ -99,26 +99,25 @@ class Upstream:
     @asynccontextmanager
     async def _failures(self, method: str) -> AsyncIterator[None]:
         """Turn what can go wrong on the way into problem details."""
-        unknown = UNKNOWN if method == "POST" else "ask again"
+        unknown = UNKNOWN if method == "POST" else "Ask again."
         try:
             yield
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-            detail = "it was not reached, so nothing was kept; send the same request again"
-            raise self._failed(error, 503, "is away", detail, retry_after=5) from None
+            detail = "could not be reached, so nothing was saved. Send the same request again."
+            raise Problem(503, "service-unreachable", self._failed(error, detail), retry_after=5) from None
         except TimeoutError as error:
-            raise self._failed(error, 504, "does not answer", unknown) from None
+            raise Problem(504, "service-unresponsive", self._failed(error, f"does not answer. {unknown}")) from None
         except aiohttp.ClientError as error:
             if isinstance(error.__cause__, Problem):
                 raise error.__cause__ from None
             if isinstance(error.__cause__, ClientDisconnect):
-                raise Problem(400, "The upload broke off", "nothing was kept") from None
-            raise self._failed(error, 502, "broke off", unknown) from None
+                raise Problem(400, "upload-incomplete", "Nothing was saved.") from None
+            detail = f"broke off its answer. {unknown}"
+            raise Problem(502, "service-disconnected", self._failed(error, detail)) from None
 
-    def _failed(
-        self, error: Exception, status: int, what: str, detail: str, *, retry_after: int | None = None
-    ) -> Problem:
-        log.warning("upstream.failed", upstream=self.name, status=status, error=type(error).__name__)
-        return Problem(status, f"The {self.name} service {what}", detail, retry_after=retry_after)
+    def _failed(self, error: Exception, what: str) -> str:
+        log.warning("upstream.failed", upstream=self.name, error=type(error).__name__)
+        return f"The {self.name} service {what}"
 
 
 class _Upload:
@@ -144,7 +143,7 @@ class _Upload:
             await asyncio.wait([answering, leaving], return_when=asyncio.FIRST_COMPLETED)
             if not answering.done():
                 leaving.result()
-                raise Problem(400, "The client went away", UNKNOWN)
+                raise Problem(400, "client-disconnected", UNKNOWN)
             return answering.result()
         finally:
             for task in (answering, leaving):

@@ -190,7 +190,7 @@ async def test_a_service_that_is_away_is_503(run_gateway: Any, reporter: dict[st
             async with gateway.post("/v1/reports", data=b"x" * MEGABYTE, headers=reporter) as answer:
                 assert (answer.status, answer.content_type) == (503, "application/problem+json")
                 assert answer.headers["Retry-After"] == "5"
-                assert "nothing was kept" in (await answer.json())["detail"]
+                assert "nothing was saved" in (await answer.json())["detail"]
             async with gateway.get("/readyz") as ready:
                 assert ready.status == 503
                 assert (await ready.json())["reporter"].startswith("away")
@@ -251,7 +251,7 @@ async def test_a_service_that_takes_no_connection_was_not_reached(
         monkeypatch.setattr(aiohttp.TCPConnector, "connect", reach)
         async with gateway.get("/v1/cases", headers=security) as answer:
             assert (answer.status, answer.headers["Retry-After"]) == (503, "5")
-            assert "was not reached" in (await answer.json())["detail"]
+            assert "could not be reached" in (await answer.json())["detail"]
 
 
 async def test_ready_means_that_the_services_live(gateway: aiohttp.ClientSession) -> None:

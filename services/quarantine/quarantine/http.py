@@ -209,8 +209,8 @@ def _add_settings(router: APIRouter, db: Database, *, sign_in: bool) -> None:
     async def write_quarantine_settings(caller: Admin, settings: QuarantineSettings) -> QuarantineSettings:
         """Decide how users hear of their quarantined mail; holds from the next period on."""
         if settings.sign_in and not sign_in:
-            detail = "set BACKSTOP_SIGN_IN_CLIENT_ID and BACKSTOP_SIGN_IN_CLIENT_SECRET first; nothing was changed"
-            raise Problem(409, "Users cannot sign in here", detail)
+            detail = "Set BACKSTOP_SIGN_IN_CLIENT_ID and BACKSTOP_SIGN_IN_CLIENT_SECRET first. Nothing was changed."
+            raise Problem(409, "sign-in-not-configured", detail)
         async with db.transaction() as tx:
             await store.record_settings(tx, caller.tenant_id, settings.model_dump(mode="json"), caller.oid)
         log.info("settings.changed", tenant_id=caller.tenant_id, by=caller.oid)
@@ -381,12 +381,11 @@ def _add_actions(router: APIRouter, db: Database, patience: timedelta) -> None:
         failed = [state for state in states if state.state == "failed"]
         if len(failed) == len(states):
             refused = any(state.failure in ("refused", "gone") for state in failed)
-            raise Problem(
-                409 if refused else 502,
-                "Nothing was done",
-                failed[0].detail or "Microsoft gave no reason",
-                results=[state.model_dump(mode="json") for state in states],
-            )
+            detail = failed[0].detail or "Microsoft gave no reason."
+            results = [state.model_dump(mode="json") for state in states]
+            if refused:
+                raise Problem(409, "refused-by-microsoft", detail, results=results)
+            raise Problem(502, "action-not-carried-out", detail, results=results)
         running = any(state.state == "running" for state in states)
         response.status_code = 207 if failed else 202 if running else 200
         return ActionResults(results=states)
@@ -396,7 +395,7 @@ def _add_actions(router: APIRouter, db: Database, patience: timedelta) -> None:
         """Read what became of a wish."""
         actions = await store.find_actions(db.pool, caller.tenant_id, [action_id])
         if not actions:
-            raise Problem(404, "Unknown action", f"there is no action {action_id} in your tenant")
+            raise Problem(404, "unknown-action", f"There is no action {action_id} in your tenant.")
         messages = await store.find_messages(db.pool, caller.tenant_id, [actions[0].message_id])
         return (await _states(db, actions, messages))[0]
 
@@ -404,7 +403,9 @@ def _add_actions(router: APIRouter, db: Database, patience: timedelta) -> None:
 async def _find(db: Database, caller: Caller, message_id: UUID) -> QuarantinedMessage:
     message = await store.find_message(db.pool, caller.tenant_id, message_id)
     if message is None:
-        raise Problem(404, "Unknown mail", f"there is no quarantined mail {message_id} in your tenant")
+        raise Problem(
+            404, "unknown-quarantined-message", f"There is no quarantined message {message_id} in your tenant."
+        )
     return message
 
 
@@ -414,12 +415,16 @@ async def _file(
     async with db.transaction() as tx:
         named = await store.find_messages(tx, caller.tenant_id, wish.messages)
         if unknown := set(wish.messages) - {message.message_id for message in named}:
-            detail = f"not in your tenant: {', '.join(sorted(map(str, unknown)))}; nothing was done"
-            raise Problem(404, "Unknown mail", detail)
+            detail = f"Not in your tenant: {', '.join(sorted(map(str, unknown)))}. Nothing was done."
+            raise Problem(404, "unknown-quarantined-message", detail)
         copies = await store.find_copies(tx, caller.tenant_id, wish.messages)
         messages = copies if wish.all_recipients else named
         if len(messages) > MOST_AT_ONCE:
-            raise Problem(422, "Too many mails", f"{len(messages)} mails, at most {MOST_AT_ONCE}; nothing was done")
+            raise Problem(
+                422,
+                "too-many-messages",
+                f"The request names {len(messages)} messages; at most {MOST_AT_ONCE} are accepted. Nothing was done.",
+            )
         match wish:
             case Release():
                 ids = await filing.file(tx, messages, Kind.RELEASE, by=by, reason=wish.reason)
@@ -448,9 +453,9 @@ def _check_denial(messages: Sequence[QuarantinedMessage], copies: Sequence[Quara
     if missing:
         raise Problem(
             422,
-            "A denial may hold for all recipients of the row",
-            f"Defender keeps this mail in one row for {missing[0].sharing} recipients: name them all, or say"
-            " all_recipients; nothing was done",
+            "denial-affects-others",
+            f"Defender keeps this message in one row for {missing[0].sharing} recipients: name them all, or set"
+            " `all_recipients`. Nothing was done.",
         )
 
 
@@ -503,5 +508,5 @@ def _read_cursor(cursor: str) -> tuple[bool, datetime, UUID]:
         pending, received_at, message_id = base64.urlsafe_b64decode(cursor).decode().split(" ")
         place = pending == "1", in_utc(datetime.fromisoformat(received_at)), UUID(message_id)
     except (ValueError, binascii.Error):
-        raise Problem(422, "The cursor is not valid", "use the cursor of an answer as it is, or none") from None
+        raise Problem(422, "invalid-cursor", "Use `next_cursor` of an answer as it is, or no cursor.") from None
     return place

@@ -35,7 +35,7 @@ class Reading:
         """Return the mail as it came."""
         exchange = self._exchange
         if exchange is None:
-            raise Problem(503, "The service is starting", "send it again", retry_after=1)
+            raise Problem(503, "service-starting", "Send the request again.", retry_after=1)
         try:
             async with asyncio.timeout(SECONDS):
                 return await export(exchange, tenant_id, identity)
@@ -52,7 +52,7 @@ class Reading:
         """Return the header of the mail."""
         exchange = self._exchange
         if exchange is None:
-            raise Problem(503, "The service is starting", "send it again", retry_after=1)
+            raise Problem(503, "service-starting", "Send the request again.", retry_after=1)
         try:
             async with asyncio.timeout(SECONDS):
                 rows = await exchange.invoke(tenant_id, "Get-QuarantineMessageHeader", Identity=identity)
@@ -85,15 +85,15 @@ def _problem(error: Exception) -> Problem:
     """Say to whoever asked what Microsoft said."""
     match error:
         case Refused(status=404):
-            return Problem(404, "The mail is not in the quarantine any more", error.reason)
+            return Problem(404, "no-longer-quarantined", error.reason)
         case Refused():
-            return Problem(409, "Microsoft refuses to show this mail", error.reason)
+            return Problem(409, "refused-by-microsoft", error.reason)
         case Unauthorised():
-            return Problem(502, "Microsoft does not let Backstop read the quarantine", error.reason or str(error))
+            return Problem(502, "not-permitted-by-microsoft", error.reason or str(error))
         case Throttled() | Unavailable():
             wait = int(error.retry_after or 10)
-            return Problem(503, "Microsoft does not answer", "nothing was changed; try again", retry_after=wait)
+            return Problem(503, "microsoft-unavailable", "Nothing was changed. Try again.", retry_after=wait)
         case NoMailError():
-            return Problem(502, "Microsoft's answer holds no mail", str(error))
+            return Problem(502, "unexpected-answer-from-microsoft", str(error))
         case _:
-            return Problem(503, "Microsoft does not answer", "nothing was changed; try again", retry_after=10)
+            return Problem(503, "microsoft-unavailable", "Nothing was changed. Try again.", retry_after=10)

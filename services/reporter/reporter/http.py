@@ -102,7 +102,7 @@ def make_router(db: Database, mails: MailStore, uploads: Uploads) -> APIRouter:
                 )
             except StoreUnavailable:
                 raise Problem(
-                    503, "The mail store is away", "nothing was kept; send the same request again", retry_after=5
+                    503, "mail-store-unavailable", "Nothing was saved. Send the same request again.", retry_after=5
                 ) from None
         log.info("report.accepted", report_id=report.report_id, repeated=filed.repeated, block=bool(filed.block))
         response.headers["Location"] = f"/v1/reports/{report.report_id}"
@@ -118,7 +118,7 @@ def make_router(db: Database, mails: MailStore, uploads: Uploads) -> APIRouter:
         """Tell what became of a report: whoever filed it, and security staff. To others it is unknown."""
         report = await store.find_report(db.pool, caller.tenant_id, report_id)
         if report is None or not (caller.oid in report.filed_by or caller.roles & SECURITY):
-            raise Problem(404, "Unknown report", f"there is no report {report_id} of yours")
+            raise Problem(404, "unknown-report", f"There is no report {report_id} of yours.")
         status, explanation = rules.progress(report.status, report.conclusion, report.override)
         return ReportState(
             report_id=report_id,
@@ -138,16 +138,16 @@ def make_router(db: Database, mails: MailStore, uploads: Uploads) -> APIRouter:
 async def _facts(raw: bytes) -> MailFacts:
     facts = parse(raw) if len(raw) <= SMALL_BYTES else await asyncio.to_thread(parse, raw)
     if not facts.is_mail:
-        detail = "send the raw mail with its headers, as in an .eml file; nothing was kept"
+        detail = "Send the raw message with its headers, as in an .eml file. Nothing was saved."
         if raw.startswith(OLE):
-            detail = f"Outlook's .msg files are not read; save the message as .eml, or {detail}"
-        raise Problem(422, "This is not a mail", detail)
+            detail = f"Outlook's .msg files are not read: save the message as .eml. {detail}"
+        raise Problem(422, "not-a-message", detail)
     if rules.carries_messages(facts):
         raise Problem(
             422,
-            "This mail carries another message",
-            "a report wraps the message in a mail of the reporter's own, which is not what was reported: send the"
-            " attached message itself, as an .eml file with its headers, one report for each; nothing was kept",
+            "carries-another-message",
+            "A report wraps the message in one of the reporter's own, which is not what was reported. Send the"
+            " attached message itself, as an .eml file with its headers, one report for each. Nothing was saved.",
         )
     return facts
 
@@ -158,7 +158,7 @@ def _report(caller: Caller, said: Attributes, facts: MailFacts) -> tuple[Message
     try:
         if caller.is_app:
             if said.reporter is None:
-                raise Problem(422, "Whose report is it?", "an application must say reporter; nothing was kept")
+                raise Problem(422, "missing-reporter", "Applications must set `reporter`. The report was not saved.")
             reporter = rules.Reporter(said.reporter, said.reporter.lower())
         else:
             reporter = rules.person(caller.oid, caller.name, said.reporter)
@@ -166,7 +166,7 @@ def _report(caller: Caller, said: Attributes, facts: MailFacts) -> tuple[Message
                 own = rules.own_mailbox(caller.oid, caller.name, place.user_id)
                 place = place.model_copy(update={"user_id": own})
     except rules.NotYoursError as error:
-        raise Problem(403, "Not allowed", f"{error}; nothing was kept") from None
+        raise Problem(403, "not-allowed", f"{error}. Nothing was saved.") from None
     message = message_of(facts)
     report = MessageReported(
         tenant_id=caller.tenant_id,

@@ -31,9 +31,9 @@ def person(oid: str, name: str | None, claimed: str | None) -> Reporter:
     never for an address that the caller could choose. Raises NotYoursError when *claimed* is somebody else.
     """
     if name is None or "@" not in name:
-        raise NotYoursError("the token's preferred_username is no mail address, so the reporter is not known")
+        raise NotYoursError("The token's preferred_username is no email address, so the reporter is not known")
     if claimed is not None and claimed.lower() != name.lower():
-        raise NotYoursError("a signed-in person can report for themselves only: leave out reporter")
+        raise NotYoursError("A signed-in person can report for themselves only: leave out reporter")
     return Reporter(address=name, mailbox=oid)
 
 
@@ -44,7 +44,7 @@ def own_mailbox(oid: str, name: str | None, user_id: str) -> str:
     Raises NotYoursError for any other: Microsoft would be made to read somebody else's mail.
     """
     if user_id.lower() not in {oid.lower(), (name or oid).lower()}:
-        raise NotYoursError("a signed-in person can point at their own mailbox only")
+        raise NotYoursError("A signed-in person can point at their own mailbox only")
     return oid
 
 

@@ -101,7 +101,7 @@ class Uploads:
                 await self._room.acquire()
         except TimeoutError:
             raise Problem(
-                503, "Too many large mails at once", "nothing was kept; send it again later", retry_after=10
+                503, "too-many-large-messages", "Nothing was saved. Send the request again later.", retry_after=10
             ) from None
         try:
             yield await self._read(request)
@@ -117,14 +117,14 @@ class Uploads:
         }
         if kind not in readers:
             takes = ", ".join(sorted(name.decode() for name in readers))
-            raise Problem(415, "This type of content is not taken", f"send one of {takes}; nothing was kept")
+            raise Problem(415, "unsupported-content-type", f"Send one of {takes}. Nothing was saved.")
         if request.headers.get("content-encoding", "identity") != "identity":
-            raise Problem(415, "Compressed content is not taken", "send the mail as it is; nothing was kept")
+            raise Problem(415, "unsupported-content-encoding", "Send the message uncompressed. Nothing was saved.")
         if kind != b"message/rfc822" and request.url.query:
             raise Problem(
                 422,
-                "Query parameters are not taken here",
-                "they go with message/rfc822 only; say it in the body; nothing was kept",
+                "unexpected-query-parameters",
+                "Query parameters go with message/rfc822 only; put them into the body. Nothing was saved.",
             )
         body: Body = request.scope[Body.KEY]
         # A little more than is read below, where the refusal can say how large a mail may be.
@@ -133,7 +133,7 @@ class Uploads:
             return await readers[kind](request, options)
         except ClientDisconnect:
             raise Problem(
-                400, "The upload broke off", "fewer bytes came than were announced; nothing was kept"
+                400, "upload-incomplete", "Fewer bytes arrived than were announced. Nothing was saved."
             ) from None
 
     async def _read_rfc822(self, request: Request, _options: dict[bytes, bytes]) -> Upload:
@@ -158,9 +158,9 @@ class Uploads:
         try:
             fields = orjson.loads(body)
         except orjson.JSONDecodeError as error:
-            raise Problem(422, "The body is not JSON", f"{error}; nothing was kept") from None
+            raise Problem(422, "invalid-json", f"{error}. Nothing was saved.") from None
         if not isinstance(fields, dict):
-            raise Problem(422, "The body is not a JSON object", "nothing was kept")
+            raise Problem(422, "invalid-json", "The body must be a JSON object. Nothing was saved.")
         mail = fields.pop("mail", None)
         if not isinstance(mail, str):
             raise _invalid("mail", "the raw mail in base64 is required")
@@ -170,8 +170,8 @@ class Uploads:
         except (binascii.Error, ValueError) as error:
             raise Problem(
                 400,
-                "The mail is not whole base64",
-                f"{error}: it was cut off, or is not standard base64 without line breaks; nothing was kept",
+                "invalid-base64",
+                f"{error}: the message was cut off, or is not standard base64 without line breaks. Nothing was saved.",
             ) from None
         return Upload(self._mail(raw), said)
 
@@ -189,14 +189,16 @@ class Uploads:
 
     def _mail(self, raw: bytes) -> bytes:
         if not raw:
-            raise Problem(400, "There is no mail", "the mail is empty; nothing was kept")
+            raise Problem(400, "empty-message", "The message is empty. Nothing was saved.")
         if len(raw) > self.max_mail_bytes:
             raise self.too_large()
         return raw
 
     def too_large(self) -> Problem:
         """Say how large a mail may be."""
-        return Problem(413, "The mail is too large", f"at most {self.max_mail_bytes} bytes are taken; nothing was kept")
+        return Problem(
+            413, "message-too-large", f"At most {self.max_mail_bytes} bytes are accepted. Nothing was saved."
+        )
 
 
 class _Form:
@@ -212,7 +214,7 @@ class _Form:
         self._most = 0
         self._whole = False
         if not boundary:
-            raise Problem(400, "The multipart body has no boundary", "name it in Content-Type; nothing was kept")
+            raise Problem(400, "invalid-multipart", "Name the boundary in Content-Type. Nothing was saved.")
         try:
             self._parser = MultipartParser(
                 boundary,
@@ -240,13 +242,13 @@ class _Form:
     def finish(self) -> tuple[bytearray, list[tuple[str, str]]]:
         """Return the mail and the fields. Raises Problem when the closing boundary did not come."""
         if not self._whole:
-            raise Problem(400, "The upload broke off", "the closing boundary is missing; nothing was kept")
+            raise Problem(400, "upload-incomplete", "The closing boundary is missing. Nothing was saved.")
         if self._mail is None:
             raise _invalid("mail", "the raw mail is required, as a file")
         try:
             return self._mail, [(name, value.decode()) for name, value in self._fields]
         except UnicodeDecodeError:
-            raise Problem(422, "The request is not valid", "a field is not UTF-8; nothing was kept") from None
+            raise Problem(422, "invalid-request", "A field is not UTF-8. Nothing was saved.") from None
 
     def _begin_header(self) -> None:
         self._header = (bytearray(), bytearray())
@@ -259,9 +261,11 @@ class _Form:
         disposition, options = parse_options_header(self._headers.get("content-disposition"))
         name = options.get(b"name", b"").decode(errors="replace")
         if disposition != b"form-data" or not name:
-            raise Problem(400, "This is not a form", "a part has no name; nothing was kept")
+            raise Problem(400, "invalid-multipart", "A part has no name. Nothing was saved.")
         if self._headers.get("content-transfer-encoding", "binary").lower() not in ("7bit", "8bit", "binary"):
-            raise Problem(415, "Encoded parts are not taken", "send the mail as it is; nothing was kept")
+            raise Problem(
+                415, "unsupported-content-encoding", "Send the parts of the form unencoded. Nothing was saved."
+            )
         self._part = bytearray()
         if name == "mail":
             if self._mail is not None:
@@ -271,14 +275,14 @@ class _Form:
             self._fields.append((name, self._part))
             self._most = _MOST_FIELD_BYTES
         if len(self._fields) > _MOST_FIELDS:
-            raise Problem(422, "The request is not valid", "there are too many fields; nothing was kept")
+            raise Problem(422, "invalid-request", "There are too many fields. Nothing was saved.")
 
     def _extend_part(self, data: bytes, start: int, end: int) -> None:
         self._part += data[start:end]
         if len(self._part) > self._most:
             if self._part is self._mail:
                 raise self._uploads.too_large()
-            raise Problem(422, "The request is not valid", "a field is too long; nothing was kept")
+            raise Problem(422, "invalid-request", "A field is too long. Nothing was saved.")
 
     def _end(self) -> None:
         self._whole = True
@@ -314,4 +318,4 @@ def _invalid(where: str, what: str) -> RequestValidationError:
 
 
 def _not_multipart(error: FormParserError) -> Problem:
-    return Problem(400, "The multipart body cannot be read", f"{error}; nothing was kept")
+    return Problem(400, "invalid-multipart", f"{error}. Nothing was saved.")

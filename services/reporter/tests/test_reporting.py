@@ -372,7 +372,7 @@ async def test_a_person_reports_for_themselves(running: Any, token: Any, make_ma
     """Naming oneself is allowed, in any case; naming somebody else is not, and keeps nothing."""
     headers = await token("Reporter", **ANN)
     status, refused = await send(running, headers, make_mail(), reporter="bob@contoso.example", block_sender=True)
-    assert (status, refused["title"]) == (403, "Not allowed")
+    assert (status, refused["type"]) == (403, "urn:backstop:problem:not-allowed")
     assert set((await running.kept()).values()) == {0}
 
     status, _ = await send(running, headers, make_mail(), reporter="ANN@contoso.example")
@@ -408,7 +408,7 @@ async def test_an_application_says_for_whom_it_reports(running: Any, token: Any,
     """Without a reporter an application's report is refused; with one, the block is for that address."""
     headers = await token("Reporter", **ADD_IN)
     status, refused = await send(running, headers, make_mail(), block_sender=True)
-    assert (status, refused["title"]) == (422, "Whose report is it?")
+    assert (status, refused["type"]) == (422, "urn:backstop:problem:missing-reporter")
     assert set((await running.kept()).values()) == {0}
 
     status, _ = await send(running, headers, make_mail(), block_sender=True, reporter="Ann@contoso.example")

@@ -191,7 +191,7 @@ async def test_an_expired_report_is_unknown_and_its_mail_is_deleted(
     await clean(running)
 
     async with running.client.get(f"/v1/reports/{report_id}", headers=headers) as answer:
-        assert (answer.status, (await answer.json())["title"]) == (404, "Unknown report")
+        assert (answer.status, (await answer.json())["type"]) == (404, "urn:backstop:problem:unknown-report")
     async with running.client.get(f"/v1/reports/{other['report_id']}", headers=headers) as answer:
         assert answer.status == 200
     assert len(running.stored()) == 1
@@ -444,7 +444,7 @@ async def test_a_report_whose_mail_cannot_be_put_back_is_refused_for_the_moment(
     await asyncio.to_thread(gated.store.write_text, "a file where the folder was")
     gated.mails.put_done.open()
     status, refused = await reporting
-    assert (status, refused["title"]) == (503, "The mail store is away")
+    assert (status, refused["type"]) == (503, "urn:backstop:problem:mail-store-unavailable")
     assert await gated.db.pool.fetchval("SELECT count(*) FROM reports") == 0
 
     await asyncio.to_thread(gated.store.unlink)

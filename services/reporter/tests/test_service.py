@@ -222,7 +222,7 @@ async def test_without_postgresql_a_report_is_refused_for_the_moment(
     await line.cut()
     status, refused, answered = await send(client, headers, raw)
     assert (status, answered["Content-Type"], answered["Retry-After"]) == (503, "application/problem+json", "5")
-    assert "send the same request again" in refused["detail"]
+    assert "Send the same request again" in refused["detail"]
     async with client.get(f"/v1/reports/{uuid4()}", headers=headers) as answer:
         assert answer.status == 503
 
@@ -249,7 +249,11 @@ async def test_without_the_mail_store_a_report_is_refused_for_the_moment(
     store.rmdir()
     store.write_text("a file where the folder was")
     status, refused, answered = await send(client, headers, raw)
-    assert (status, refused["title"], answered["Retry-After"]) == (503, "The mail store is away", "5")
+    assert (status, refused["type"], answered["Retry-After"]) == (
+        503,
+        "urn:backstop:problem:mail-store-unavailable",
+        "5",
+    )
 
     store.unlink()
     store.mkdir()

@@ -13,7 +13,6 @@ BAD_TOKENS = {
     "for another audience": {"audience": str(uuid4())},
     "of another issuer": {"issuer": "https://login.example.com/v2.0"},
     "signed with a key of somebody else": {"foreign_key": True},
-    "signed with an unknown key": {"kid": "unknown"},
     "without a signature": {"algorithm": "none"},
     "signed with HS256": {"algorithm": "HS256"},
     "without an object id": {"claims": {"oid": None}},

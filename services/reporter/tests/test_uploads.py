@@ -1,4 +1,4 @@
-"""A mail is taken whole and within bounds, or not at all; each refusal says why, and that nothing was kept."""
+"""A mail is taken whole and within bounds, or not at all; each refusal says why, and that nothing was saved."""
 
 import asyncio
 import base64
@@ -161,7 +161,7 @@ async def add_in(token: Any) -> dict[str, str]:
 async def test_a_bad_upload_is_refused_with_the_reason(
     running: Any, add_in: dict[str, str], status: int, query: str, headers: dict[str, str], body: bytes
 ) -> None:
-    """The answer is problem details that say so, and nothing was kept."""
+    """The answer is problem details that say so, and nothing was saved."""
     async with running.client.post(
         f"/v1/reports{query}", data=body, headers=add_in | headers, skip_auto_headers=["Content-Type"]
     ) as answer:
@@ -169,7 +169,7 @@ async def test_a_bad_upload_is_refused_with_the_reason(
 
     assert (answer.status, answer.content_type) == (status, "application/problem+json")
     assert problem["status"] == status
-    assert "nothing was kept" in problem["detail"]
+    assert "Nothing was saved." in problem["detail"]
     assert len(problem["detail"]) < 300
     assert set((await running.kept()).values()) == {0}
 
@@ -204,7 +204,7 @@ async def test_whoever_sends_a_carrier_is_told_what_to_send(running: Any, add_in
 
     (carried, detail), (outlook, _), (taken, _) = answers
     assert (carried, outlook, taken) == (422, 422, 202)
-    assert "send the attached message itself, as an .eml file" in detail
+    assert "Send the attached message itself, as an .eml file" in detail
 
 
 async def test_a_refusal_names_the_fields_that_are_wrong(running: Any, add_in: dict[str, str]) -> None:
@@ -332,7 +332,7 @@ async def test_an_upload_that_breaks_off_is_answered_400(running: Any, add_in: d
     await running.api(scope, receive, send)
 
     assert sent[0]["status"] == 400
-    assert orjson.loads(sent[1]["body"])["title"] == "The upload broke off"
+    assert orjson.loads(sent[1]["body"])["type"] == "urn:backstop:problem:upload-incomplete"
     assert set((await running.kept()).values()) == {0}
 
 

@@ -202,7 +202,7 @@ async def test_a_closed_case_is_forgotten_with_all_that_belongs_to_it(
     client = await call(make_router(db))
     status, gone = await client("GET", f"/v1/cases/{request.case_id}", token("SecurityReader"))
     _, unknown = await client("GET", f"/v1/cases/{uuid4()}", token("SecurityReader"))
-    assert (status, gone["title"]) == (404, unknown["title"])
+    assert (status, gone["type"]) == (404, unknown["type"])
     status, _ = await client(
         "POST", f"/v1/cases/{request.case_id}/decisions", token("SecurityAdministrator"), json={"action": "dismiss"}
     )

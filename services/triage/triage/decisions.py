@@ -67,7 +67,7 @@ class BlockWish:
 async def submit(tx: Tx, case: Case, category: Category, *, by: Actor, note: str | None, cause: str | None) -> None:
     """Have Microsoft analyse the case's mail. Raises NotPossibleError unless the case is open."""
     if case.status is not CaseStatus.OPEN:
-        raise NotPossibleError(f"the case is {case.status}: only an open case can be submitted")
+        raise NotPossibleError(f"The case is {case.status}: only an open case can be submitted")
     await submit_all(tx, [SubmitWish(case, category, by, note, cause)])
 
 
@@ -177,11 +177,11 @@ async def block_all(tx: Tx, wishes: Sequence[BlockWish]) -> list[UUID | NotPossi
 def _why_not(wish: BlockWish, *, standing: bool) -> str | None:
     case, kind = wish.case, wish.kind
     if case.status is CaseStatus.DISMISSED:
-        return "the case is dismissed: its sender is not blocked from here"
+        return "The case is dismissed: its sender is not blocked from here"
     if not wish.value:
-        return f"the mail names no {kind} that could be blocked"
+        return f"The message names no {kind} that could be blocked"
     if standing:
-        return f"this case has already blocked that {kind}"
+        return f"This case has already blocked that {kind}"
     if kind is BlockKind.URL:
         return None
     doubt = why_unauthenticated(case.message) if wish.by.kind == ActorKind.POLICY else None
@@ -191,7 +191,7 @@ def _why_not(wish: BlockWish, *, standing: bool) -> str | None:
 async def dismiss(tx: Tx, case: Case, *, by: Actor, note: str | None, cause: str | None) -> None:
     """Close a case without Microsoft. Raises NotPossibleError unless the case is open."""
     if case.status is not CaseStatus.OPEN:
-        raise NotPossibleError(f"the case is {case.status}: only an open case can be dismissed")
+        raise NotPossibleError(f"The case is {case.status}: only an open case can be dismissed")
     now = datetime.now(UTC)
     await store.move(tx, [case.case_id], CaseStatus.DISMISSED)
     await store.tell(tx, [Entry(case.case_id, "dismiss", now, "case.dismissed", {"note": note}, by)])

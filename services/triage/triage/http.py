@@ -170,7 +170,7 @@ def make_router(db: Database) -> APIRouter:
                     raise _unknown(case_id)
                 await _carry_out(tx, case, decision, by)
         except decisions.NotPossibleError as error:
-            raise Problem(409, "The case does not allow this", f"{error}; nothing was changed") from None
+            raise Problem(409, "not-possible-for-case", f"{error}. Nothing was changed.") from None
         return await _detail(db, caller, case_id)
 
     return router
@@ -221,7 +221,7 @@ def _summary(case: Case) -> dict[str, Any]:
 
 
 def _unknown(case_id: UUID) -> Problem:
-    return Problem(404, "Unknown case", f"there is no case {case_id} in your tenant")
+    return Problem(404, "unknown-case", f"There is no case {case_id} in your tenant.")
 
 
 def _write_cursor(case: store.CaseSummary) -> str:
@@ -233,5 +233,5 @@ def _read_cursor(cursor: str) -> tuple[datetime, UUID]:
         opened_at, case_id = base64.urlsafe_b64decode(cursor).decode().split(" ")
         place = in_utc(datetime.fromisoformat(opened_at)), UUID(case_id)
     except (ValueError, binascii.Error):
-        raise Problem(422, "The cursor is not valid", "use the cursor of an answer as it is, or none") from None
+        raise Problem(422, "invalid-cursor", "Use `next_cursor` of an answer as it is, or no cursor.") from None
     return place

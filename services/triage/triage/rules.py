@@ -169,13 +169,13 @@ def category_of(then: Then, reported_as: Iterable[ReportedAs]) -> Category:
 
 
 def why_not_the_sender(message: Message) -> str | None:
-    """Say whom a block of the sender would hit, when Microsoft read another sender than the message shows."""
+    """Return whom a block of the sender would hit, if Microsoft read another sender than the message shows."""
     delivery = message.delivery
     if delivery.header_from is None or delivery.header_from == message.sender_domain:
         return None
     return (
         f"Microsoft reads the sender as one of {delivery.header_from}: a block would hit {message.sender_domain},"
-        " which the mail only pretends to come from"
+        " which the message only pretends to come from"
     )
 
 
