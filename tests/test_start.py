@@ -181,6 +181,7 @@ WRONG = {
         ("CA_FILE", __file__),
         ("MAX_REQUESTS", SECRET),
         ("BODY_SECONDS", "inf"),
+        ("BODY_SECONDS", "9" * 30),
         ("REPORTER_URL", SECRET),
         ("REPORTER_URL", f"http://user:{SECRET}@reporter"),
         ("REPORTER_URL", f"http://reporter?key={SECRET}"),
@@ -232,8 +233,13 @@ WRONG = {
         ("GRAPH_URL", f"http://{SECRET}"),
         ("SUBMIT_BATCH", "-7"),
     ],
-    "verdict_poller": [("VERDICT_PAUSES", ""), ("VERDICT_PAUSES", SECRET), ("VERDICT_GRID_SECONDS", "-7")],
-    "blocklist": [("BLOCK_BATCH", "-7"), ("CLAIM_SECONDS", SECRET)],
+    "verdict_poller": [
+        ("VERDICT_PAUSES", ""),
+        ("VERDICT_PAUSES", SECRET),
+        ("VERDICT_GRID_SECONDS", "-7"),
+        ("SETTINGS_LIVE_SECONDS", "-7"),
+    ],
+    "blocklist": [("BLOCK_BATCH", "-7"), ("CLAIM_SECONDS", SECRET), ("CLAIM_SECONDS", "9" * 30)],
     "quarantine": [
         ("LINK_KEYS", ""),
         ("LINK_KEYS", f"{SECRET * 6},{SECRET}"),

@@ -19,7 +19,6 @@ from pydantic import (
     AfterValidator,
     BeforeValidator,
     Field,
-    PositiveFloat,
     PositiveInt,
     SecretStr,
     ValidationError,
@@ -84,6 +83,10 @@ def _split(value: Any) -> Any:
 
 
 CommaSeparated = BeforeValidator(_split)
+
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
+"""At most a day: what is much longer was meant as something else, and a far larger number is no time at all."""
+ClaimSeconds = Annotated[float, Field(ge=4, le=86_400)]
 
 
 class EnvironmentSettings(BaseSettings):
@@ -186,9 +189,9 @@ class HttpSettings(EnvironmentSettings):
     max_requests: PositiveInt = _LIMITS.requests
     max_connections: PositiveInt = _LIMITS.connections
     max_body_bytes: PositiveInt = _LIMITS.body_bytes
-    body_seconds: PositiveFloat = _LIMITS.body_seconds
-    header_seconds: PositiveFloat = _LIMITS.header_seconds
-    stall_seconds: PositiveFloat = _LIMITS.stall_seconds
+    body_seconds: Seconds = _LIMITS.body_seconds
+    header_seconds: Seconds = _LIMITS.header_seconds
+    stall_seconds: Seconds = _LIMITS.stall_seconds
 
     @field_validator("log_level")
     @classmethod

@@ -6,7 +6,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, PositiveInt
+from pydantic import PositiveInt
 from pydantic_settings import NoDecode
 
 from backstop_contracts import BlockRequested, CaseExpired, VerdictReady
@@ -14,7 +14,7 @@ from blocklist.handlers import on_block_requested, on_case_expired, on_verdict_r
 from blocklist.store import DUE
 from blocklist.worker import Worker
 from chassis.app import Service
-from chassis.settings import CommaSeparated, ServiceSettings, report_setup_errors
+from chassis.settings import ClaimSeconds, CommaSeparated, ServiceSettings, report_setup_errors
 from chassis.work import Lease
 from m365 import M365Settings, connect
 
@@ -26,7 +26,7 @@ class Settings(ServiceSettings, M365Settings):
     """Domains of which only single addresses and pages are blocked, beside those that strangers are known to share."""
     block_batch: PositiveInt = 16
     """Entries that are worked on at the same time."""
-    claim_seconds: Annotated[float, Field(ge=4)] = 240
+    claim_seconds: ClaimSeconds = 240
     """How long an entry is held by who calls about it: after a crash, another replica waits that long."""
 
 

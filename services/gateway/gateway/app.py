@@ -3,15 +3,14 @@
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Annotated
 
 import aiohttp
 from fastapi import FastAPI
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import PositiveInt
 
 from chassis.app import authenticator, serve
 from chassis.http import make_api
-from chassis.settings import HttpSettings, HttpUrl, report_setup_errors
+from chassis.settings import HttpSettings, HttpUrl, Seconds, report_setup_errors
 from gateway.http import make_router
 from gateway.upstream import Upstream
 
@@ -25,11 +24,11 @@ class Settings(HttpSettings):
     reporter_url: HttpUrl
     triage_url: HttpUrl
     quarantine_url: HttpUrl
-    answer_seconds: Annotated[float, Field(gt=0)] = 60
+    answer_seconds: Seconds = 60
     """Longest silence of a service after it has got the whole request."""
     max_upload_bytes: PositiveInt = 48 << 20
     """Longest body of a report: reporter's largest mail in base64, and what stands beside it."""
-    upload_seconds: PositiveFloat = 120
+    upload_seconds: Seconds = 120
     """Longest time that reporter gives to an upload; with the time until it is an upload's turn, the gateway's too."""
 
 

@@ -13,7 +13,7 @@ from pydantic_settings import NoDecode
 
 from backstop_contracts import BlockApplied, BlockFailed, BlockRemoved, CaseExpired, CaseUpdated, VerdictReady
 from chassis.app import Service
-from chassis.settings import CommaSeparated, HttpUrl, ServiceSettings, report_setup_errors
+from chassis.settings import ClaimSeconds, CommaSeparated, HttpUrl, Seconds, ServiceSettings, report_setup_errors
 from chassis.work import Lease
 from m365 import M365Settings, connect
 from mail.settings import MailStoreSettings
@@ -36,13 +36,13 @@ AT_ONCE = 4
 class Settings(ServiceSettings, M365Settings, MailStoreSettings):
     """Quarantine's settings."""
 
-    sync_seconds: Annotated[float, Field(gt=0)] = 60
+    sync_seconds: Seconds = 60
     """How often each tenant's quarantine is read for what is new and what was decided."""
-    sweep_hours: Annotated[float, Field(gt=0)] = 6
+    sweep_hours: Annotated[float, Field(gt=0, le=24 * 30)] = 6
     """How often all 30 days of it are read."""
     quarantine_page_size: Annotated[int, Field(ge=25, lt=1000)] = 500
     """Rows of a page of Get-QuarantineMessage."""
-    claim_seconds: Annotated[float, Field(ge=4)] = 75
+    claim_seconds: ClaimSeconds = 75
     """How long what is worked on is held; calls about it end after three quarters of that."""
     public_url: HttpUrl
     """Where users reach this service: what the links of digests begin with."""

@@ -15,7 +15,7 @@ from backstop_contracts import (
     VerdictReady,
 )
 from chassis.app import Service
-from chassis.settings import ServiceSettings, report_setup_errors
+from chassis.settings import Seconds, ServiceSettings, report_setup_errors
 from mail.settings import MailStoreSettings
 from reporter import handlers
 from reporter.http import make_router
@@ -30,7 +30,7 @@ class Settings(ServiceSettings, MailStoreSettings):
     """Largest raw mail that is taken."""
     large_mails_at_once: Annotated[int, Field(gt=0)] = 4
     """Most uploads of more than 64 KB that are in memory at the same time; others wait."""
-    upload_seconds: Annotated[float, Field(gt=0)] = 120
+    upload_seconds: Seconds = 120
     """Longest time that one upload may take."""
 
 

@@ -6,11 +6,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, NonNegativeFloat, PositiveInt
+from pydantic import Field, PositiveInt
 
 from backstop_contracts import CaseExpired, SubmissionRequested
 from chassis.app import Service
-from chassis.settings import ServiceSettings, report_setup_errors
+from chassis.settings import ClaimSeconds, ServiceSettings, report_setup_errors
 from chassis.work import Lease
 from m365 import M365Settings, connect
 from mail.settings import MailStoreSettings
@@ -30,9 +30,9 @@ class Settings(ServiceSettings, M365Settings, MailStoreSettings):
     same_item_per_day: PositiveInt = 3
     submit_batch: PositiveInt = 8
     """Mails that are submitted at the same time; each is in memory meanwhile."""
-    claim_seconds: Annotated[float, Field(ge=4)] = 180
+    claim_seconds: ClaimSeconds = 180
     """How long a submission is held by who calls about it: after a crash, another replica waits that long."""
-    missing_after_seconds: NonNegativeFloat = 300
+    missing_after_seconds: Annotated[float, Field(ge=0, le=86_400)] = 300
     """Age of a call without an answer from which on, not being in Microsoft's list, it counts as not made."""
 
 

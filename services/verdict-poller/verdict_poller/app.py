@@ -7,12 +7,12 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveInt
 from pydantic_settings import NoDecode
 
 from backstop_contracts import BlockApplied, BlockRemoved, CaseExpired, SubmissionCreated
 from chassis.app import Service
-from chassis.settings import CommaSeparated, ServiceSettings, report_setup_errors
+from chassis.settings import ClaimSeconds, CommaSeparated, Seconds, ServiceSettings, report_setup_errors
 from chassis.work import Lease
 from m365 import M365Settings, connect
 from verdict_poller import handlers
@@ -24,16 +24,14 @@ from verdict_poller.worker import Explainer, Poller
 class Settings(ServiceSettings, M365Settings):
     """Verdict-poller's settings."""
 
-    verdict_pauses: Annotated[tuple[PositiveFloat, ...], NoDecode, CommaSeparated, Field(min_length=1)] = (
-        Schedule.pauses
-    )
+    verdict_pauses: Annotated[tuple[Seconds, ...], NoDecode, CommaSeparated, Field(min_length=1)] = Schedule.pauses
     """Seconds between the questions about one submission; the last repeats."""
-    verdict_grid_seconds: PositiveFloat = Schedule.grid_seconds
+    verdict_grid_seconds: Seconds = Schedule.grid_seconds
     """Questions are asked at multiples of this, so that one list answers many."""
     explain_batch: PositiveInt = 100
-    settings_live_seconds: float = 300
+    settings_live_seconds: Annotated[float, Field(ge=0, le=86_400)] = 300
     """How long the tenant's settings, once read, are good for other verdicts."""
-    claim_seconds: Annotated[float, Field(ge=4)] = 300
+    claim_seconds: ClaimSeconds = 300
     """How long a submission is held by who asks about it: after a crash, another replica waits that long."""
 
 
