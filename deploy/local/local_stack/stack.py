@@ -19,6 +19,7 @@ from local_stack.supervisor import STATE, StackError, Supervisor, explain, say, 
 SERVICES = ("reporter", "triage", "submitter", "verdict_poller", "blocklist", "quarantine", "gateway")
 API_AUDIENCE = "0a1b2c3d-0000-4000-8000-00000000b001"
 
+_OTHER_VERSION = "the schema there is of another version"
 _SERVICE_SECONDS = 90
 
 
@@ -135,7 +136,15 @@ class Stack:
 
         env = {**self.environment(service), "BACKSTOP_HTTP_PORT": str(port)}
         program = _python(self._modules.get(service, service))
-        await self.supervisor.start(name, program, env=env, ready=ready, deadline=_SERVICE_SECONDS)
+        try:
+            await self.supervisor.start(name, program, env=env, ready=ready, deadline=_SERVICE_SECONDS)
+        except StackError as error:
+            if _OTHER_VERSION not in str(error):
+                raise
+            raise StackError(
+                f"The data in {self.folder} was made by another version of Backstop, and nothing carries it over."
+                f" `make clean` removes it; then start again.\n{error}"
+            ) from None
 
     async def _stop_services(self, names: Sequence[str]) -> None:
         running = self.supervisor.states()

@@ -31,7 +31,7 @@ SERVICE = """
 
     if __name__ == "__main__":
         if os.environ.get("BACKSTOP_BROKEN") or os.environ.get("BROKEN"):
-            raise SystemExit("a setting is wrong")
+            raise SystemExit(os.environ.get("BACKSTOP_BROKEN") or "a setting is wrong")
         http.server.HTTPServer(("127.0.0.1", int(os.environ["BACKSTOP_HTTP_PORT"])), Answer).serve_forever()
 """
 SIMULATOR = """
@@ -154,7 +154,7 @@ async def test_replicas_are_numbered(tmp_path: Path) -> None:
 
 async def test_one_service_that_does_not_start_stops_everything(tmp_path: Path) -> None:
     """The error shows the log of the service that failed, and nothing is left running."""
-    stack = Stack(tmp_path, found=FOUND, settings={"blocklist": {"broken": 1}})
+    stack = Stack(tmp_path, found=FOUND, settings={"blocklist": {"broken": "a setting is wrong"}})
 
     with pytest.raises(StackError, match=r"blocklist ended while it was starting(?s:.*)a setting is wrong"):
         async with stack:
@@ -162,6 +162,16 @@ async def test_one_service_that_does_not_start_stops_everything(tmp_path: Path) 
 
     assert set(stack.supervisor.states().values()) <= {"stopped", "died"}
     assert holder(tmp_path) is None
+
+
+async def test_older_data_is_named_with_the_command_that_clears_it(tmp_path: Path) -> None:
+    """Nothing is released yet, so nothing carries the tables of another version over."""
+    words = "BACKSTOP_POSTGRES_DSN: the schema there is of another version: triage/0002_x.sql was applied to it"
+    stack = Stack(tmp_path, found=FOUND, settings={"triage": {"broken": words}})
+
+    with pytest.raises(StackError, match=r"made by another version of Backstop(?s:.*)`make clean` removes it"):
+        async with stack:
+            pass
 
 
 async def test_without_a_folder_nothing_is_left_after_a_good_end(

@@ -165,7 +165,7 @@ class Service:
         except UnreadableDsnError:
             raise SetupError(f"BACKSTOP_POSTGRES_DSN: {DSN_WANTED}") from None
         except MigrationError as error:
-            raise SetupError(f"BACKSTOP_POSTGRES_DSN: the schema there does not fit this version: {error}") from None
+            raise SetupError(f"BACKSTOP_POSTGRES_DSN: the schema there is of another version: {error}") from None
         except asyncpg.PostgresError as error:
             # What PostgreSQL says may hold names from the DSN: for the log, as it says the same of later refusals.
             log.error("postgres.refused", error=type(error).__name__, reason=str(error))  # noqa: TRY400

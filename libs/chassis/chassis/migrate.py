@@ -46,7 +46,9 @@ async def migrate(connection: "asyncpg.Connection[asyncpg.Record]", schema: str,
 def _check_history(applied: Mapping[str, str], files: Mapping[str, bytes]) -> None:
     for name, sha256 in applied.items():
         if name not in files:
-            raise MigrationError(f"{name} was applied to this database but is unknown here: run the newer version")
+            raise MigrationError(
+                f"{name} was applied to it, and this version has no such file: run the version that made it"
+            )
         if sha256 != _sha256(files[name]):
             raise MigrationError(f"{name} was changed after it had been applied: put the change into a new file")
 

@@ -27,7 +27,7 @@ Reads: TypeAlias = "Tx | asyncpg.Pool[asyncpg.Record]"
 
 
 class PostgresUnavailableError(Exception):
-    """PostgreSQL lets this service not in, or does not answer in the time that there is."""
+    """PostgreSQL does not let this service in, or does not answer in the time that there is."""
 
 
 TRANSIENT: tuple[type[Exception], ...] = (

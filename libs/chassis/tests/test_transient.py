@@ -291,7 +291,7 @@ async def db(database: str, tmp_path: Path) -> AsyncIterator[Database]:
     ("doing", "error"),
     [
         (ended_between_statements, asyncpg.InterfaceError),
-        (ended_before_the_commit, (asyncpg.InterfaceError, asyncpg.PostgresError)),
+        (ended_before_the_commit, (asyncpg.InterfaceError, asyncpg.PostgresError, asyncpg.InternalClientError)),
         (ended_in_a_statement, asyncpg.InterfaceError),
         (ended_in_a_read, asyncpg.PostgresError),
         (closed_connection, asyncpg.InterfaceError),
