@@ -131,14 +131,16 @@ class Delivery(Part):
     dmarc_action: str | None = Field(None, description="What Exchange did because of DMARC, e.g. none, quarantine.")
     compauth: str | None = Field(None, description="Composite authentication result: pass, softpass, fail, none.")
     compauth_reason: str | None = Field(None, description="Three-digit reason of composite authentication.")
-    header_from: str | None = Field(None, description="The From domain to which dmarc and compauth apply.")
+    header_from: Annotated[str | None, PERSONAL] = Field(
+        None, description="The From domain to which dmarc and compauth apply."
+    )
 
 
 class Attachment(Part):
     """A file of a message. The file itself is in no event."""
 
     name: Annotated[str | None, PERSONAL] = None
-    content_type: str = Field(description="As the message declares it, e.g. application/pdf.")
+    content_type: Annotated[str, PERSONAL] = Field(description="As the message declares it, e.g. application/pdf.")
     size: int = Field(description="Bytes of the decoded file.")
     sha256: str = Field(description="SHA-256 of the decoded file, in hexadecimal.")
 
@@ -152,7 +154,9 @@ class Message(Part):
     network_message_id: str | None = Field(None, description="Exchange Online's id of this delivery.")
     fingerprint: str | None = Field(None, description="The same for messages that say the same; None when too short.")
     sender: Annotated[str | None, PERSONAL] = Field(None, description="Address of the From header, in lower case.")
-    sender_domain: str | None = Field(None, description="Domain of the From header, in lower case; ASCII where it can.")
+    sender_domain: Annotated[str | None, PERSONAL] = Field(
+        None, description="Domain of the From header, in lower case; ASCII where it can."
+    )
     envelope_sender: Annotated[str | None, PERSONAL] = Field(
         None, description="Address, or domain alone, of MAIL FROM, as far as the headers show it."
     )
@@ -164,7 +168,9 @@ class Message(Part):
     urls: Annotated[tuple[str, ...], PERSONAL] = Field(
         (), description="Distinct links, link wrappers undone: at most 100, and 32,768 characters in all."
     )
+    url_count: int = Field(0, description="All links of the message; more than `urls` has if they did not fit.")
     attachments: tuple[Attachment, ...] = Field((), description="At most 50; images inside the text included.")
+    attachment_count: int = Field(0, description="All files of the message; more than `attachments` has if it is cut.")
     delivery: Delivery = Delivery()
 
     @property
@@ -255,7 +261,9 @@ class MessageReported(Event):
     reported_at: AwareDatetime
     message: Message
     mailbox_message: MailboxMessage | None = None
-    blocks: tuple[Block, ...] = Field((), description="What the reporter blocked for their own mailbox with it.")
+    blocks: tuple[Block, ...] = Field(
+        (), description="Requested with it by the reporter, for their own mailbox; block-applied says which were made."
+    )
     decision: AdminDecision | None = Field(
         None, description="Only when an admin reports; its publisher has checked the role."
     )
@@ -398,7 +406,7 @@ class SubmissionDelayed(Event):
     submission_id: UUID
     case_id: UUID
     reason: Annotated[str, _known(DelayReason)]
-    detail: str
+    detail: Annotated[str, PERSONAL]
     retry_at: AwareDatetime = Field(description="The earliest next attempt.")
     delayed_at: AwareDatetime
 
@@ -424,7 +432,7 @@ class SubmissionFailed(Event):
     submission_id: UUID
     case_id: UUID
     reason: Annotated[str, _known(SubmissionFailure)]
-    detail: str = Field(description="Microsoft's own reason where there is one.")
+    detail: Annotated[str, PERSONAL] = Field(description="Microsoft's own reason where there is one.")
     failed_at: AwareDatetime
 
     @property
@@ -511,7 +519,6 @@ class VerdictReady(Verdict, Event):
     """
 
     TOPIC: ClassVar[str] = "verdict-ready"
-    RETENTION_DAYS: ClassVar[int] = 30
 
     case_id: UUID
     category: Category = Field(description="What the message was submitted as.")
@@ -520,7 +527,9 @@ class VerdictReady(Verdict, Event):
         (), description="Where the case's reporters met the message."
     )
     message: Message
-    blocks: tuple[AppliedBlock, ...] = Field((), description="The case's blocks that were in force by then.")
+    blocks: tuple[AppliedBlock, ...] = Field(
+        (), description="The tenant's blocks of the case that were known to be in force by then."
+    )
 
     @property
     def subject(self) -> UUID:
@@ -557,7 +566,7 @@ class BlockFailed(BlockEvent):
     TOPIC: ClassVar[str] = "block-failed"
 
     reason: Annotated[str, _known(BlockFailure)]
-    detail: str = Field(description="Microsoft's own reason where there is one.")
+    detail: Annotated[str, PERSONAL] = Field(description="Microsoft's own reason where there is one.")
     failed_at: AwareDatetime
 
 
@@ -626,7 +635,9 @@ class ReleaseDecided(Event):
     decision: Annotated[str, _known(ReleaseDecision)]
     succeeded: bool
     already_done: bool = Field(False, description="True when somebody had done the same before.")
-    detail: str | None = Field(None, description="Why it failed, in Microsoft's words where there are any.")
+    detail: Annotated[str | None, PERSONAL] = Field(
+        None, description="Why it failed, in Microsoft's words where there are any."
+    )
     reason: Annotated[str | None, PERSONAL] = Field(None, description="Why it was decided, in the decider's words.")
     decided_by: Actor
     decided_at: AwareDatetime

@@ -24,7 +24,7 @@ def report_id(tenant_id: UUID, reporter: str, message: Message, reported_as: Rep
     its Message-ID, sender and content count as well, since a sender could repeat any one of them.
     """
     delivery = message.network_message_id or message.sha256
-    same = f"{delivery} {message.internet_message_id or ''} {message.sender or ''} {_content(message)}"
+    same = f"{delivery} {message.internet_message_id or ''} {_sender(message)} {_content(message)}"
     return uuid5(tenant_id, f"report:{reporter.lower()}:{same}:{reported_as}")
 
 
@@ -75,5 +75,9 @@ def _content(message: Message) -> str:
     """Return what a message says and from whom. One that says too little is known by its id, subject and sender."""
     same = message.fingerprint
     if not same:
-        same = f"{message.internet_message_id or message.sha256} {message.subject or ''} {message.sender or ''}"
+        same = f"{message.internet_message_id or message.sha256} {message.subject or ''} {_sender(message)}"
     return f"{same} {message.sender_domain or ''} {message.is_authenticated}"
+
+
+def _sender(message: Message) -> str:
+    return (message.sender or "").lower()

@@ -1,7 +1,8 @@
 """The one mapping from a parsed message to the facts that events carry."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from datetime import datetime
+from itertools import accumulate
 from typing import Protocol
 
 from backstop_contracts.events import Attachment, Delivery, Message
@@ -111,11 +112,13 @@ def message_of(facts: ParsedMessage) -> Message:
         sender_ip=facts.sender_ip,
         subject=facts.subject or None,
         received_at=facts.received_at,
-        urls=tuple(_fitting(facts.urls[:MAX_URLS])),
+        urls=_fitting(facts.urls),
+        url_count=len(facts.urls),
         attachments=tuple(
-            Attachment(name=file.name, content_type=file.content_type, size=file.size, sha256=file.sha256)
+            Attachment(name=file.name, content_type=file.content_type[:255], size=file.size, sha256=file.sha256)
             for file in facts.attachments[:MAX_ATTACHMENTS]
         ),
+        attachment_count=len(facts.attachments),
         delivery=Delivery(
             scl=antispam.scl,
             bcl=antispam.bcl,
@@ -134,11 +137,9 @@ def message_of(facts: ParsedMessage) -> Message:
     )
 
 
-def _fitting(urls: Iterable[str]) -> Iterator[str]:
-    """Yield *urls*, in order, as long as all of them together fit."""
-    room = MAX_URL_CHARACTERS
-    for url in urls:
-        room -= len(url)
-        if room < 0:
-            return
-        yield url
+def _fitting(urls: Sequence[str]) -> tuple[str, ...]:
+    """Return as many *urls* as fit, in their order; the short ones first, so that long ones cannot push others out."""
+    places = sorted(range(len(urls)), key=lambda place: len(urls[place]))
+    lengths = accumulate(len(urls[place]) for place in places)
+    kept = [place for place, length in zip(places, lengths, strict=True) if length <= MAX_URL_CHARACTERS]
+    return tuple(urls[place] for place in sorted(kept[:MAX_URLS]))

@@ -13,7 +13,7 @@ INTRODUCTION = """\
 
 Written by `make contracts`. Personal means that a field names a person or holds something of a message's content: it
 needs the same care as the message. A topic keeps an event for the days named with it, and up to one Kafka log segment
-longer. Events of a tenant can be told by `tenant_id`, which is in every one of them.
+longer. Every event names its tenant in `tenant_id`.
 """
 
 

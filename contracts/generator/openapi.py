@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
+from chassis.http import problems
 from chassis.problem import TYPES
 from gateway.routes import ROUTES, Route
 from generator.schemas import Json
@@ -80,7 +81,11 @@ def _problem(paths: Json, types: Mapping[str, set[int]]) -> Json:
 def _secured(operation: dict[str, Any], route: Route) -> dict[str, Any]:
     roles = f"Needs one of the app roles {', '.join(route.roles)}."
     described = "\n\n".join(filter(None, (operation.get("description"), roles)))
-    return {**operation, "description": described, "security": [{"entra": []}]}
+    # What the chassis and the gateway may answer on any route.
+    statuses = (401, 403, 422, 502, 503, 504, *((400, 408, 413) if route.method in ("POST", "PUT") else ()))
+    responses = {str(status): answer for status, answer in problems(*statuses).items()} | operation["responses"]
+    ordered = {status: responses[status] for status in sorted(responses)}
+    return {**operation, "description": described, "responses": ordered, "security": [{"entra": []}]}
 
 
 def _take(service: str, document: Document, schemas: dict[str, Any]) -> dict[str, str]:

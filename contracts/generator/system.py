@@ -10,6 +10,7 @@ from typing import Any
 from uuid import UUID
 
 from backstop_contracts import EVENTS, Event
+from chassis.http import FRAMEWORK_PROBLEMS
 
 NAMES = ("reporter", "triage", "submitter", "verdict-poller", "blocklist", "quarantine")
 """The services, in the order of the story."""
@@ -73,6 +74,8 @@ def problem_types() -> dict[str, set[int]]:
                 case ast.Call(func=ast.Name(id="Problem"), args=[status, ast.Constant(value=str(name)), *_]):
                     statuses = (part.value for part in ast.walk(status) if isinstance(part, ast.Constant))
                     found.setdefault(name, set()).update(value for value in statuses if isinstance(value, int))
+    for code, (framework, _) in FRAMEWORK_PROBLEMS.items():
+        found.setdefault(framework, set()).add(code)
     return found
 
 

@@ -52,6 +52,9 @@ def test_the_same_person_saying_the_same_of_the_same_delivery_is_one_report() ->
     one = report_id(TENANT, "Ann@contoso.example", MESSAGE, ReportedAs.PHISHING)
 
     assert one == report_id(TENANT, "ann@CONTOSO.example", MESSAGE, ReportedAs.PHISHING)
+    assert one == report_id(
+        TENANT, "ann@contoso.example", changed(sender="Billing@Fabrikam.example"), ReportedAs.PHISHING
+    )
     others = [
         report_id(TENANT, "bob@contoso.example", MESSAGE, ReportedAs.PHISHING),
         report_id(TENANT, "ann@contoso.example", MESSAGE, ReportedAs.JUNK),

@@ -36,7 +36,20 @@ def test_the_facts_of_a_message_go_into_the_event() -> None:
 def test_an_event_stays_small_whatever_the_message_holds() -> None:
     """The facts of a message go through many topics and tables."""
     many = message_of(parse(raw("\n".join(f"https://x.example/{n}" for n in range(200)), files=60)))
-    long = message_of(parse(raw("\n".join(f"https://x.example/{n}{'a' * 1500}" for n in range(60)))))
+    head = "From: a@x.example\nContent-Type: multipart/mixed; boundary=b\n\n"
+    odd = message_of(parse(f"{head}--b\nContent-Type: image/{'x' * 20_000}\n\nx\n--b--".encode()))
 
     assert (len(many.urls), len(many.attachments)) == (MAX_URLS, MAX_ATTACHMENTS)
-    assert 0 < sum(map(len, long.urls)) <= MAX_URL_CHARACTERS
+    assert (many.url_count, many.attachment_count) == (200, 60)
+    assert len(odd.attachments[0].content_type) <= 255
+
+
+def test_long_links_push_no_other_out_of_the_event() -> None:
+    """An attacker who fills the room with decoys would keep a subscriber from the one link that matters."""
+    decoys = [f"https://decoy.example/{n}{'a' * 1900}" for n in range(40)]
+    message = message_of(parse(raw("\n".join([*decoys, "https://phish.example/login"]))))
+
+    assert message.urls[-1] == "https://phish.example/login"
+    assert message.urls[0] == decoys[0]
+    assert sum(map(len, message.urls)) <= MAX_URL_CHARACTERS
+    assert message.url_count == 41 > len(message.urls)

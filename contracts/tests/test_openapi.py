@@ -68,6 +68,13 @@ def test_the_ways_to_send_a_message_are_described() -> None:
     assert {"202", "400", "401", "403", "413", "415", "422", "503"} <= set(operation["responses"])
 
 
+def test_every_route_says_what_the_gateway_itself_may_answer() -> None:
+    """A client that is generated from the document meets no answer that it does not know."""
+    for path, methods in DOCUMENT["paths"].items():
+        for method, operation in methods.items():
+            assert {"401", "403", "422", "502", "503", "504"} <= set(operation["responses"]), (method, path)
+
+
 def test_a_type_of_problem_has_one_status_and_is_listed() -> None:
     """Programs branch on the type; whoever generates a client finds all of them in the document."""
     types = problem_types()

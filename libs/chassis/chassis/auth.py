@@ -98,7 +98,7 @@ class Authenticator:
         self._seen: dict[bytes, _Seen] = {}
 
     async def caller(self, token: str) -> Caller:
-        """Return who *token* speaks for. Raises Problem 401 with the reason, or 503 when no key can be fetched."""
+        """Return who *token* speaks for. Raises Problem 401 with the reason, or 503 if no key can be fetched."""
         name = hashlib.sha256(token.encode(errors="replace")).digest()
         if (seen := self._seen.get(name)) and self._still_holds(seen):
             return seen.caller
@@ -190,13 +190,14 @@ class Authenticator:
                     known = replace(known, tried_at=now)
                 self._known[tenant_id] = known
         if not known.keys:
-            raise Problem(503, "tokens-not-checkable", "Entra ID does not answer. Try again.", retry_after=5)
+            raise Problem(503, "token-verification-unavailable", "Entra ID does not answer. Try again.", retry_after=5)
         if kid in known.keys:
             return known.keys[kid]
         if known.fetched_at < began:
             wait = max(1, math.ceil(known.tried_at + REFRESH_PAUSE_SECONDS - time.monotonic()))
-            detail = f"The token's key is not known here. Entra ID is asked for new keys in {wait} s: try again then."
-            raise Problem(503, "tokens-not-checkable", detail, retry_after=wait)
+            # Anybody can send such a token, so it must not look as if the service were unavailable.
+            detail = f"The token is signed with an unknown key. New keys are fetched in {wait} s: try again then."
+            raise _unauthorised(detail, retry_after=wait)
         raise _unauthorised("The token is signed with an unknown key.")
 
     def _wants_keys(self, tenant_id: UUID, kid: str, now: float) -> bool:
@@ -229,8 +230,8 @@ def _kept(claim: Any) -> str:
     return str(claim).replace("\0", "\ufffd").encode(errors="replace").decode()
 
 
-def _unauthorised(detail: str) -> Problem:
-    return Problem(401, "not-signed-in", detail, headers={"WWW-Authenticate": "Bearer"})
+def _unauthorised(detail: str, *, retry_after: int | None = None) -> Problem:
+    return Problem(401, "not-signed-in", detail, headers={"WWW-Authenticate": "Bearer"}, retry_after=retry_after)
 
 
 def require(*roles: str) -> Callable[[Request], Awaitable[Caller]]:

@@ -1,5 +1,6 @@
 """HTTP as every service answers it: errors as problem details (RFC 9457), health, metrics, traces."""
 
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from http import HTTPStatus
@@ -39,7 +40,7 @@ WITHOUT_NUL = r"^[^\x00]*$"
 
 
 def in_utc(moment: datetime) -> datetime:
-    """Return *moment* in UTC. Raises ValueError for one without a zone, or without a UTC from year 1 to 9999."""
+    """Return *moment* in UTC. Raises ValueError for one without a zone, or outside the years 1 to 9999 in UTC."""
     if moment.tzinfo is None:
         raise ValueError("the time has no zone")
     try:
@@ -51,6 +52,12 @@ def in_utc(moment: datetime) -> datetime:
 Moment = Annotated[AwareDatetime, AfterValidator(in_utc)]
 """A time that PostgreSQL takes, in UTC. For every time in a query or a body."""
 
+FRAMEWORK_PROBLEMS = {
+    400: ("unreadable-body", "The body could not be parsed. Nothing was saved."),
+    404: ("not-found", "There is nothing at this address."),
+    405: ("method-not-allowed", "This address does not take this method; `Allow` names those that it takes."),
+}
+"""Type and detail of what Starlette and FastAPI answer by themselves."""
 _MOST_ERRORS = 20
 _LONGEST_ERROR = 200
 
@@ -63,6 +70,7 @@ _PROBLEM = {
         "title": {"type": "string"},
         "status": {"type": "integer"},
         "detail": {"type": "string"},
+        "results": {"type": "array", "description": "Of actions: the outcome for each message.", "items": {}},
         "errors": {
             "type": "array",
             "items": {
@@ -134,7 +142,7 @@ def make_api(
 
 async def _refuse_unknown_parameters(request: Request) -> None:
     """
-    Refuse query parameters that the route's description does not name: a filter with a typo would match everything.
+    Refuse query parameters that the route does not have, or has once: a filter with a typo would match everything.
 
     Routes that are not described, such as those that pass a request on, look at their parameters themselves.
     """
@@ -144,11 +152,19 @@ async def _refuse_unknown_parameters(request: Request) -> None:
     operation = path.get(request.method.lower())
     if operation is None:
         return
-    known = {parameter["name"] for parameter in operation.get("parameters", ()) if parameter["in"] == "query"}
-    unknown = sorted(request.query_params.keys() - known)[:_MOST_ERRORS]
-    if unknown:
-        errors = [{"where": _told(f"query.{name}"), "what": "Unknown parameter"} for name in unknown]
+    known = {one["name"]: one["schema"] for one in operation.get("parameters", ()) if one["in"] == "query"}
+    given = Counter(name for name, _ in request.query_params.multi_items())
+    wrong = {name: "Unknown parameter" for name in given if name not in known}
+    wrong |= {
+        name: "Given more than once" for name in given.keys() - wrong if given[name] > 1 and _is_single(known[name])
+    }
+    if wrong:
+        errors = [{"where": _told(f"query.{name}"), "what": wrong[name]} for name in sorted(wrong)[:_MOST_ERRORS]]
         raise Problem(422, "invalid-request", "Nothing was saved. See `errors`.", errors=errors)
+
+
+def _is_single(schema: Mapping[str, Any]) -> bool:
+    return not any(one.get("type") == "array" for one in (schema, *schema.get("anyOf", ())))
 
 
 async def _report(checks: Mapping[str, Check]) -> Response:
@@ -164,10 +180,8 @@ async def _on_problem(_request: Request, error: Exception) -> Response:
 
 async def _on_http_exception(_request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101 - Starlette dispatches by type
-    phrase = HTTPStatus(error.status_code).phrase
-    return Problem(
-        error.status_code, phrase.lower().replace(" ", "-"), str(error.detail), headers=error.headers
-    ).response()
+    name, detail = FRAMEWORK_PROBLEMS.get(error.status_code, ("unexpected-status", str(error.detail)))
+    return Problem(error.status_code, name, detail, headers=error.headers).response()
 
 
 async def _on_invalid(_request: Request, error: Exception) -> Response:

@@ -100,8 +100,8 @@ class Database:
         """
         Connect and bring the schema up to date; wait until PostgreSQL is there.
 
-        Raises what is no reason to wait: UnreadableDsnError, what PostgreSQL says to who is not let in (no such
-        database, a wrong password), MigrationError, and what a migration meets.
+        Raises errors that retrying cannot fix: UnreadableDsnError, rejected logins (unknown database, bad password),
+        MigrationError, and errors raised by a migration.
         """
         files = {**read_sql("chassis", Path(__file__).parent / "migrations"), **read_sql(self._schema, migrations)}
         delay = 0.1

@@ -85,7 +85,7 @@ def _split(value: Any) -> Any:
 CommaSeparated = BeforeValidator(_split)
 
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
-"""At most a day: what is much longer was meant as something else, and a far larger number is no time at all."""
+"""At most a day: a larger value is almost certainly a mistake."""
 ClaimSeconds = Annotated[float, Field(ge=4, le=86_400)]
 
 

@@ -169,7 +169,7 @@ async def test_a_token_that_was_let_in_is_looked_at_again_with_new_keys(
     for tenant, known in authenticator._known.items():
         authenticator._known[tenant] = type(known)({"another": next(iter(known.keys.values()))}, *_times(known))
 
-    assert (await refusal(authenticator, known_before)).status == 503
+    assert (await refusal(authenticator, known_before)).status == 401
 
 
 def _times(known: Any) -> tuple[float, float]:
@@ -189,7 +189,7 @@ async def test_a_key_that_is_rotated_in_is_found(
     await authenticator.caller(token("Reporter"))
     microsoft.state.keys.rotate()
     problem = await refusal(authenticator, token("Reporter"))
-    assert problem.status == 503
+    assert problem.status == 401
     assert 25 <= int(problem.headers["Retry-After"]) <= 30
     for tenant, known in authenticator._known.items():
         authenticator._known[tenant] = type(known)(known.keys, known.fetched_at, known.tried_at - 31)

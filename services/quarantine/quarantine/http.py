@@ -200,7 +200,7 @@ def make_router(db: Database, reading: Reading, *, sign_in: bool = False, patien
 
 
 def _add_settings(router: APIRouter, db: Database, *, sign_in: bool) -> None:
-    @router.get("/settings", operation_id="read_quarantine_settings", responses=problems(401, 403, 503))
+    @router.get("/settings", operation_id="read_quarantine_settings", responses=problems(401, 403, 422, 503))
     async def read_quarantine_settings(caller: Reader) -> QuarantineSettings:
         """Read how users hear of their quarantined mail."""
         return await settings_of(db.pool, caller.tenant_id)
@@ -380,12 +380,12 @@ def _add_actions(router: APIRouter, db: Database, patience: timedelta) -> None:
         states = await _states(db, actions, messages)
         failed = [state for state in states if state.state == "failed"]
         if len(failed) == len(states):
-            refused = any(state.failure in ("refused", "gone") for state in failed)
-            detail = failed[0].detail or "Microsoft gave no reason."
             results = [state.model_dump(mode="json") for state in states]
-            if refused:
-                raise Problem(409, "refused-by-microsoft", detail, results=results)
-            raise Problem(502, "action-not-carried-out", detail, results=results)
+            others = [state for state in failed if state.failure not in ("refused", "gone")]
+            detail = (others or failed)[0].detail or "Microsoft gave no reason."
+            if others:
+                raise Problem(502, "action-not-carried-out", detail, results=results)
+            raise Problem(409, "refused-by-microsoft", detail, results=results)
         running = any(state.state == "running" for state in states)
         response.status_code = 207 if failed else 202 if running else 200
         return ActionResults(results=states)

@@ -143,7 +143,7 @@ async def file(tx: Tx, wishes: Sequence[Wish], mails: MailStore) -> list[Filed]:
         sender = blockable(wish.report.message)
         block, requested = await _block(tx, wish, wish.block_for, sender) if wish.block_for and sender else (None, None)
         if one.new:
-            blocks = (_block_of(wish, wish.block_for, block),) if wish.block_for and block else ()
+            blocks = (requested.block,) if requested else ()
             events.append((wish.report.model_copy(update={"blocks": blocks}), wish.cause))
         if requested:
             events.append((requested, wish.cause))
@@ -167,18 +167,14 @@ async def _block(tx: Tx, asked: Wish, mailbox: str, sender: str) -> tuple[store.
         return block, None
     return block, BlockRequested(
         tenant_id=report.tenant_id,
-        block=_block_of(asked, mailbox, block),
+        block=Block(
+            block_id=block.block_id,
+            scope=BlockScope.MAILBOX,
+            kind=BlockKind.SENDER,
+            value=sender,
+            mailbox=mailbox,
+            report_id=report.report_id,
+        ),
         requested_by=asked.by,
         requested_at=report.reported_at,
-    )
-
-
-def _block_of(asked: Wish, mailbox: str, block: store.Block) -> Block:
-    return Block(
-        block_id=block.block_id,
-        scope=BlockScope.MAILBOX,
-        kind=BlockKind.SENDER,
-        value=block.sender,
-        mailbox=mailbox,
-        report_id=asked.report.report_id,
     )

@@ -427,8 +427,27 @@ async def test_an_admin_blocks_several_things_of_a_case_or_none_of_them(
         ("tenant", "sender", "requested"),
         ("tenant", "url", "requested"),
     ]
-    assert (again, "already blocked that url" in problem["detail"]) == (409, True)
+    assert (again, "already blocked that URL" in problem["detail"]) == (409, True)
     assert await emitted(db) == []
+
+
+async def test_what_a_later_producer_decides_is_done_with_care(
+    db: Database, tenant_id: UUID, client: Any, token: Any
+) -> None:
+    """An actor of an unknown kind has no admin's rights over a forged sender; an unknown kind of block is noted."""
+    robot = Actor(kind="automation", id="robot")
+    blocks = (DecidedBlock(kind="sender"), DecidedBlock(kind="ip"))
+    decision = AdminDecision(category=None, blocks=blocks, decided_by=robot)
+    forged = Delivery(dmarc="fail", header_from="fabrikam.example")
+    events = await take(db, report(tenant_id, decision=decision, delivery=forged))
+    (opened,) = of(events, CaseUpdated)
+    _, case = await client("GET", f"/v1/cases/{opened.case_id}", token("SecurityReader"))
+
+    assert of(events, BlockRequested) == []
+    skipped = [entry["detail"] for entry in case["timeline"] if entry["kind"] == "block.skipped"]
+    assert [entry["kind"] for entry in skipped] == ["sender", "ip"]
+    assert "only an admin blocks it" in skipped[0]["why"]
+    assert "does not know" in skipped[1]["why"]
 
 
 async def test_a_filter_that_does_not_exist_is_refused(db: Database, tenant_id: UUID, client: Any, token: Any) -> None:

@@ -26,6 +26,8 @@ from triage import store
 from triage.rules import why_not_the_sender, why_unauthenticated
 from triage.store import Case, Entry
 
+_NAMES = {BlockKind.SENDER: "sender", BlockKind.DOMAIN: "domain", BlockKind.URL: "URL"}
+
 
 class NotPossibleError(Exception):
     """The case does not allow the decision; the text says why and what is possible."""
@@ -179,12 +181,14 @@ def _why_not(wish: BlockWish, *, standing: bool) -> str | None:
     if case.status is CaseStatus.DISMISSED:
         return "The case is dismissed: its sender is not blocked from here"
     if not wish.value:
-        return f"The message names no {kind} that could be blocked"
+        return f"The message names no {_NAMES[kind]} that could be blocked"
     if standing:
-        return f"This case has already blocked that {kind}"
+        return f"This case has already blocked that {_NAMES[kind]}"
     if kind is BlockKind.URL:
         return None
-    doubt = why_unauthenticated(case.message) if wish.by.kind == ActorKind.POLICY else None
+    # Whoever is not known to be a person or an application has no more rights than a rule.
+    is_admin = wish.by.kind in (ActorKind.USER, ActorKind.APP)
+    doubt = None if is_admin else why_unauthenticated(case.message)
     return why_not_the_sender(case.message) or (f"{doubt}: only an admin blocks it" if doubt else None)
 
 

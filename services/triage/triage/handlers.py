@@ -42,6 +42,8 @@ from triage.rules import Policy, Rule, assign, block_lifetime, category_of, keys
 from triage.store import Case, Entry
 
 CLOSED = frozenset({CaseStatus.RESOLVED, CaseStatus.DISMISSED})
+_NOT_IN_THE_TIMELINE = {"tenant_id", "case_id", "message", "folders", "blocks"}
+"""What the case itself says already."""
 ANSWERS = frozenset({Conclusion.THREAT, Conclusion.CLEAN, Conclusion.SIMULATION})
 """Conclusions that resolve a case. One that this version does not know is not an answer."""
 
@@ -117,8 +119,10 @@ async def _apply_decision(
     """Apply what an admin decided while reporting; what the case does not allow is noted in its timeline."""
     by, note = decision.decided_by, decision.note
     for block in decision.blocks:
-        if block.kind in set(BlockKind):
-            await _apply_block(tx, case, report, decision, block, cause)
+        if why := await _apply_block(tx, case, report, decision, block, cause):
+            entry = f"skipped-block:{report.report_id}:{block.kind}:{block.url or ''}"
+            detail = {"why": why, "kind": block.kind, "url": block.url}
+            await store.tell(tx, [Entry(case.case_id, entry, datetime.now(UTC), "block.skipped", detail, by)])
     if decision.category is None:
         return case
     try:
@@ -133,16 +137,20 @@ async def _apply_decision(
 
 async def _apply_block(
     tx: Tx, case: Case, report: MessageReported, decision: AdminDecision, block: DecidedBlock, cause: str | None
-) -> None:
+) -> str | None:
+    """Block what an admin decided; return why that is not possible, or None."""
+    if block.kind not in set(BlockKind):
+        return "This version does not know that kind of block"
     # The admin saw this message, which need not be the one that opened the case.
     seen = replace(case, message=report.message)
-    by, note, kind = decision.decided_by, decision.note, BlockKind(block.kind)
+    by, note, end = decision.decided_by, decision.note, block.expires_at
     try:
-        await decisions.block(tx, seen, kind, url=block.url, expires_at=block.expires_at, by=by, note=note, cause=cause)
+        await decisions.block(
+            tx, seen, BlockKind(block.kind), url=block.url, expires_at=end, by=by, note=note, cause=cause
+        )
     except decisions.NotPossibleError as error:
-        entry = f"skipped-block:{report.report_id}:{kind}:{block.url or ''}"
-        detail = {"why": str(error), "kind": kind, "url": block.url}
-        await store.tell(tx, [Entry(case.case_id, entry, datetime.now(UTC), "block.skipped", detail, by)])
+        return str(error)
+    return None
 
 
 def _submitted_at_once(
@@ -398,7 +406,7 @@ async def _tell(tx: Tx, told: Sequence[tuple[Received[Any], UUID, str]]) -> set[
                 entry,
                 received.envelope.time,
                 received.event.TOPIC.replace("-", "."),
-                received.event.model_dump(mode="json", exclude={"tenant_id", "case_id", "message"}),
+                received.event.model_dump(mode="json", exclude=_NOT_IN_THE_TIMELINE),
             )
             for received, case_id, entry in told
         ],

@@ -13,7 +13,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from backstop_contracts import (
     Actor,
     ActorKind,
-    BlockKind,
     BlockScope,
     CaseStatus,
     Category,
@@ -182,7 +181,7 @@ async def _carry_out(tx: Tx, case: Case, decision: Submit | BlockOnly | Dismiss,
         await decisions.dismiss(tx, case, by=by, note=decision.note, cause=cause)
         return
     for asked in decision.blocks:
-        block, kind = asked.decided(), BlockKind(asked.kind)
+        block, kind = asked.decided(), asked.kind
         await decisions.block(
             tx, case, kind, url=block.url, expires_at=block.expires_at, by=by, note=decision.note, cause=cause
         )

@@ -32,7 +32,7 @@ from simulator.tenant import TenantSettings
 from verdict_poller import store
 from verdict_poller.handlers import on_block_applied, on_block_removed, on_case_expired, on_submission_created
 from verdict_poller.schedule import ABANDON_AFTER, GIVE_UP_AFTER, Schedule, is_over
-from verdict_poller.worker import AWAY_TRIES, DOUBTED_FROM, PATH, SINGLY_AT_MOST, Explainer, Poller
+from verdict_poller.worker import AWAY_TRIES, BLOCKS_KEPT, DOUBTED_FROM, PATH, SINGLY_AT_MOST, Explainer, Poller
 
 LIST, GET = "graph.emailThreats.list", "graph.emailThreats.get"
 LEASE = Lease(timedelta(minutes=5))
@@ -140,17 +140,19 @@ async def test_a_verdict_stands_alone(bench: Bench) -> None:
     """A subscriber reads the message, where it was met and the blocks in force, without joining other topics."""
     submission_id = await bench.watch("Updated bank details")
     case_id = await bench.db.pool.fetchval("SELECT case_id FROM watches")
-    ended, made = (
-        Block(block_id=uuid4(), scope="tenant", kind="url", value=f"https://{name}.example/", case_id=case_id)
-        for name in ("ended", "made")
-    )
-    own = Block(block_id=uuid4(), scope="mailbox", kind="sender", value="a@b.example", mailbox="m", report_id=uuid4())
     now = datetime.now(UTC)
+    ended, made, over = (
+        Block(block_id=uuid4(), scope="tenant", kind="url", value=f"https://{name}.example/", case_id=case_id)
+        for name in ("ended", "made", "over")
+    )
+    # Its end has come, and nobody has heard of it yet.
+    over = over.model_copy(update={"expires_at": now - timedelta(minutes=1)})
+    own = Block(block_id=uuid4(), scope="mailbox", kind="sender", value="a@b.example", mailbox="m", report_id=uuid4())
     removed = BlockRemoved(tenant_id=bench.tenant_id, block=ended, reason="expired", removed_at=now)
     async with bench.db.transaction() as tx:
         # The two come on topics of their own: the removal may be read first.
         await on_block_removed(tx, [Received(removed, ENVELOPE)])
-        for block in (made, ended, own):
+        for block in (made, ended, over, own):
             applied = BlockApplied(
                 tenant_id=bench.tenant_id, block=block, already_present=False, entry="made.example", applied_at=now
             )
@@ -168,7 +170,40 @@ async def test_a_verdict_stands_alone(bench: Bench) -> None:
     )
     async with bench.db.transaction() as tx:
         await on_case_expired(tx, [Received(expired, ENVELOPE)])
-    assert await bench.db.pool.fetchval("SELECT count(*) FROM blocks WHERE case_id = $1", case_id) == 0
+    assert await bench.db.pool.fetchval("SELECT count(*) FROM blocks") == 0
+
+
+async def test_a_block_that_ends_after_its_case_expired_leaves_nothing_behind(bench: Bench) -> None:
+    """By default that is the usual order: a block lasts 30 days, and a case is kept for 30 days."""
+    block = Block(block_id=uuid4(), scope="tenant", kind="sender", value="a@b.example", case_id=uuid4())
+    removed = BlockRemoved(tenant_id=bench.tenant_id, block=block, reason="expired", removed_at=datetime.now(UTC))
+    async with bench.db.transaction() as tx:
+        await on_block_removed(tx, [Received(removed, ENVELOPE)])
+    await bench.explainer.purge_blocks()
+    assert await bench.db.pool.fetchval("SELECT count(*) FROM blocks") == 1
+
+    await bench.db.pool.execute("UPDATE blocks SET noted_at = now() - $1::interval", BLOCKS_KEPT)
+    await bench.explainer.purge_blocks()
+    assert await bench.db.pool.fetchval("SELECT count(*) FROM blocks") == 0
+
+
+async def test_a_verdict_that_comes_after_its_case_expired_still_names_the_blocks(bench: Bench) -> None:
+    """A watch goes on waiting, and so does what it will say."""
+    submission_id = await bench.watch()
+    case_id = await bench.db.pool.fetchval("SELECT case_id FROM watches")
+    now = datetime.now(UTC)
+    block = Block(block_id=uuid4(), scope="tenant", kind="sender", value="a@b.example", case_id=case_id)
+    applied = BlockApplied(tenant_id=bench.tenant_id, block=block, already_present=False, applied_at=now)
+    expired = CaseExpired(
+        tenant_id=bench.tenant_id, case_id=case_id, report_count=1, last_active_at=now, expired_at=now
+    )
+    async with bench.db.transaction() as tx:
+        await on_block_applied(tx, [Received(applied, ENVELOPE)])
+        await on_case_expired(tx, [Received(expired, ENVELOPE)])
+    await bench.judge(submission_id, "phishing", "none")
+    await bench.explainer.explain_due()
+
+    assert [one.block_id for one in (await bench.told())[0].blocks] == [block.block_id]
 
 
 async def test_a_verdict_is_told_once_with_its_cause(bench: Bench, microsoft: Simulator) -> None:

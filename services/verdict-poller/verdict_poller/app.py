@@ -59,6 +59,7 @@ def build(settings: Settings) -> Service:
                 lease=lease,
             )
             service.works("explain_due", explainer.explain_due, due=JUDGED)
+            service.works("purge_blocks", explainer.purge_blocks, idle=24 * 3600, woken=False)
             yield
 
     service.resources.append(microsoft_365())

@@ -131,27 +131,38 @@ async def record_blocks(tx: Tx, blocks: Mapping[UUID, tuple[UUID, AppliedBlock |
     ids = sorted(blocks)
     await tx.execute(
         "INSERT INTO blocks (block_id, case_id, block, removed) SELECT block_id, case_id, block, block IS NULL"
-        " FROM unnest($1::uuid[], $2::uuid[], $3::text[]) AS new (block_id, case_id, block)"
+        " FROM unnest($1::uuid[], $2::uuid[], $3::jsonb[]) AS new (block_id, case_id, block)"
         " ON CONFLICT (block_id) DO UPDATE SET block = coalesce(excluded.block, blocks.block),"
         " removed = blocks.removed OR excluded.removed",
         ids,
         [blocks[block_id][0] for block_id in ids],
-        [block.model_dump_json() if (block := blocks[block_id][1]) else None for block_id in ids],
+        [block.model_dump(mode="json") if (block := blocks[block_id][1]) else None for block_id in ids],
     )
 
 
 async def applied_blocks(tx: Tx, case_ids: Sequence[UUID]) -> Mapping[UUID, Sequence[AppliedBlock]]:
-    """Return the blocks of cases that are in force."""
+    """Return the blocks of cases that are known to be in force."""
     rows = await tx.fetch(
-        "SELECT case_id, block FROM blocks WHERE case_id = ANY($1::uuid[]) AND NOT removed ORDER BY block_id", case_ids
+        "SELECT case_id, block FROM blocks WHERE case_id = ANY($1::uuid[]) AND NOT removed"
+        " AND coalesce((block->>'expires_at')::timestamptz, 'infinity') > now() ORDER BY block_id",
+        case_ids,
     )
     found: defaultdict[UUID, list[AppliedBlock]] = defaultdict(list)
     for row in rows:
-        found[row["case_id"]].append(AppliedBlock.model_validate_json(row["block"]))
+        found[row["case_id"]].append(AppliedBlock.model_validate(row["block"]))
     return found
 
 
 async def forget(tx: Tx, case_ids: Sequence[UUID]) -> None:
-    """Delete what is known of cases that have ended; a watch that still awaits its verdict stays."""
+    """Delete what is known of cases that have ended, unless a verdict is still awaited."""
     await tx.execute("DELETE FROM watches WHERE case_id = ANY($1::uuid[]) AND state = 'told'", case_ids)
-    await tx.execute("DELETE FROM blocks WHERE case_id = ANY($1::uuid[])", case_ids)
+    await tx.execute(
+        "DELETE FROM blocks WHERE case_id = ANY($1::uuid[])"
+        " AND NOT EXISTS (SELECT FROM watches WHERE watches.case_id = blocks.case_id)",
+        case_ids,
+    )
+
+
+async def purge_blocks(tx: Tx, age: timedelta) -> None:
+    """Delete blocks that have ended and were noted more than *age* ago."""
+    await tx.execute("DELETE FROM blocks WHERE removed AND noted_at < now() - $1::interval", age)

@@ -34,6 +34,8 @@ SINGLY_AT_MOST = 50
 """Questions about single submissions in one round."""
 AWAY_TRIES = 24
 """Times that settings are asked for while Exchange is away or throttles: about an hour, with the pauses between."""
+BLOCKS_KEPT = timedelta(days=30)
+"""Longer than a topic keeps the event that says that the block was made."""
 REFUSED_TRIES = 3
 """The same when Exchange refuses to tell them, which seldom changes."""
 
@@ -185,6 +187,12 @@ class Explainer:
         # A tenant whose Exchange is slow holds up no other, and nothing that is known already.
         await finish(*(self._explain(tenant_id, mine, deadline) for (tenant_id, _), mine in groups.items()))
         return len(watches)
+
+    async def purge_blocks(self) -> int:
+        """Delete blocks that ended so long ago that nothing more is heard of them."""
+        async with self._db.transaction() as tx:
+            await store.purge_blocks(tx, BLOCKS_KEPT)
+        return 0
 
     async def _explain(self, tenant_id: UUID, judged: list["_Judged"], deadline: float) -> None:
         wanted = {query for one in judged for query in one.needed}

@@ -25,8 +25,9 @@ CREATE INDEX watches_of_case ON watches (case_id);
 CREATE TABLE blocks (
     block_id uuid    PRIMARY KEY,
     case_id  uuid    NOT NULL,
-    -- JSON as text, because jsonb refuses characters that a forged sender may hold.
-    block    text,
-    removed  boolean NOT NULL DEFAULT false
+    block    jsonb,
+    removed  boolean NOT NULL DEFAULT false,
+    -- A removal may be read after its case has expired: what it leaves is purged by its age.
+    noted_at timestamptz NOT NULL DEFAULT now()
 );
 CREATE INDEX blocks_of_case ON blocks (case_id);
