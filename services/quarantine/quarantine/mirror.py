@@ -168,7 +168,12 @@ async def look(exchange: Exchange, tenant_id: UUID, row: Row | str) -> Row | Non
 
 
 async def forget(db: Database) -> int:
-    """Delete mails, with what was done about them, and digests that were over REMEMBERED ago; return how many mails."""
+    """
+    Delete what is over since REMEMBERED: mails with what was done about them, digests, cases without a report here.
+
+    Returns how many mails there were.
+    """
     async with db.transaction() as tx:
         await store.forget_digests(tx, REMEMBERED)
+        await store.forget_unreported_cases(tx, REMEMBERED)
         return await store.forget_messages(tx, REMEMBERED, FORGOTTEN_AT_ONCE)

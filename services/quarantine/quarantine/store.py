@@ -473,10 +473,11 @@ async def assign_cases(tx: Tx, cases: Mapping[UUID, UUID]) -> None:
 
 
 async def record_cases(tx: Tx, cases: Sequence[CaseUpdated]) -> None:
-    """Keep the status of cases, one event each, unless a later one is known."""
+    """Keep the status of cases, one event each, unless a later one is known or none of their reports is there."""
     await tx.execute(
         "INSERT INTO cases (case_id, status, changed_at)"
-        " SELECT * FROM unnest($1::uuid[], $2::text[], $3::timestamptz[])"
+        " SELECT * FROM unnest($1::uuid[], $2::text[], $3::timestamptz[]) AS new (case_id, status, changed_at)"
+        " WHERE EXISTS (SELECT FROM reports WHERE reports.case_id = new.case_id)"
         " ON CONFLICT (case_id) DO UPDATE SET status = excluded.status, changed_at = excluded.changed_at"
         " WHERE cases.changed_at IS NULL OR cases.changed_at <= excluded.changed_at",
         [case.case_id for case in cases],
@@ -733,6 +734,15 @@ async def forget_cases(tx: Tx, case_ids: Sequence[UUID]) -> None:
         "WITH reports AS (DELETE FROM reports WHERE case_id = ANY($1::uuid[]))"
         " DELETE FROM cases WHERE case_id = ANY($1::uuid[])",
         case_ids,
+    )
+
+
+async def forget_unreported_cases(tx: Tx, age: timedelta) -> None:
+    """Delete what was heard, more than *age* ago, of cases of which no report is here."""
+    await tx.execute(
+        "DELETE FROM cases WHERE greatest(changed_at, read_at) < now() - $1::interval"
+        " AND NOT EXISTS (SELECT FROM reports WHERE reports.case_id = cases.case_id)",
+        age,
     )
 
 
