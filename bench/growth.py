@@ -8,9 +8,9 @@ from contextlib import AsyncExitStack
 from bench.report import Cell, Chart, Goal, Result, quantile
 from bench.stand import opened, stand
 from bench.stored import HOT, LARGE, Place, Step, fill, middle
-from chassis.kafka import create_topics
 from chassis.outbox import Relay
 from chassis.postgres import Database
+from chassis.topics import create_topics
 
 SIZES, QUICK_SIZES = (10_000, 100_000, 1_000_000), (10_000, 100_000)
 TIMES, QUICK_TIMES = 200, 60
@@ -40,7 +40,7 @@ async def run(quick: bool, tell: Callable[[str], None]) -> Result:
                 await fill(databases[size][service], service, size)
         measured = await _measure(databases, QUICK_TIMES if quick else TIMES, tell)
         kafka, prefix = found.kafka_bootstrap, found.topic_prefix
-        await create_topics(kafka, prefix=prefix, partitions=12, replication=1, services=[])
+        await create_topics(kafka, prefix=prefix, partitions=12, replication=1)
         outboxes = {size: mine["reporter"] for size, mine in databases.items()}
         measured[RELAY] = await _relay(outboxes, kafka, prefix, QUICK_RELAYS if quick else RELAYS, tell)
     return _result(measured, sizes)

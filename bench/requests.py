@@ -18,7 +18,7 @@ from bench.stand import opened, stand
 from bench.stored import TENANT, message
 from blocklist.handlers import on_block_requested
 from blocklist.worker import Worker
-from chassis.kafka import Received
+from chassis.events import Received
 from chassis.postgres import Database
 from chassis.work import Lease
 from m365 import Exchange, Graph, M365Settings, connect
@@ -199,7 +199,7 @@ async def _blocks(ms: Microsoft, database: Database, scope: Literal["tenant", "m
     ]
     async with database.transaction() as tx:
         await on_block_requested(
-            tx, [Received(wish, Envelope(str(uuid4()), "/bench", "bench", now)) for wish in wishes]
+            [Received(wish, Envelope(str(uuid4()), "/bench", "bench", now)) for wish in wishes], tx
         )
     worker = Worker(database, ms.exchange, frozenset(), 16, LEASE)
     while await database.pool.fetchval("SELECT count(*) FROM blocks WHERE state = 'applied'") < BLOCKS:

@@ -19,8 +19,8 @@ import orjson
 import psutil  # type: ignore[import-untyped]
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
-from chassis.kafka import create_topics
 from chassis.postgres import Database
+from chassis.topics import create_topics
 from local_stack.backing import Backing, backing, own_database
 from local_stack.ports import choose_port
 from local_stack.probes import listens
@@ -124,7 +124,7 @@ async def rival(
     for service in ("reporter", "triage"):
         async with opened(found.postgres_dsn, service):
             pass
-    await create_topics(found.kafka_bootstrap, prefix=found.topic_prefix, partitions=12, replication=1, services=())
+    await create_topics(found.kafka_bootstrap, prefix=found.topic_prefix, partitions=12, replication=1)
     folder = on.folder / found.topic_prefix
     port = choose_port(module)
     env = {

@@ -9,7 +9,7 @@ import submitter.store
 import triage.store
 import verdict_poller.store
 from backstop_contracts import CaseStatus, Envelope, Folder, Message, MessageReported, ReportedAs
-from chassis.kafka import Received
+from chassis.events import Received
 from chassis.postgres import Database, Tx
 from triage.handlers import on_message_reported
 from triage.rules import Policy
@@ -81,7 +81,8 @@ UPDATE watches SET due_at = now() WHERE submission_id IN
 """,
     "reporter": """
 INSERT INTO outbox (topic, key, headers, payload)
-SELECT 'case-updated', id, '{"ce_id": "' || id || '", "ce_partitionkey": "' || id || '"}', repeat('x', 600)::bytea
+SELECT 'case-updated', id::bytea, '{"ce_id": "' || id || '", "ce_partitionkey": "' || id || '"}',
+    repeat('x', 600)::bytea
 FROM generate_series(1, ROWS) AS n, LATERAL (SELECT gen_random_uuid()::text WHERE n > 0) AS new (id);
 """,
 }
@@ -180,7 +181,7 @@ async def _report(tx: Tx, messages: list[Message]) -> None:
         for message in messages
     ]
     envelope = Envelope(str(uuid4()), "/bench", "bench", now)
-    await on_message_reported(tx, [Received(report, envelope) for report in reports], policy=Policy())
+    await on_message_reported([Received(report, envelope) for report in reports], tx, Policy())
 
 
 def message(number: int) -> Message:

@@ -31,9 +31,9 @@ import gateway.app
 import quarantine.app
 import reporter.app
 import triage.app
-from backstop_contracts import Envelope, Folder, Message, MessageReported, ReportedAs, read_headers
+from backstop_contracts import Folder, Message, MessageReported, ReportedAs, read_headers
 from chassis.app import Service
-from chassis.kafka import Received
+from chassis.testing import deliver
 from conftest import AUDIENCE, running
 from local_stack.backing import own_database
 from simulator import Simulator
@@ -130,9 +130,7 @@ async def _open_case(service: Service, tenant_id: UUID) -> UUID:
 
 async def _take(triage: Service, report: MessageReported) -> UUID:
     """Have triage handle a report as it comes out of Kafka; return its case."""
-    received = Received(report, Envelope(str(uuid4()), "/test", "test", datetime.now(UTC)))
-    async with triage.db.transaction() as tx:
-        await handlers.on_message_reported(tx, [received], policy=Policy())
+    await deliver(handlers.router, triage.db, report, policy=Policy())
     case_id: UUID = await triage.db.pool.fetchval("SELECT case_id FROM reports WHERE report_id = $1", report.report_id)
     return case_id
 

@@ -1,13 +1,14 @@
 """The commands."""
 
 import asyncio
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from backstop.dead import dead
-from backstop.settings import fail, kafka_at, kafka_security
+from backstop.settings import SERVICES, fail, kafka_at, kafka_security
 
 app = typer.Typer(
     help="Backstop from the command line.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
@@ -15,8 +16,6 @@ app = typer.Typer(
 topics = typer.Typer(help="Kafka topics.", no_args_is_help=True)
 app.add_typer(topics, name="topics")
 app.add_typer(dead, name="dead")
-
-SERVICES = ("reporter", "triage", "submitter", "verdict-poller", "blocklist", "quarantine")
 
 
 @topics.command("create")
@@ -32,7 +31,7 @@ def create(
     ] = None,
 ) -> None:
     """Create the topics that are missing; leave the others as they are."""
-    from chassis.kafka import copies_for, create_topics  # noqa: PLC0415 - `backstop --help` should not load Kafka
+    from chassis.topics import copies_for, create_topics  # noqa: PLC0415 - `backstop --help` should not load Kafka
 
     security = kafka_security()
 
@@ -43,7 +42,6 @@ def create(
             prefix=prefix,
             partitions=partitions,
             replication=copies,
-            services=SERVICES,
             kafka_security=security,
         )
         return created, copies
@@ -58,6 +56,53 @@ def create(
             fg="yellow",
         )
     typer.echo(f"created {len(created)} topics: {', '.join(created)}" if created else "all topics are there already")
+
+
+@topics.command("skip")
+def skip_record(
+    service: Annotated[str, typer.Argument(help="The service that stands there.")],
+    topic: Annotated[str, typer.Argument(help="The topic, with or without the prefix.")],
+    partition: Annotated[int, typer.Argument(min=0)],
+    offset: Annotated[int, typer.Argument(min=0, help="Where the record is, from the log or GET /readyz.")],
+    kafka_bootstrap: Annotated[str, typer.Option(envvar="BACKSTOP_KAFKA_BOOTSTRAP")],
+    prefix: Annotated[str, typer.Option(envvar="BACKSTOP_TOPIC_PREFIX")] = "backstop",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """
+    Move a service past a record that cannot be read, such as one with a header whose name is not UTF-8.
+
+    Stop every replica of the service first; the others need not be stopped. The record, and those behind it that were
+    produced in the same batch, are then never handled by this service. They stay in the topic.
+    """
+    from chassis.topics import SkipError, skip  # noqa: PLC0415 - as above
+
+    if service not in SERVICES:
+        fail(f"There is no service {service}. Services that read topics: {', '.join(SERVICES)}.", 2)
+    name = topic.removeprefix(f"{prefix}.")
+    security = kafka_security()
+    with kafka_at(kafka_bootstrap, "Nothing was skipped."):
+        try:
+            following = asyncio.run(
+                skip(
+                    kafka_bootstrap,
+                    group=f"{prefix}.{service}.{name}",
+                    topic=f"{prefix}.{name}",
+                    partition=partition,
+                    offset=offset,
+                    kafka_security=security,
+                )
+            )
+        except SkipError as error:
+            fail(f"Nothing was skipped. {error}")
+    if as_json:
+        typer.echo(json.dumps({"skipped": list(range(offset, following)), "next": following}))
+    elif following == offset + 1:
+        typer.echo(f"Skipped the record at offset {offset}. {service} goes on at {following}; start it again.")
+    else:
+        typer.echo(
+            f"Skipped offsets {offset} to {following - 1}: those behind {offset} were produced together with it, and"
+            f" cannot be read either. {service} goes on at {following}; start it again."
+        )
 
 
 @app.command()

@@ -1,110 +1,155 @@
 """`backstop dead`: see why a service could not handle events, and have them handled again or drop them."""
 
 import asyncio
+import getpass
+import json
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from backstop.settings import fail, kafka_at, kafka_security
+from backstop.settings import SERVICES, fail, postgres_at
 
 if TYPE_CHECKING:
-    from chassis.dead import DeadLetters
+    from backstop.letters import Letters
 
 dead = typer.Typer(help="Dead letters: events that a service could not handle.", no_args_is_help=True)
 
 T = TypeVar("T")
-Ids = Annotated[list[str] | None, typer.Argument(metavar="ID", help="<service>:<partition>:<offset>, from `list`.")]
-Bootstrap = Annotated[str, typer.Option(envvar="BACKSTOP_KAFKA_BOOTSTRAP")]
-Prefix = Annotated[str, typer.Option(envvar="BACKSTOP_TOPIC_PREFIX")]
+Id = Annotated[str, typer.Argument(metavar="ID", help="<service>:<number>, from `list`.")]
+Ids = Annotated[list[str] | None, typer.Argument(metavar="ID", help="<service>:<number>, from `list`.")]
+Dsn = Annotated[
+    str,
+    typer.Option(
+        "--postgres-dsn",
+        envvar="BACKSTOP_POSTGRES_DSN",
+        show_envvar=True,
+        help="The services' database, with the right to change the tables in their schemas.",
+    ),
+]
 Service = Annotated[str | None, typer.Option(help="The service that could not handle them.")]
 Error = Annotated[str | None, typer.Option(help="The error's class, exactly.")]
 Reason = Annotated[str | None, typer.Option(help="A part of the reason.")]
-Topic = Annotated[str | None, typer.Option(help="The topic they came from, with or without the prefix.")]
+Topic = Annotated[str | None, typer.Option(help="The topic they came from.")]
 Everything = Annotated[bool, typer.Option("--all", help="All of the service that match, instead of single ones.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON: one object a line.")]
 
 
 @dead.command("list")
 def list_letters(
-    kafka_bootstrap: Bootstrap,
-    prefix: Prefix = "backstop",
+    dsn: Dsn,
     service: Service = None,
     error: Error = None,
     reason: Reason = None,
     topic: Topic = None,
-    everything: Annotated[bool, typer.Option("--all", help="Also those that are settled.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+    everything: Annotated[bool, typer.Option("--all", help="Also those that were replayed or dropped.")] = False,
+    as_json: Json = False,
 ) -> None:
-    """List the dead letters that stand, of one service or of all. Never prints a payload."""
-    from backstop.letters import Wanted, print_list  # noqa: PLC0415 - `backstop --help` should not load Kafka
+    """List the unresolved dead letters, of one service or of all. Never prints a payload."""
+    from backstop.letters import print_list, topic_of  # noqa: PLC0415 - `backstop --help` should be quick
+    from chassis.dead_letters import Wanted  # noqa: PLC0415 - as above
 
-    wanted = Wanted(error, reason, topic, settled=everything)
-    _run(kafka_bootstrap, prefix, lambda letters: print_list(letters, service, wanted, as_json=as_json))
+    wanted = Wanted(None, None if everything else "unresolved", topic_of(topic), error, reason)
+    _run(dsn, lambda letters: print_list(letters, service, wanted, as_json=as_json))
 
 
 @dead.command()
-def show(
-    letter_id: Annotated[str, typer.Argument(metavar="ID", help="<service>:<partition>:<offset>, from `list`.")],
-    kafka_bootstrap: Bootstrap,
-    prefix: Prefix = "backstop",
-) -> None:
+def show(letter_id: Id, dsn: Dsn, as_json: Json = False) -> None:
     """
     Show everything about one dead letter, its headers and its PAYLOAD included.
 
     The payload is an event and may be private: subjects, addresses, what a user wrote. Mind where you show it.
     A payload that is not JSON is shown as a Python bytes literal.
     """
-    from backstop.letters import find_one, text_of  # noqa: PLC0415 - as above
+    from backstop.letters import json_of, text_of  # noqa: PLC0415 - as above
 
-    letter, settlement = _run(kafka_bootstrap, prefix, lambda letters: find_one(letters, letter_id))
-    typer.echo(text_of(letter, settlement, topic_prefix=prefix))
+    found = _run(dsn, lambda letters: letters.find(letter_id))
+    typer.echo(json_of(*found) if as_json else text_of(*found))
 
 
 @dead.command()
 def replay(
-    kafka_bootstrap: Bootstrap,
+    dsn: Dsn,
     ids: Ids = None,
-    prefix: Prefix = "backstop",
     service: Service = None,
     error: Error = None,
     reason: Reason = None,
     topic: Topic = None,
     everything: Everything = False,
+    as_json: Json = False,
 ) -> None:
     """
-    Publish dead letters again to the topics they came from, as they were, and settle them.
+    Publish dead letters again to the topics they came from, as they were.
 
-    Every service that reads the topic sees them again; one that has handled an event before does nothing. A letter
-    that fails again becomes a new dead letter.
+    The service's relay does it, so the service has to run. Every service that reads the topic sees them again; one
+    that has handled an event before does nothing. A letter that fails again becomes a new dead letter.
     """
-    from backstop.letters import Wanted  # noqa: PLC0415 - as above
-    from backstop.letters import replay as work  # noqa: PLC0415 - as above
+    from backstop.letters import count_of, topic_of  # noqa: PLC0415 - as above
+    from chassis.dead_letters import Wanted  # noqa: PLC0415 - as above
 
     _check_choice(ids, service, everything, error, reason, topic)
-    wanted = Wanted(error, reason, topic)
-    if not _run(kafka_bootstrap, prefix, lambda letters: work(letters, ids or [], service, wanted)):
+    wanted = Wanted(None, "unresolved", topic_of(topic), error, reason)
+
+    async def work(letters: "Letters") -> tuple[list[str], list[str]]:
+        replayed, refused = [], []
+        for name, chosen in (await letters.choose(ids or [], service, wanted)).items():
+            done = await letters.replay(name, chosen, _operator())
+            replayed += [f"{name}:{number}" for number in done]
+            refused += [f"{name}:{number}" for number in chosen if number not in set(done)]
+        return replayed, refused
+
+    replayed, refused = _run(dsn, work)
+    for letter_id in refused:
+        why = "it is larger than an event may be, or was resolved by somebody else in this moment"
+        typer.secho(f"Not replayed: {letter_id}: {why}. Nothing was changed about it.", err=True, fg="red")
+    if as_json:
+        typer.echo(json.dumps({"replayed": replayed, "refused": refused}))
+    else:
+        typer.echo(f"{count_of(len(replayed))} replayed.")
+    if refused:
         raise typer.Exit(1)
 
 
 @dead.command()
 def drop(
-    kafka_bootstrap: Bootstrap,
+    dsn: Dsn,
     ids: Ids = None,
-    prefix: Prefix = "backstop",
     service: Service = None,
     error: Error = None,
     reason: Reason = None,
     topic: Topic = None,
     everything: Everything = False,
     sure: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    as_json: Json = False,
 ) -> None:
-    """Settle dead letters without having them handled. Until Kafka deletes them, `list --all` and `show` find them."""
-    from backstop.letters import Wanted  # noqa: PLC0415 - as above
-    from backstop.letters import drop as work  # noqa: PLC0415 - as above
+    """Resolve dead letters without having them handled. For 30 days more `list --all` and `show` find them."""
+    from backstop.letters import count_of, topic_of  # noqa: PLC0415 - as above
+    from chassis.dead_letters import Wanted  # noqa: PLC0415 - as above
 
     _check_choice(ids, service, everything, error, reason, topic)
-    wanted = Wanted(error, reason, topic)
-    _run(kafka_bootstrap, prefix, lambda letters: work(letters, ids or [], service, wanted, sure=sure))
+    wanted = Wanted(None, "unresolved", topic_of(topic), error, reason)
+
+    async def work(letters: "Letters") -> list[str]:
+        chosen = await letters.choose(ids or [], service, wanted)
+        count = count_of(sum(map(len, chosen.values())))
+        if chosen and not sure:
+            typer.confirm(f"Drop {count} of {', '.join(chosen)}? No service will see them again.", abort=True, err=True)
+        return [
+            f"{name}:{number}"
+            for name, numbers in chosen.items()
+            for number in await letters.drop(name, numbers, _operator())
+        ]
+
+    dropped = _run(dsn, work)
+    typer.echo(json.dumps({"dropped": dropped}) if as_json else f"{count_of(len(dropped))} dropped.")
+
+
+def _operator() -> str:
+    """Return who acts, as far as this machine can tell."""
+    try:
+        return f"backstop dead, by {getpass.getuser()}"
+    except (KeyError, OSError):
+        return "backstop dead"
 
 
 def _check_choice(ids: list[str] | None, service: str | None, everything: bool, *filters: str | None) -> None:
@@ -114,17 +159,15 @@ def _check_choice(ids: list[str] | None, service: str | None, everything: bool, 
         raise typer.BadParameter("Name the ids of dead letters, or --service and --all.")
 
 
-def _run(kafka_bootstrap: str, prefix: str, work: "Callable[[DeadLetters], Awaitable[T]]") -> T:
-    from chassis.dead import DeadLetterError, DeadLetters  # noqa: PLC0415 - as above
-
-    security = kafka_security()
+def _run(dsn: str, work: "Callable[[Letters], Awaitable[T]]") -> T:
+    from backstop.letters import Letters, LettersError  # noqa: PLC0415 - as above
 
     async def job() -> T:
-        async with DeadLetters(kafka_bootstrap, topic_prefix=prefix, kafka_security=security) as letters:
+        async with Letters(dsn, SERVICES) as letters:
             return await work(letters)
 
-    with kafka_at(kafka_bootstrap, "What was not said to be settled stands as before."):
+    with postgres_at(dsn, "Nothing was changed."):
         try:
             return asyncio.run(job())
-        except DeadLetterError as error:
+        except LettersError as error:
             fail(str(error))

@@ -1,239 +1,216 @@
 """Dead letters in an operator's hands: found, written out, replayed, dropped."""
 
 import json
-from collections.abc import AsyncIterator, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Self
 
+import asyncpg
 import typer
 from pydantic import ValidationError
 
 from backstop_contracts import EVENTS, NotAnEventError, read_headers
-from chassis.dead import DeadLetter, DeadLetterError, DeadLetters, Place, Settlement
+from chassis import dead_letters
+from chassis.dead_letters import DeadLetter, Wanted
 
-CHUNK = 500
-CHUNK_BYTES = 8 << 20
-"""Most letters, and about the most bytes of them, that are held in memory at once."""
-TITLES = ("ID", "WHEN", "FROM", "ERROR", "EVENT", "CE_ID", "KEY", "STATE", "REASON")
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """Which letters are meant: those that stand, or also the settled ones, as far as they match."""
-
-    error: str | None = None
-    reason: str | None = None
-    topic: str | None = None
-    settled: bool = False
-
-    def __call__(self, letter: DeadLetter, settlement: Settlement | None) -> bool:
-        """Tell whether *letter* is meant."""
-        return (
-            (self.settled or settlement is None)
-            and self.error in (None, letter.error)
-            and (self.reason is None or self.reason.lower() in (letter.reason or "").lower())
-            and (self.topic is None or f".{letter.topic}".endswith(f".{self.topic}"))
-        )
+PAGE = 500
+TITLES = ("ID", "PARKED", "FROM", "ERROR", "EVENT", "EVENT ID", "KEY", "STATE", "REASON")
+MODELS = {model.topic(): model for model in EVENTS}
 
 
-def about(letter: DeadLetter, settlement: Settlement | None) -> dict[str, Any]:
+class LettersError(Exception):
+    """What was asked for cannot be done; the text says why, and nothing was changed."""
+
+
+class Letters:
+    """The dead letters of all services of one database, each in its own schema, while the context is entered."""
+
+    def __init__(self, dsn: str, services: Sequence[str]) -> None:
+        self._dsn = dsn
+        self._known = services
+
+    async def __aenter__(self) -> Self:
+        self._connection = await asyncpg.connect(self._dsn, timeout=10, command_timeout=60)
+        self.services = [
+            service
+            for service in self._known
+            if await self._connection.fetchval("SELECT to_regclass($1)", f'"{_schema(service)}".dead_letters')
+        ]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._connection.close(timeout=2)
+
+    async def read(self, service: str | None, wanted: Wanted) -> AsyncIterator[tuple[str, DeadLetter]]:
+        """Read the letters that are meant, of one service or of all, each with the name of its service."""
+        for name in self.services if service is None else [service]:
+            after = 0
+            while page := await dead_letters.read(await self._of(name), wanted, after=after, limit=PAGE):
+                for letter in page:
+                    yield name, letter
+                after = page[-1].id
+
+    async def find(self, letter_id: str) -> tuple[str, DeadLetter, bytes | None]:
+        """Return a letter, the name of its service before it, and its value behind it."""
+        service, _, number = letter_id.partition(":")
+        if not (service and number.isdecimal() and len(number) < 19):
+            raise LettersError(f"{letter_id!r} is not the id of a dead letter: <service>:<number>.")
+        found = await dead_letters.find(await self._of(service), int(number))
+        if found is None:
+            raise LettersError(
+                f"There is no dead letter {letter_id}. `backstop dead list --all` shows all there are; those that were"
+                " replayed or dropped are deleted after 30 days."
+            )
+        return service, *found
+
+    async def choose(self, ids: Sequence[str], service: str | None, wanted: Wanted) -> dict[str, list[int]]:
+        """Return the unresolved letters with *ids*, or else all of *service* that are meant, by service."""
+        chosen: dict[str, list[int]] = {}
+        for letter_id in dict.fromkeys(ids):
+            name, letter, _ = await self.find(letter_id)
+            if letter.state != "unresolved":
+                raise LettersError(f"{letter_id} was {letter.state} {_when(letter.resolved_at)}. Nothing was done.")
+            chosen.setdefault(name, []).append(letter.id)
+        if not ids:
+            async for name, letter in self.read(service, wanted):
+                chosen.setdefault(name, []).append(letter.id)
+        return chosen
+
+    async def replay(self, service: str, ids: Sequence[int], by: str) -> list[int]:
+        """Replay unresolved letters, all that can be; return which."""
+        connection = await self._of(service)
+        async with connection.transaction():
+            return await dead_letters.replay(connection, Wanted(), by, ids=ids)
+
+    async def drop(self, service: str, ids: Sequence[int], by: str) -> list[int]:
+        """Drop unresolved letters; return which."""
+        connection = await self._of(service)
+        async with connection.transaction():
+            return await dead_letters.drop(connection, Wanted(), by, ids=ids)
+
+    async def _of(self, service: str) -> "asyncpg.Connection[asyncpg.Record]":
+        if service not in self.services:
+            known = ", ".join(self.services) or "none"
+            raise LettersError(f"There is no service {service} in this database. Services with dead letters: {known}.")
+        await self._connection.execute("SELECT set_config('search_path', $1, false)", f'"{_schema(service)}"')
+        return self._connection
+
+
+async def print_list(letters: Letters, service: str | None, wanted: Wanted, *, as_json: bool) -> None:
+    """Print the letters that are meant: as a table that ends with their number, or as one JSON object a line."""
+    count = unresolved = 0
+    rows: list[Sequence[str]] = []
+    widths: list[int] = []
+    async for name, letter in letters.read(service, wanted):
+        count += 1
+        unresolved += letter.state == "unresolved"
+        if as_json:
+            typer.echo(json.dumps(about(name, letter)))
+        else:
+            rows.append(_row(name, letter))
+        if len(rows) == PAGE:
+            _print_rows(rows, widths)
+    _print_rows(rows, widths)
+    if not as_json:
+        total = f"{count_of(count)}, " if wanted.state is None and count else ""
+        typer.echo(f"{total}{unresolved or 'none'} unresolved." if total or unresolved else "No dead letters.")
+
+
+def about(service: str, letter: DeadLetter) -> dict[str, Any]:
     """Describe a letter without its payload."""
-    headers = dict(letter.headers)
     return {
-        "id": letter.id,
-        "service": letter.service,
-        "time": letter.time.isoformat(),
+        "id": f"{service}:{letter.id}",
+        "service": service,
+        "parked_at": letter.parked_at.isoformat(),
         "topic": letter.topic,
-        "partition": letter.source_partition,
-        "offset": letter.source_offset,
+        "partition": letter.partition,
+        "offset": letter.offset,
         "error": letter.error,
         "reason": letter.reason,
         "key": _readable(letter.key),
-        "type": _readable(headers.get("ce_type")),
-        "ce_id": _readable(headers.get("ce_id")),
-        "settled": settlement and {"how": settlement.how, "time": settlement.time.isoformat()},
+        "type": _readable(dict(letter.headers).get("ce_type")),
+        "event_id": _readable(dict(letter.headers).get("ce_id")),
+        "state": letter.state,
+        "resolved_by": letter.resolved_by,
+        "resolved_at": letter.resolved_at and letter.resolved_at.isoformat(),
     }
 
 
-async def print_list(letters: DeadLetters, service: str | None, wanted: Wanted, *, as_json: bool) -> None:
-    """Print the letters that are meant: as a table that ends with their number, or as one JSON object a line."""
-    count = standing = 0
-
-    async def rows() -> AsyncIterator[Sequence[str]]:
-        nonlocal count, standing
-        for name in [service] if service else letters.services:
-            async for letter, settlement in letters.read(name):
-                if wanted(letter, settlement):
-                    count += 1
-                    standing += settlement is None
-                    yield [json.dumps(about(letter, settlement))] if as_json else _row(letter, settlement)
-
-    if as_json:
-        async for row in rows():
-            typer.echo(row[0])
-        return
-    await _print_table(rows())
-    if wanted.settled:
-        typer.echo(f"{_count(count)}, {standing or 'none'} of which {'stand' if standing > 1 else 'stands'}.")
-    else:
-        typer.echo(f"{_count(standing)} {'stand' if standing > 1 else 'stands'}.")
+def json_of(service: str, letter: DeadLetter, value: bytes | None) -> str:
+    """Describe a letter with its headers and its payload, as JSON; what is no text with its bytes as escapes."""
+    headers = [[name, _readable(content)] for name, content in letter.headers]
+    return json.dumps({**about(service, letter), "headers": headers, "payload": _readable(value)})
 
 
-def text_of(letter: DeadLetter, settlement: Settlement | None, *, topic_prefix: str) -> str:
+def text_of(service: str, letter: DeadLetter, value: bytes | None) -> str:
     """Write out everything about a letter, its payload included."""
+    resolved = f" {_when(letter.resolved_at)} by {letter.resolved_by}" if letter.resolved_at else ""
     facts = {
-        "parked": _when(letter.time),
-        "from": f"{letter.topic or '?'}, partition {_or(letter.source_partition)}, offset {_or(letter.source_offset)}",
-        "error": _or(letter.error),
-        "reason": _or(letter.reason),
-        "state": f"{settlement.how} {_when(settlement.time)}" if settlement else "stands",
-        "now": _now(letter, topic_prefix),
+        "parked": _when(letter.parked_at),
+        "from": f"{letter.topic}, partition {letter.partition}, offset {letter.offset}",
+        "error": letter.error,
+        "reason": letter.reason,
+        "state": letter.state + resolved,
+        "now": _now(letter, value),
         "key": _exact(letter.key),
     }
-    size = "no payload" if letter.value is None else f"payload, {len(letter.value)} bytes:"
+    size = "no payload" if value is None else f"payload, {len(value)} bytes:"
     return "\n".join(
         [
-            letter.id,
-            *(f"  {name:<8}{_printable(value)}" for name, value in facts.items()),
+            f"{service}:{letter.id}",
+            *(f"  {name:<8}{_printable(fact)}" for name, fact in facts.items()),
             "  headers",
-            *(f"    {_printable(name)}: {_exact(value)}" for name, value in letter.headers),
+            *(f"    {_printable(name)}: {_exact(content)}" for name, content in letter.headers),
             f"  {size}",
-            *([] if letter.value is None else [_payload(letter.value)]),
+            *([] if value is None else [_payload(value)]),
         ]
     )
 
 
-async def find_standing(letters: DeadLetters, ids: Sequence[str]) -> list[DeadLetter]:
-    """Return the letters with these ids. Raises DeadLetterError when one of them is unknown or settled already."""
-    found = []
-    for service, places in _by_service(ids).items():
-        for letter, settlement in await letters.find(service, places):
-            if settlement:
-                raise DeadLetterError(
-                    f"{letter.id} was {settlement.how} {_when(settlement.time)} already. Nothing was done."
-                )
-            found.append(letter)
-    return found
+def topic_of(name: str | None) -> str | None:
+    """Return the topic that an operator names, which may be with the installation's prefix."""
+    return next((topic for topic in MODELS if f".{name}".endswith(f".{topic}")), name)
 
 
-async def find_one(letters: DeadLetters, letter_id: str) -> tuple[DeadLetter, Settlement | None]:
-    """Return the letter with this id and its settlement. Raises DeadLetterError when it is unknown."""
-    ((service, places),) = _by_service([letter_id]).items()
-    (found,) = await letters.find(service, places)
-    return found
+def count_of(number: int) -> str:
+    """Write a number of dead letters."""
+    return {0: "No dead letters", 1: "1 dead letter"}.get(number, f"{number} dead letters")
 
 
-async def replay(letters: DeadLetters, ids: Sequence[str], service: str | None, wanted: Wanted) -> bool:
-    """Replay the letters with *ids*, or all of *service* that are meant; tell whether every one could be."""
-    replayed = kept = 0
-    async for chunk in _chunks(letters, await find_standing(letters, ids), service, wanted):
-        refused = await letters.replay(chunk)
-        replayed += len(chunk) - len(refused)
-        kept += len(refused)
-        for letter, why in refused:
-            typer.secho(f"Not replayed: {letter.id}: {_printable(why)}. It stands as before.", err=True, fg="red")
-    typer.echo(f"{_count(replayed)} replayed.")
-    return not kept
+def _schema(service: str) -> str:
+    return service.replace("-", "_").replace('"', '""')
 
 
-async def drop(letters: DeadLetters, ids: Sequence[str], service: str | None, wanted: Wanted, *, sure: bool) -> None:
-    """Drop the letters with *ids*, or all of *service* that are meant; ask before unless *sure*."""
-    found: dict[str, list[Place]] = {}
-    async for chunk in _chunks(letters, await find_standing(letters, ids), service, wanted):
-        for letter in chunk:
-            found.setdefault(letter.service, []).append(letter.place)
-    count = sum(map(len, found.values()))
-    if count and not sure:
-        typer.confirm(f"Drop {_count(count)} of {', '.join(found)}? No service will see them again.", abort=True)
-    for name, places in found.items():
-        for some in _split(places):
-            await letters.settle(name, some, "dropped")
-    typer.echo(f"{_count(count)} dropped.")
-
-
-async def _chunks(
-    letters: DeadLetters, found: list[DeadLetter], service: str | None, wanted: Wanted
-) -> AsyncIterator[list[DeadLetter]]:
-    """Yield what was *found*, or else all of *service* that are meant, in parts that memory can hold."""
-    if found:
-        yield found
-    if service is None:
-        return
-    chunk: list[DeadLetter] = []
-    size = 0
-    async for letter, settlement in letters.read(service):
-        if wanted(letter, settlement):
-            chunk.append(letter)
-            size += len(letter.value or b"")
-            if len(chunk) >= CHUNK or size > CHUNK_BYTES:
-                yield chunk
-                chunk, size = [], 0
-    if chunk:
-        yield chunk
-
-
-def _split(places: list[Place]) -> Iterator[list[Place]]:
-    return (places[start : start + CHUNK] for start in range(0, len(places), CHUNK))
-
-
-def _by_service(ids: Sequence[str]) -> dict[str, list[Place]]:
-    found: dict[str, list[Place]] = {}
-    for letter_id in dict.fromkeys(ids):
-        service, _, place = letter_id.partition(":")
-        partition, _, offset = place.partition(":")
-        if not (service and partition.isdecimal() and offset.isdecimal()):
-            raise DeadLetterError(f"{letter_id!r} is not the id of a dead letter: <service>:<partition>:<offset>.")
-        found.setdefault(service, []).append(Place(int(partition), int(offset)))
-    return found
-
-
-def _row(letter: DeadLetter, settlement: Settlement | None) -> list[str]:
-    facts = about(letter, settlement)
+def _row(service: str, letter: DeadLetter) -> list[str]:
+    facts = about(service, letter)
     cells = (
         facts["id"],
-        _when(letter.time),
-        f"{letter.topic or '?'}:{_or(letter.source_partition)}:{_or(letter.source_offset)}",
-        facts["error"],
-        facts["type"],
-        facts["ce_id"],
-        facts["key"],
-        settlement.how if settlement else "stands",
-        facts["reason"],
+        _when(letter.parked_at),
+        f"{letter.topic}:{letter.partition}:{letter.offset}",
+        *(facts[name] for name in ("error", "type", "event_id", "key", "state", "reason")),
     )
-    return [_printable(_or(cell)) for cell in cells]
+    return ["-" if cell is None else _printable(str(cell)) for cell in cells]
 
 
-async def _print_table(rows: AsyncIterator[Sequence[str]]) -> None:
+def _print_rows(rows: list[Sequence[str]], widths: list[int]) -> None:
     """Print columns as wide as the first rows need; rows that come later may be wider."""
-    block: list[Sequence[str]] = []
-    widths: list[int] = []
-
-    def print_block() -> None:
-        if not widths and block:
-            block.insert(0, TITLES)
-            widths.extend(max(map(len, column)) for column in zip(*block, strict=True))
-        for row in block:
-            cells = zip(row, widths, strict=True)
-            typer.echo("  ".join(cell.ljust(width) for cell, width in cells).rstrip())
-        block.clear()
-
-    async for row in rows:
-        block.append(row)
-        if len(block) >= CHUNK:
-            print_block()
-    print_block()
+    if rows and not widths:
+        rows.insert(0, TITLES)
+        widths.extend(max(map(len, column)) for column in zip(*rows, strict=True))
+    for row in rows:
+        cells = zip(row, widths, strict=True)
+        typer.echo("  ".join(cell.ljust(width) for cell, width in cells).rstrip())
+    rows.clear()
 
 
-def _now(letter: DeadLetter, topic_prefix: str) -> str:
-    """Tell whether the event would be understood today."""
-    models = {f"{topic_prefix}.{model.topic()}": model for model in EVENTS}
-    model = models.get(letter.topic or "")
+def _now(letter: DeadLetter, value: bytes | None) -> str:
+    """Return whether the event would be understood today, as a sentence."""
+    model = MODELS.get(letter.topic)
     if model is None:
         return "its topic is none of this version's events"
     try:
         read_headers(letter.headers, model)
-        model.model_validate_json(letter.value or b"")
+        model.model_validate_json(value or b"")
     except (NotAnEventError, ValidationError) as error:
         return f"is not understood by this version either: {error}"
     return f"is understood as {model.__name__} by this version"
@@ -271,13 +248,5 @@ def _printable(text: str) -> str:
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
-def _or(value: object) -> str:
-    return "-" if value is None else str(value)
-
-
-def _when(time: datetime) -> str:
-    return time.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def _count(number: int) -> str:
-    return {0: "No dead letter", 1: "1 dead letter"}.get(number, f"{number} dead letters")
+def _when(time: datetime | None) -> str:
+    return time.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ") if time else "-"

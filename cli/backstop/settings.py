@@ -10,6 +10,8 @@ import typer
 if TYPE_CHECKING:
     from faststream.security import BaseSecurity
 
+SERVICES = ("reporter", "triage", "submitter", "verdict-poller", "blocklist", "quarantine")
+
 
 def kafka_security() -> "BaseSecurity | None":
     """Return how to speak to Kafka, as services do; ends the command when `BACKSTOP_KAFKA_...` do not fit together."""
@@ -38,6 +40,25 @@ def kafka_at(kafka_bootstrap: str, kept: str) -> Iterator[None]:
         fail(f"Kafka at {kafka_bootstrap} refused: {' '.join(map(str, error.args)) or type(error).__name__}. {kept}")
     except (KafkaError, TimeoutError) as error:
         fail(f"Kafka at {kafka_bootstrap} does not answer ({type(error).__name__}). {kept}")
+
+
+@contextmanager
+def postgres_at(dsn: str, kept: str) -> Iterator[None]:
+    """End the command when PostgreSQL is away or refuses something in the block. Never repeats the DSN, a secret."""
+    import asyncpg  # noqa: PLC0415 - `backstop --help` should be quick
+
+    from chassis.settings import DSN_WANTED  # noqa: PLC0415 - as above
+
+    if not dsn.startswith(("postgresql://", "postgres://")):
+        fail(f"BACKSTOP_POSTGRES_DSN: {DSN_WANTED}. {kept}", 2)
+    try:
+        yield
+    except (asyncpg.ClientConfigurationError, ValueError, OverflowError):
+        fail(f"BACKSTOP_POSTGRES_DSN: {DSN_WANTED}. {kept}", 2)
+    except asyncpg.PostgresError as error:
+        fail(f"PostgreSQL refused: {type(error).__name__} (SQLSTATE {error.sqlstate}). {kept}")
+    except (OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
+        fail(f"PostgreSQL does not answer ({type(error).__name__}). {kept}")
 
 
 def fail(message: str, code: int = 1) -> NoReturn:

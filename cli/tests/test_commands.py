@@ -35,7 +35,7 @@ async def test_topics_on_a_kafka_that_is_away_are_one_line() -> None:
     assert said.startswith(f"Kafka at {NOBODY} does not answer (")
 
 
-@pytest.mark.parametrize("command", [("topics", "create"), ("dead", "list")])
+@pytest.mark.parametrize("command", [("topics", "create"), ("topics", "skip", "triage", "case-updated", "0", "0")])
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -48,7 +48,7 @@ async def test_topics_on_a_kafka_that_is_away_are_one_line() -> None:
     ],
 )
 async def test_a_wrong_setting_is_one_line_with_its_name_and_without_its_value(
-    command: tuple[str, str], name: str, value: str
+    command: tuple[str, ...], name: str, value: str
 ) -> None:
     """As a service says it."""
     settings = {"BACKSTOP_KAFKA_BOOTSTRAP": NOBODY, f"BACKSTOP_{name}": value}

@@ -41,8 +41,7 @@ class Service:
 
     def group(self, model: type[Event]) -> str:
         """Return the consumer group that reads an event's topic, without the installation's prefix."""
-        del model
-        return self.name
+        return f"{self.name}.{model.topic()}"
 
 
 def services() -> list[Service]:
@@ -52,13 +51,15 @@ def services() -> list[Service]:
 
 def _service(name: str) -> Service:
     module = import_module(f"{name.replace('-', '_')}.app")
+    router = import_module(f"{name.replace('-', '_')}.handlers").router
+    subscribed = {topic for subscriber in router.subscribers for topic in subscriber.topic_names}
     fields = module.Settings.model_fields
     built = module.build(module.Settings(**{field: _SETTINGS[field] for field in fields if field in _SETTINGS}))
     published = set(_published(Path(inspect.getfile(module)).parent))
     return Service(
         name=name,
         does=built.api.description,
-        subscribes=tuple(model for model in EVENTS if model in built.subscriptions),
+        subscribes=tuple(model for model in EVENTS if model.topic() in subscribed),
         publishes=tuple(model for model in EVENTS if model.__name__ in published),
         openapi=built.api.openapi(),
     )

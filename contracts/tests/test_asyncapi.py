@@ -95,6 +95,17 @@ def test_an_event_is_published_by_whom_its_model_names_and_is_read_by_somebody(m
     assert services("receive", model.topic()) - publishers
 
 
+def test_a_service_reads_each_topic_in_a_group_of_its_own() -> None:
+    """A topic that halts or cannot be read stops no other."""
+    groups = {
+        name: operation["bindings"]["kafka"]["groupId"]["default"]
+        for name, operation in OPERATIONS.items()
+        if operation["action"] == "receive"
+    }
+
+    assert {name: f"backstop.{name.replace('.receive.', '.')}" for name in groups} == groups
+
+
 @every_event
 def test_a_topic_keeps_all_events_as_long_as_the_model_says(model: type[Event]) -> None:
     """Nothing is compacted, because each event of a key counts."""

@@ -1,7 +1,8 @@
 """
 The checker: what the run's people were told and what the topics say, against what was really done to Microsoft.
 
-A program of its own. It reads the people's diary, the topics and the simulator's ledger, and asks no service.
+A program of its own. It reads the people's diary, the topics, the dead letters and the simulator's ledger, and asks
+no service.
 """
 
 import asyncio
@@ -20,10 +21,12 @@ import aiohttp
 import typer
 from aiokafka import AIOKafkaConsumer, ConsumerRecord
 
-from backstop.app import SERVICES
 from backstop.demo.check import differences
 from backstop.journal import Journal
+from backstop.letters import Letters
+from backstop.settings import SERVICES
 from backstop_contracts import EVENTS, CaseStatus, CaseUpdated, Event, NotAnEventError, read_headers
+from chassis.dead_letters import Wanted
 
 ONCE = {model.TOPIC for model in EVENTS} - {CaseUpdated.TOPIC}
 """Events that are told once about their thing: report, submission, block."""
@@ -41,15 +44,20 @@ class Topics:
     """Whose dead letter, and where the record had been: topic, partition, offset."""
 
 
+async def read_dead_letters(postgres_dsn: str) -> list[tuple[str, str, int, int]]:
+    """Read whose dead letters there are, and where their records had been: topic, partition, offset."""
+    async with Letters(postgres_dsn, SERVICES) as letters:
+        return [
+            (service, letter.topic, letter.partition, letter.offset)
+            async for service, letter in letters.read(None, Wanted(state=None))
+        ]
+
+
 async def read_topics(kafka_bootstrap: str, prefix: str) -> Topics:
     """Read all topics from their beginning to their present end."""
     models = {f"{prefix}.{model.topic()}": model for model in EVENTS}
-    dead = {f"{prefix}.{service}.dead": service for service in SERVICES}
     found, seen = Topics(), set[str]()
-    async for record in _records(kafka_bootstrap, (*models, *dead)):
-        if service := dead.get(record.topic):
-            found.dead.append((service, *_origin(record, prefix)))
-            continue
+    async for record in _records(kafka_bootstrap, tuple(models)):
         try:
             envelope = read_headers(record.headers, models[record.topic])
             event = models[record.topic].model_validate_json(record.value)
@@ -73,15 +81,6 @@ async def _records(kafka_bootstrap: str, topics: Sequence[str]) -> AsyncIterator
             for records in (await consumer.getmany(timeout_ms=500)).values():
                 for record in records:
                     yield record
-
-
-def _origin(record: ConsumerRecord, prefix: str) -> tuple[str, int, int]:
-    headers = {name: value for name, value in record.headers if name.startswith("backstop-dead-")}
-    return (
-        headers["backstop-dead-topic"].decode().removeprefix(f"{prefix}."),
-        int(headers["backstop-dead-partition"]),
-        int(headers["backstop-dead-offset"]),
-    )
 
 
 def journal_of(topics: Topics) -> Journal:
@@ -249,6 +248,7 @@ async def main(
     prefix: str,
     simulator_url: str,
     ca_file: Path,
+    postgres_dsn: str,
 ) -> int:
     """Read the witnesses, print what is wrong, a line each, and the counts as the last line; return how many."""
     addresses: Mapping[str, str] = next((line["addresses"] for line in lines if line["kind"] == "people"), {})
@@ -260,6 +260,7 @@ async def main(
         ledger = await answer.json()
         mails = [await _text(microsoft, simulator_url, entry) for entry in ledger.get("mails", ())]
     topics = await read_topics(kafka_bootstrap, prefix)
+    topics.dead = await read_dead_letters(postgres_dsn)
     wrong = check(lines, topics, ledger, mails, addresses)
     for line in wrong:
         typer.echo(line)
@@ -299,10 +300,11 @@ def program(
     prefix: Annotated[str, typer.Option()],
     simulator_url: Annotated[str, typer.Option()],
     ca_file: Annotated[Path, typer.Option()],
+    postgres_dsn: Annotated[str, typer.Option()],
 ) -> None:
     """Check a fault run; exits with 1 when a promise was broken."""
     lines = [json.loads(line) for line in diary.read_text().splitlines()]
-    if asyncio.run(main(lines, kafka_bootstrap, prefix, simulator_url, ca_file)):
+    if asyncio.run(main(lines, kafka_bootstrap, prefix, simulator_url, ca_file, postgres_dsn)):
         sys.exit(1)
 
 

@@ -12,7 +12,8 @@ from uuid import UUID
 
 from faststream import AckPolicy
 
-import chassis.kafka
+import chassis.consumer
+import chassis.events
 import chassis.outbox
 from chassis.postgres import Tx
 
@@ -56,18 +57,20 @@ def headers_to_faststream() -> None:
     """Leave the headers to FastStream's own parser, which loses the batch of one that is not UTF-8."""
 
     async def as_they_are(records: Any, original: Callable[[Any], Any]) -> Any:
-        return await original(records)
+        message = await original(records)
+        return await chassis.events.parse(records, lambda _: _returned(message))
 
-    chassis.kafka._without_headers = as_they_are
+    async def _returned(message: Any) -> Any:
+        return message
+
+    chassis.consumer.parse = as_they_are  # type: ignore[attr-defined]
 
 
 def acknowledge_first() -> None:
     """Commit before the handler has run, as FastStream does unless told otherwise."""
-
-    class First:
-        NACK_ON_ERROR = AckPolicy.ACK_FIRST
-
-    chassis.kafka.AckPolicy = First  # type: ignore[assignment, attr-defined]
+    chassis.events.BATCH["ack_policy"] = AckPolicy.ACK_FIRST
+    # The check at the start would notice.
+    chassis.consumer._check = lambda subscriber, known: str(subscriber.topic_names[0])  # noqa: ARG005
 
 
 GUARDS: dict[str, tuple[str, Callable[[], None]]] = {

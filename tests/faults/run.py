@@ -17,7 +17,7 @@ from typing import Any
 
 import aiohttp
 import asyncpg
-from aiokafka import AIOKafkaConsumer
+from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
@@ -139,7 +139,6 @@ class Run:
     ) -> None:
         self.name = name
         self.control = control
-        self.groups = [service.replace("_", "-") for service in stack.services if service != "gateway"]
         self.ground = place
         self.stack = stack
         self.load = load
@@ -370,12 +369,20 @@ class Run:
         try:
             await admin.start()
             await consumer.start()
-            behind = {}
-            for group in self.groups:
-                committed = await admin.list_consumer_group_offsets(f"{self.name}.{group}")
-                ends = await consumer.end_offsets(list(committed))
-                self.read[group] = sum(max(offset.offset, 0) for offset in committed.values())
-                behind[group] = sum(ends[place] - max(offset.offset, 0) for place, offset in committed.items())
+            described = {topic["topic"]: topic["partitions"] for topic in await admin.describe_topics()}
+            read, behind = Counter[str](), dict[str, int]()
+            for group, *_ in await admin.list_consumer_groups():
+                if not group.startswith(f"{self.name}."):
+                    continue
+                service, _, topic = group.removeprefix(f"{self.name}.").partition(".")
+                committed = await admin.list_consumer_group_offsets(group)
+                name = f"{self.name}.{topic}"
+                places = [TopicPartition(name, one["partition"]) for one in described[name]]
+                at = {place: max(committed[place].offset, 0) if place in committed else 0 for place in places}
+                ends = await consumer.end_offsets(places)
+                read[service] += sum(at.values())
+                behind[f"{service} of {topic}"] = sum(ends.values()) - sum(at.values())
+            self.read |= read
         finally:
             await consumer.stop()
             await admin.close()
@@ -569,6 +576,7 @@ async def judge(run: Run, patience: float) -> Report:
         "--prefix": run.name,
         "--simulator-url": run.stack.simulator_url,
         "--ca-file": str(run.stack.ca_file),
+        "--postgres-dsn": run.ground.postgres_dsn.rpartition("/")[0] + f"/{run.name}",
     }
     checker = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "faults.check", str(run.diary.file)),

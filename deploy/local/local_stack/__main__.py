@@ -190,8 +190,10 @@ Decide on a case that the policy left open (reported as junk, or from the Junk f
   curl -H "Authorization: Bearer $ADMIN" -H "Content-Type: application/json" "{gateway}/v1/cases/$CASE/decisions" \\
     -d '{{"action": "submit", "category": "phishing", "blocks": [{{"kind": "sender"}}]}}'
 
-For programs that subscribe, and for `.venv/bin/backstop dead list`:
+For programs that subscribe:
   export BACKSTOP_KAFKA_BOOTSTRAP={addresses["kafka_bootstrap"]} BACKSTOP_TOPIC_PREFIX={addresses["topic_prefix"]}
+For `.venv/bin/backstop dead list`:
+  export BACKSTOP_POSTGRES_DSN={addresses["postgres_dsn"]}
 
 `make logs` shows what the processes write, `make down` stops them.""")
 

@@ -1,9 +1,11 @@
 """A service as one process: HTTP, consumer, relay and workers, started and stopped in the right order."""
 
 import asyncio
+import gc
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -11,14 +13,14 @@ from typing import Any
 import asyncpg
 import structlog
 import uvicorn
-from aiokafka.errors import KafkaError
 from fastapi import APIRouter, FastAPI
+from faststream.kafka import KafkaRouter
 
-from backstop_contracts import Event
-from chassis import telemetry
+from chassis import dead_letters, telemetry
 from chassis.auth import Authenticator
+from chassis.consumer import Consumer
+from chassis.dead_letters_api import make_router
 from chassis.http import Check, Told, make_api
-from chassis.kafka import Consumer, Handler
 from chassis.limits import Connection
 from chassis.migrate import MigrationError
 from chassis.outbox import Relay
@@ -53,9 +55,7 @@ class Service:
     def __init__(self, name: str, settings: ServiceSettings, *, title: str, description: str, migrations: Path) -> None:
         self.name = name
         self.settings = settings
-        self.db = Database(
-            settings.postgres_dsn.get_secret_value(), schema=name.replace("-", "_"), pool_size=settings.postgres_pool
-        )
+        self.db = Database(settings.postgres_dsn.get_secret_value(), schema=name.replace("-", "_"))
         self.resources: list[Any] = []
         self._migrations = migrations
         self._works: list[Work] = []
@@ -69,26 +69,23 @@ class Service:
             topic_prefix=settings.topic_prefix,
         )
         self._consumer: Consumer | None = None
-        self._consuming = False
         self._joining: asyncio.Task[None] | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._draining = False
         self._is_asked = False
+        self._is_alone = False
         self.api = make_api(
             title=title, description=description, ready=self._ready(), alive=self._alive(), limits=settings.limits
         )
         self.api.state.authenticator = authenticator(settings)
         self.api.router.lifespan_context = self._lifespan
+        self.api.include_router(make_router(self.db))
+        self.works("purge_dead_letters", partial(dead_letters.purge, self.db), idle=3600, woken=False)
 
-    @property
-    def subscriptions(self) -> frozenset[type[Event]]:
-        """The events that the service handles."""
-        return self._consumer.models if self._consumer else frozenset()
-
-    def consumes(self, handlers: Mapping[type[Event], Handler]) -> None:
-        """Handle the events of these models; a batch of several topics is handled in this order."""
+    def subscribes(self, router: KafkaRouter, **context: Any) -> None:
+        """Handle the events of *router*'s subscribers. *context*: what handlers ask for by name, beside `tx`."""
         self._consumer = Consumer(
-            handlers,
+            router,
             service=self.name,
             database=self.db,
             kafka_bootstrap=self.settings.kafka_bootstrap,
@@ -97,6 +94,7 @@ class Service:
             max_batch=self.settings.max_batch,
             session_seconds=self.settings.session_seconds,
             halt_after=self.settings.halt_after,
+            context=context,
         )
 
     def answers(self, router: APIRouter) -> None:
@@ -132,6 +130,7 @@ class Service:
 
     def run(self) -> None:
         """Serve until SIGTERM or SIGINT, then finish what is in hand."""
+        self._is_alone = True
         serve(self.name, self.api, self.settings)
 
     def _wake_works(self) -> None:
@@ -140,18 +139,22 @@ class Service:
 
     @asynccontextmanager
     async def _lifespan(self, _api: FastAPI) -> AsyncIterator[None]:
-        await self._open_database()
         async with AsyncExitStack() as stack:
             stack.push_async_callback(self.db.close)
             for resource in self.resources:
                 await stack.enter_async_context(resource)
+            # Every topic and every work may hold a connection, and none may wait for another's.
+            topics = len(self._consumer.topics) if self._consumer else 0
+            await self._open_database(topics + len(self._works) + self.settings.postgres_pool)
             self._start(self._relay.run())
             for work in self._works:
                 self._start(work.run())
             if self._consumer:
-                self._joining = self._start(self._join_group(self._consumer))
+                self._joining = self._start(self._join(self._consumer))
             sampler = Sampler(self.db, self._due, self._consumer)
             self._start(sampler.run())
+            if self._is_alone:
+                _tune_garbage_collector()
             log.info("service.started")
             try:
                 yield
@@ -159,9 +162,9 @@ class Service:
                 await sampler.stop()
                 await self._drain()
 
-    async def _open_database(self) -> None:
+    async def _open_database(self, pool_size: int) -> None:
         try:
-            await self.db.open(self._migrations)
+            await self.db.open(self._migrations, pool_size=pool_size)
         except UnreadableDsnError:
             raise SetupError(f"BACKSTOP_POSTGRES_DSN: {DSN_WANTED}") from None
         except MigrationError as error:
@@ -177,17 +180,9 @@ class Service:
         self._tasks.append(task)
         return task
 
-    async def _join_group(self, consumer: Consumer) -> None:
-        while not self._draining:
-            try:
-                await consumer.start()
-            except (KafkaError, OSError) as error:
-                log.warning("kafka.away", error=type(error).__name__)
-                await asyncio.sleep(1)
-            else:
-                self._consuming = True
-                log.info("consumer.joined")
-                return
+    async def _join(self, consumer: Consumer) -> None:
+        await consumer.start()
+        log.info("consumer.joined")
 
     async def _drain(self) -> None:
         """Stop taking in, finish what was taken, publish what that caused."""
@@ -197,7 +192,7 @@ class Service:
             # Who joined the group now would keep its partitions from the others after it is gone.
             self._joining.cancel()
             await asyncio.wait([self._joining], timeout=10)
-        if self._consumer and self._consuming:
+        if self._consumer:
             await _bounded(self._consumer.stop(), 30, "consumer")
         for work in self._works:
             await work.stop()
@@ -227,9 +222,15 @@ class Service:
     def _consumer_state(self) -> str | None:
         if self._consumer is None:
             return None
-        if self._consumer.halted:
-            return f"halted: every event was parked; see `backstop dead list --service {self.name}`"
-        return None if self._consuming and self._consumer.assigned() else "waiting for the group's assignment"
+        if halted := self._consumer.halted:
+            dead = f"`backstop dead list --service {self.name}`"
+            return f"halted: every event of {', '.join(sorted(halted))} was parked; see {dead}"
+        if unassigned := self._consumer.unassigned:
+            return f"waiting for the group's assignment: {', '.join(sorted(unassigned))}"
+        if unreadable := sorted(self._consumer.unreadable.items()):
+            places = "; ".join(f"{place.topic} {place.partition} {offset}" for place, offset in unreadable)
+            return Told(f"unreadable records at {places}; see `backstop topics skip --help`")
+        return None
 
     def _alive(self) -> dict[str, Check]:
         async def progress() -> str | None:
@@ -247,6 +248,17 @@ class Service:
             if task.done() and not task.cancelled() and (error := task.exception()):
                 return f"a background task ended: {type(error).__name__}"
         return None
+
+
+def _tune_garbage_collector() -> None:
+    """
+    Leave what is there when a service has started out of every later collection, and collect less often.
+
+    Else a batch of thousands of events costs half of its time in looking at objects that live for ever.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 10, 10)
 
 
 async def _bounded(job: Awaitable[Any], seconds: float, what: str) -> None:

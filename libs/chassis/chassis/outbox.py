@@ -76,7 +76,7 @@ async def emit(tx: Tx, events: Iterable[tuple[Event, str | None]]) -> None:
         rows.append(
             (
                 event.topic(),
-                headers["ce_partitionkey"],
+                headers["ce_partitionkey"].encode(),
                 orjson.dumps(headers).decode(),
                 event.model_dump_json().encode(),
             )
@@ -84,7 +84,7 @@ async def emit(tx: Tx, events: Iterable[tuple[Event, str | None]]) -> None:
     if rows:
         await tx.execute(
             "INSERT INTO outbox (topic, key, headers, payload)"
-            " SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::bytea[])",
+            " SELECT * FROM unnest($1::text[], $2::bytea[], $3::text[], $4::bytea[])",
             *map(list, zip(*rows, strict=True)),
         )
 
@@ -230,7 +230,7 @@ class Relay:
     ) -> None:
         """Send *rows* and delete the acknowledged ones, but none behind a failed row of the same key."""
         answers = await _while_alive(connection, self._send(connection, producer, rows, partitions))
-        failed_keys: set[tuple[str, str]] = set()
+        failed_keys: set[tuple[str, bytes | None]] = set()
         acknowledged, failure = [], None
         published: Counter[str] = Counter()
         refused: dict[str, BaseException] = {}
@@ -276,17 +276,10 @@ class Relay:
             outcomes.append((numbers, await producer.send_batch(batch, place[0], partition=place[1])))
 
         for number, row in enumerate(rows):
-            topic, key = f"{self._prefix}.{row['topic']}", row["key"].encode()
+            topic, key = f"{self._prefix}.{row['topic']}", row["key"]
             # A future for each event, as `producer.send` makes it, costs more than all the rest of its way.
             place = topic, _partition(key, partitions[row["topic"]])
-            said = {**orjson.loads(row["headers"]), "ce_source": source}
-            headers = [(name, value.encode()) for name, value in said.items()]
-            event = {
-                "timestamp": None,
-                "key": key,
-                "value": row["payload"],
-                "headers": headers,
-            }
+            event = {"timestamp": None, "key": key, "value": row["payload"], "headers": _headers(row, source)}
             if place in filling and filling[place][0].append(**event) is None:
                 await send(place)
             if place not in filling:
@@ -309,14 +302,21 @@ class Relay:
             await asyncio.sleep(0.05)
 
 
+def _headers(row: asyncpg.Record, source: str) -> list[tuple[str, bytes | None]]:
+    """Return the headers of an event, which comes from *source*; or those of a dead letter, as they were."""
+    if row["headers"] is None:
+        return [(name.decode(), value) for name, value in zip(row["header_names"], row["header_values"], strict=True)]
+    return [(name, value.encode()) for name, value in {**orjson.loads(row["headers"]), "ce_source": source}.items()]
+
+
 @lru_cache(maxsize=10_000)
-def _partition(key: bytes, partitions: int) -> int:
+def _partition(key: bytes | None, partitions: int) -> int:
     """
-    Choose the partition of *key* as Kafka's own clients do.
+    Choose the partition of *key* as Kafka's own clients do; of none, the first one.
 
     The hash is written in Python and costs as much as the rest of an event; the events of a case follow each other.
     """
-    return int(murmur2(key) & 0x7FFFFFFF) % partitions
+    return int(murmur2(key) & 0x7FFFFFFF) % partitions if key is not None else 0
 
 
 async def _while_alive(connection: "asyncpg.Connection[asyncpg.Record]", job: Coroutine[Any, Any, T]) -> T:

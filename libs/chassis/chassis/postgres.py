@@ -74,7 +74,10 @@ def is_transient(error: BaseException) -> bool:
 
 def reason_of(error: BaseException) -> str:
     """Return what a transient *error* says, without PostgreSQL's details, which may hold values."""
-    return str(error.args[0] if isinstance(error, asyncpg.PostgresError) and error.args else error)[:200]
+    if isinstance(error, asyncpg.PostgresError):
+        # Its own __str__ adds the details, and fails where there is no text.
+        return str(error.args[0] if error.args else "")[:200]
+    return str(error)[:200]
 
 
 class UnreadableDsnError(ValueError):
@@ -89,16 +92,15 @@ class Database:
     an outbox row or a due row can be seen only after the commit.
     """
 
-    def __init__(self, dsn: str, *, schema: str, pool_size: int = 8) -> None:
+    def __init__(self, dsn: str, *, schema: str) -> None:
         self._dsn = dsn
         self._schema = schema
-        self._pool_size = pool_size
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
         self._listeners: list[Callable[[], None]] = []
 
-    async def open(self, migrations: Path) -> None:
+    async def open(self, migrations: Path, *, pool_size: int = 8) -> None:
         """
-        Connect and bring the schema up to date; wait until PostgreSQL is there.
+        Bring the schema up to date and open a pool of *pool_size* connections; wait until PostgreSQL is there.
 
         Raises errors that retrying cannot fix: UnreadableDsnError, rejected logins (unknown database, bad password),
         MigrationError, and errors raised by a migration.
@@ -107,7 +109,7 @@ class Database:
         delay = 0.1
         while self._pool is None:
             try:
-                self._pool = await self._open(files)
+                self._pool = await self._open(files, pool_size)
             except Exception as error:
                 if not is_transient(error):
                     raise
@@ -115,7 +117,7 @@ class Database:
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, 5.0)
 
-    async def _open(self, files: Mapping[str, bytes]) -> "asyncpg.Pool[asyncpg.Record]":
+    async def _open(self, files: Mapping[str, bytes], pool_size: int) -> "asyncpg.Pool[asyncpg.Record]":
         try:
             connection = await asyncpg.connect(
                 self._dsn, timeout=10, command_timeout=MIGRATION_SECONDS, server_settings=self._session()
@@ -129,7 +131,7 @@ class Database:
         return await asyncpg.create_pool(
             self._dsn,
             min_size=1,
-            max_size=self._pool_size,
+            max_size=pool_size,
             command_timeout=60,
             timeout=10,
             connect=_connect,

@@ -9,7 +9,7 @@ import structlog
 from aiokafka.errors import KafkaError
 
 from chassis import telemetry
-from chassis.kafka import Consumer
+from chassis.consumer import Consumer
 from chassis.postgres import Database, is_transient
 
 log = structlog.get_logger()
@@ -82,6 +82,10 @@ class Sampler:
             for work, rows in self._works.items():
                 waiting = f"SELECT due_at FROM ({rows}) AS rows WHERE due_at <= now()"
                 due[work] = await self._read(f"SELECT min(due_at) FROM ({waiting}) AS waiting", waiting)
+            unresolved = await self._database.pool.fetchval(
+                "SELECT count(*) FROM (SELECT FROM dead_letters WHERE state = 'unresolved' LIMIT $1) AS counted", MOST
+            )
+        telemetry.dead_letters.set(unresolved)
         self._outbox, self._due = outbox, due
         telemetry.sampled_at.set_to_current_time()
 

@@ -253,7 +253,8 @@ class ServiceSettings(HttpSettings, KafkaSettings):
     """What a service needs that also has a database and speaks Kafka."""
 
     postgres_dsn: SecretStr
-    postgres_pool: PositiveInt = 8
+    postgres_pool: PositiveInt = 4
+    """Connections for requests, beside one for each topic and each worker."""
     kafka_bootstrap: Annotated[str, AfterValidator(check_bootstrap)]
     topic_prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")] = "backstop"
     max_batch: PositiveInt = 500

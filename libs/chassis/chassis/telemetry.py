@@ -18,8 +18,10 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from prometheus_client import Counter, Gauge
 
 consumed = Counter("backstop_events_consumed_total", "Events that a handler took in a committed transaction", ["topic"])
-parked = Counter("backstop_events_parked_total", "Events sent to the dead-letter topic", ["topic", "error"])
-dead_letters = Counter("backstop_dead_letters_total", "The same by service, counted from 0 at its start", ["service"])
+parked = Counter("backstop_events_parked_total", "Events that became dead letters", ["topic", "error"])
+dead_letters = Gauge(
+    "backstop_dead_letters_unresolved", "Dead letters that nobody has replayed or dropped (counted up to 100000)"
+)
 redelivered = Counter("backstop_batches_retried_total", "Batches tried again while something was away", ["error"])
 published = Counter("backstop_events_published_total", "Events that Kafka acknowledged", ["topic"])
 outbox_age = Gauge("backstop_outbox_oldest_seconds", "Age of the oldest event not yet acknowledged by Kafka")
@@ -34,7 +36,12 @@ consumer_lag = Gauge(
     "backstop_consumer_lag", "Events of this replica's partitions not yet handled", ["topic", "partition"]
 )
 consumer_waiting = Gauge("backstop_consumer_waiting", "1 while a batch waits for PostgreSQL")
-consumer_halted = Gauge("backstop_consumer_halted", "1 when the consumer stopped because every event was parked")
+consumer_halted = Gauge("backstop_consumer_halted", "1 when the topic stopped as every event was parked", ["topic"])
+consumer_unreadable = Gauge(
+    "backstop_consumer_unreadable",
+    "1 while the partition stands at a record that cannot be read",
+    ["topic", "partition"],
+)
 refused = Counter("backstop_requests_refused_total", "Requests that were not taken on", ["status"])
 
 REPEAT_SECONDS = 10

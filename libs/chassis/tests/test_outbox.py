@@ -16,9 +16,9 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from backstop_contracts import CaseExpired, CaseStatus, CaseUpdated, read_headers
 from chassis import outbox
-from chassis.kafka import create_topics
 from chassis.outbox import Relay
 from chassis.postgres import Database
+from chassis.topics import create_topics
 
 TENANT = uuid4()
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -28,7 +28,7 @@ TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 async def prefix(kafka_bootstrap: str) -> str:
     """Topics of their own for each test."""
     prefix = f"test-{uuid4().hex[:8]}"
-    await create_topics(kafka_bootstrap, prefix=prefix, partitions=3, replication=1, services=["triage"])
+    await create_topics(kafka_bootstrap, prefix=prefix, partitions=3, replication=1)
     return prefix
 
 
@@ -223,7 +223,7 @@ async def test_a_topic_that_is_missing_holds_up_its_own_events_alone(
             await published(kafka_bootstrap, prefix, number + 1)
         await until_left(db, len(expired))
 
-        await create_topics(kafka_bootstrap, prefix=prefix, partitions=3, replication=1, services=["triage"])
+        await create_topics(kafka_bootstrap, prefix=prefix, partitions=3, replication=1)
         await until_empty(db)
     records = await published(kafka_bootstrap, prefix, len(expired), topic="case-expired")
     assert [CaseExpired.model_validate_json(record.value) for record in records] == expired

@@ -39,6 +39,10 @@ async def test_what_waits_is_measured_and_grows_older_while_postgresql_is_away(
         "INSERT INTO outbox (topic, key, headers, payload, created_at)"
         " VALUES ('t', 'k', '{}', '', now() - interval '30 s'), ('t', 'k', '{}', '', now())"
     )
+    await db.pool.execute(
+        'INSERT INTO dead_letters (topic, topic_id, partition, "offset", header_names, header_values, error, reason)'
+        " VALUES ('t', gen_random_uuid(), 0, 0, '{}', '{}', 'KeyError', 'KeyError')"
+    )
     admin = await asyncpg.connect(database.rpartition("/")[0] + "/postgres")
     name = database.rpartition("/")[2]
     sampler = Sampler(db, {"sampled": "SELECT due_at FROM rows"}, None)
@@ -47,6 +51,7 @@ async def test_what_waits_is_measured_and_grows_older_while_postgresql_is_away(
         while gauge("backstop_due_rows", work="sampled") != 2:
             await asyncio.sleep(0.02)
         assert gauge("backstop_outbox_events") == 2
+        assert gauge("backstop_dead_letters_unresolved") == 1
         assert 30 <= gauge("backstop_outbox_oldest_seconds") < 60
         assert 90 <= gauge("backstop_due_oldest_seconds", work="sampled") < 120
 

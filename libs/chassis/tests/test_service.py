@@ -2,7 +2,7 @@
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,20 +14,29 @@ import asyncpg
 import pytest
 from aiokafka import AIOKafkaProducer
 from fastapi import APIRouter
+from faststream.kafka import KafkaRouter
 
 from backstop_contracts import CaseStatus, CaseUpdated, headers_for
 from chassis import telemetry
 from chassis.app import Service, server
-from chassis.kafka import STUCK_LOOKS, Consumer, Received, create_topics
-from chassis.postgres import Tx
+from chassis.consumer import STUCK_LOOKS, Consumer
+from chassis.events import BATCH, Received, Tx
 from chassis.settings import ServiceSettings
+from chassis.topics import create_topics
 from conftest import running
 
 GOOD = {"postgres": "ok", "consumer": "ok", "tasks": "ok"}
 
 
-async def ignore(_tx: Tx, _cases: Sequence[Received[CaseUpdated]]) -> None:
+async def ignore(_cases: list[Received[CaseUpdated]], _tx: Tx) -> None:
     """Take events and do nothing."""
+
+
+def routed(handler: Any) -> KafkaRouter:
+    """Subscribe *handler* to case-updated."""
+    router = KafkaRouter()
+    router.subscriber("case-updated", **BATCH)(handler)
+    return router
 
 
 def service(dsn: str, kafka_bootstrap: str, prefix: str, folder: Path, **more: Any) -> Service:
@@ -41,7 +50,7 @@ def service(dsn: str, kafka_bootstrap: str, prefix: str, folder: Path, **more: A
         **more,
     )
     made = Service("triage", settings, title="Test", description="Test", migrations=folder)
-    made.consumes({CaseUpdated: ignore})
+    made.subscribes(routed(ignore))
     return made
 
 
@@ -55,7 +64,7 @@ async def ask(session: aiohttp.ClientSession, url: str) -> tuple[int, Any]:
 async def prefix(kafka_bootstrap: str) -> str:
     """Make topics for this test alone."""
     prefix = f"test-{uuid4().hex[:8]}"
-    await create_topics(kafka_bootstrap, prefix=prefix, partitions=1, replication=1, services=["triage"])
+    await create_topics(kafka_bootstrap, prefix=prefix, partitions=1, replication=1)
     return prefix
 
 
@@ -81,6 +90,27 @@ async def test_a_service_is_ready_once_it_has_its_partitions(
         assert await ask(session, f"{url}/livez") == (200, {"consumer": "ok", "tasks": "ok"})
 
 
+async def test_every_topic_and_every_work_has_a_connection_beside_those_for_requests(
+    database: str, kafka_bootstrap: str, prefix: str, tmp_path: Path
+) -> None:
+    """Also a work that a resource adds: none of them waits for another's, whatever the setting."""
+    made = service(database, kafka_bootstrap, prefix, tmp_path, postgres_pool=1)
+
+    async def nothing_due() -> int:
+        return 0
+
+    @asynccontextmanager
+    async def adding_work() -> AsyncIterator[None]:
+        made.works("nothing", nothing_due)
+        yield
+
+    made.resources.append(adding_work())
+    async with running(made.api) as url, aiohttp.ClientSession() as session:
+        await until(session, f"{url}/readyz", 200)
+        works = 2  # with the purge of dead letters
+        assert made.db.pool.get_max_size() == 1 + works + 1
+
+
 async def test_a_signal_ends_whatever_a_starting_service_waits_for(
     database: str, kafka_bootstrap: str, prefix: str, tmp_path: Path
 ) -> None:
@@ -98,7 +128,17 @@ async def test_a_signal_ends_whatever_a_starting_service_waits_for(
             await asyncio.Event().wait()
 
     made = service(database, kafka_bootstrap, prefix, tmp_path)
-    made.resources.append(stubborn())
+    opened: list[str] = []
+
+    @asynccontextmanager
+    async def obliging() -> AsyncIterator[None]:
+        opened.append("before")
+        try:
+            yield
+        finally:
+            opened.append("closed")
+
+    made.resources += [obliging(), stubborn()]
     serving = server(made.api)
     task = asyncio.create_task(serving._serve())
     async with asyncio.timeout(60):
@@ -108,7 +148,7 @@ async def test_a_signal_ends_whatever_a_starting_service_waits_for(
         await task
 
     assert not serving.started
-    assert made.db.pool.is_closing()
+    assert opened == ["before", "closed"]
 
 
 async def test_a_service_without_kafka_is_alive_but_not_ready(database: str, tmp_path: Path) -> None:
@@ -167,7 +207,7 @@ async def test_a_service_that_ends_while_it_joins_its_group_is_no_member(
         asyncio.get_running_loop().call_later(0.5, go_on.set)
 
     assert made._consumer is not None
-    assert not made._consumer.assigned()
+    assert made._consumer.unassigned == {f"{prefix}.case-updated"}
 
 
 @pytest.mark.parametrize(("asked", "status"), [(False, 503), (True, 200)])
@@ -180,11 +220,11 @@ async def test_a_halted_consumer_makes_a_worker_not_ready_but_is_no_reason_to_re
     A service that is asked goes on answering: its consumer is no reason to turn reports away.
     """
 
-    async def broken_deploy(_tx: Tx, _cases: Sequence[Received[CaseUpdated]]) -> None:
+    async def broken_deploy(_cases: list[Received[CaseUpdated]], _tx: Tx) -> None:
         raise ZeroDivisionError
 
     made = service(database, kafka_bootstrap, prefix, tmp_path, max_batch=5, halt_after=7)
-    made.consumes({CaseUpdated: broken_deploy})
+    made.subscribes(routed(broken_deploy))
     if asked:
         made.answers(APIRouter())
     producer = AIOKafkaProducer(bootstrap_servers=kafka_bootstrap)
@@ -212,15 +252,28 @@ async def test_a_halted_consumer_makes_a_worker_not_ready_but_is_no_reason_to_re
         assert "backstop dead list --service triage" in body["consumer"]
         async with session.get(f"{url}/metrics") as response:
             text = await response.text()
-        assert "backstop_consumer_halted 1.0" in text
-        assert 'backstop_dead_letters_total{service="triage"}' in text
+        assert f'backstop_consumer_halted{{topic="{prefix}.case-updated"}} 1.0' in text
+        assert "backstop_dead_letters_unresolved" in text
 
         consumer = made._consumer
         assert consumer is not None
         for _ in range(STUCK_LOOKS + 2):
             await consumer.look(30)
-        assert telemetry.consumer_lag.collect()[0].samples[0].value > 0, "records must wait, or it could not be stuck"
+        (lag,) = telemetry.consumer_lag.collect()
+        assert max(sample.value for sample in lag.samples) > 0, "records must wait, or it could not be stuck"
         assert await ask(session, f"{url}/livez") == (200, {"consumer": "ok", "tasks": "ok"})
+
+
+async def test_a_record_that_cannot_be_read_is_told_and_is_no_reason_to_be_out_of_service(
+    world: Any, database: str, kafka_bootstrap: str, tmp_path: Path
+) -> None:
+    """Its partition stands still; a rollout would not help, and all else goes on."""
+    await world.publish_batch([world.event()], unreadable=0)
+    made = service(database, kafka_bootstrap, world.prefix, tmp_path)
+    async with running(made.api) as url, aiohttp.ClientSession() as session:
+        body = await until(session, f"{url}/readyz", 200, lambda body: "unreadable" in body["consumer"])
+        place = f"{world.prefix}.case-updated 0 0"
+        assert body["consumer"] == f"unreadable records at {place}; see `backstop topics skip --help`"
 
 
 async def test_a_worker_that_ends_unasked_makes_the_service_not_alive(

@@ -281,8 +281,8 @@ async def nul(db: Database) -> None:
 async def db(database: str, tmp_path: Path) -> AsyncIterator[Database]:
     """Open a database that has one table."""
     (tmp_path / "0001_things.sql").write_text("CREATE TABLE things (id int)")
-    db = Database(database, schema="triage", pool_size=3)
-    await db.open(tmp_path)
+    db = Database(database, schema="triage")
+    await db.open(tmp_path, pool_size=3)
     yield db
     await db.close()
 

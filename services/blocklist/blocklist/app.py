@@ -9,8 +9,7 @@ from typing import Annotated
 from pydantic import PositiveInt
 from pydantic_settings import NoDecode
 
-from backstop_contracts import BlockRequested, CaseExpired, VerdictReady
-from blocklist.handlers import on_block_requested, on_case_expired, on_verdict_ready
+from blocklist import handlers
 from blocklist.store import DUE
 from blocklist.worker import Worker
 from chassis.app import Service
@@ -51,14 +50,7 @@ def build(settings: Settings) -> Service:
             yield
 
     service.resources.append(microsoft_365())
-    # Verdicts first: a block that one of them withdraws is then never made.
-    service.consumes(
-        {
-            VerdictReady: on_verdict_ready,
-            BlockRequested: on_block_requested,
-            CaseExpired: on_case_expired,
-        }
-    )
+    service.subscribes(handlers.router)
     return service
 
 

@@ -1,16 +1,19 @@
 """What blocklist does with events: wishes become due entries, clean verdicts withdraw wishes, expired cases go."""
 
 from collections import defaultdict
-from collections.abc import Sequence
 from uuid import UUID
+
+from faststream.kafka import KafkaRouter
 
 from backstop_contracts import BlockRequested, CaseExpired, Conclusion, VerdictReady
 from blocklist import store
-from chassis.kafka import Received
-from chassis.postgres import Tx
+from chassis.events import BATCH, Received, Tx
+
+router = KafkaRouter()
 
 
-async def on_block_requested(tx: Tx, wishes: Sequence[Received[BlockRequested]]) -> None:
+@router.subscriber("block-requested", **BATCH)
+async def on_block_requested(wishes: list[Received[BlockRequested]], tx: Tx) -> None:
     """Store the wishes that are new; the worker does the rest."""
     by_tenant: defaultdict[UUID, list[Received[BlockRequested]]] = defaultdict(list)
     for received in wishes:
@@ -21,7 +24,8 @@ async def on_block_requested(tx: Tx, wishes: Sequence[Received[BlockRequested]])
         await store.touch(tx, new)
 
 
-async def on_verdict_ready(tx: Tx, verdicts: Sequence[Received[VerdictReady]]) -> None:
+@router.subscriber("verdict-ready", **BATCH)
+async def on_verdict_ready(verdicts: list[Received[VerdictReady]], tx: Tx) -> None:
     """
     Withdraw the blocks of cases that turned out clean, made or not, for the worker to lift.
 
@@ -38,7 +42,8 @@ async def on_verdict_ready(tx: Tx, verdicts: Sequence[Received[VerdictReady]]) -
         await store.touch(tx, await store.withdraw(tx, clean))
 
 
-async def on_case_expired(tx: Tx, expired: Sequence[Received[CaseExpired]]) -> None:
+@router.subscriber("case-expired", **BATCH)
+async def on_case_expired(expired: list[Received[CaseExpired]], tx: Tx) -> None:
     """
     Forget the blocks of cases that have ended. One that stands is forgotten when it has been lifted.
 

@@ -23,7 +23,7 @@ from backstop_contracts import (
     headers_for,
 )
 from blocklist.app import Settings, build
-from chassis.kafka import create_topics
+from chassis.topics import create_topics
 from conftest import JUDGED
 from simulator import DEFAULT_APP, DEFAULT_SECRET, Simulator
 
@@ -67,7 +67,7 @@ async def test_a_wish_from_kafka_is_applied_and_lifted_by_a_verdict_from_kafka(
     environment: str, kafka_bootstrap: str, microsoft: Simulator, tenant_id: UUID
 ) -> None:
     """Each outcome is published, in the trace of the wish."""
-    await create_topics(kafka_bootstrap, prefix=environment, partitions=1, replication=1, services=["blocklist"])
+    await create_topics(kafka_bootstrap, prefix=environment, partitions=1, replication=1)
     now, case_id = datetime.now(UTC), uuid4()
     block = Block(
         block_id=uuid4(), scope="tenant", kind="sender", value="bad@fabrikam.example", case_id=case_id, expires_at=None

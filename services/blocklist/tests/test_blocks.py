@@ -29,8 +29,9 @@ from backstop_contracts import (
 )
 from blocklist import handlers, store
 from blocklist.worker import Worker
-from chassis.kafka import Received
+from chassis.events import Received
 from chassis.postgres import Database
+from chassis.testing import deliver
 from chassis.work import Lease, backoff
 from conftest import JUDGED
 from m365 import Credential, Exchange, Tokens, open_session
@@ -81,13 +82,11 @@ class World:
 
     async def ask(self, *wishes: BlockRequested) -> None:
         """Handle wishes as one batch."""
-        async with self.db.transaction() as tx:
-            await handlers.on_block_requested(tx, [received(wish) for wish in wishes])
+        await deliver(handlers.router, self.db, *wishes, traceparent=TRACE)
 
     async def judge(self, *verdicts: VerdictReady) -> None:
         """Handle verdicts as one batch."""
-        async with self.db.transaction() as tx:
-            await handlers.on_verdict_ready(tx, [received(verdict) for verdict in verdicts])
+        await deliver(handlers.router, self.db, *verdicts, traceparent=TRACE)
 
     async def expire(self, *wishes: BlockRequested) -> None:
         """Let the cases of wishes expire; triage says so twice."""
@@ -103,8 +102,7 @@ class World:
             for wish in wishes
         ]
         for _ in range(2):
-            async with self.db.transaction() as tx:
-                await handlers.on_case_expired(tx, [received(event) for event in events])
+            await deliver(handlers.router, self.db, *events)
 
     async def left(self) -> dict[str, int]:
         """Count what is kept."""
@@ -494,7 +492,7 @@ async def test_what_must_not_be_blocked_fails_visibly(world: World, mailbox: str
         "ceo@contoso.example": "own-domain",
         "mail.example": "protected-domain",
         "not an address@fabrikam.example": "invalid",
-        "\x00\x07@fabrikam.example": "invalid",
+        "\x07@fabrikam.example": "invalid",
         "x" * 10_000 + "@fabrikam.example": "invalid",
         "localhost": "invalid",
     }
@@ -1120,7 +1118,7 @@ async def test_a_wish_that_is_stored_while_its_entry_is_being_recorded_is_not_fo
     making = asyncio.create_task(world.worker().settle_due())
     await until(lambda: world.ledger("tenant_blocks"))
     async with world.db.transaction() as tx:
-        await handlers.on_block_requested(tx, [received(second)])
+        await handlers.on_block_requested([received(second)], tx)
         world.state.faults.release()
         async with asyncio.timeout(20):
             while not await world.db.pool.fetchval(

@@ -11,7 +11,6 @@ from uuid import UUID
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import NoDecode
 
-from backstop_contracts import BlockApplied, BlockFailed, BlockRemoved, CaseExpired, CaseUpdated, VerdictReady
 from chassis.app import Service
 from chassis.settings import ClaimSeconds, CommaSeparated, HttpUrl, Seconds, ServiceSettings, report_setup_errors
 from chassis.work import Lease
@@ -132,16 +131,7 @@ def build(settings: Settings) -> Service:
 
     service.works("forget", partial(forget, service.db), idle=3600, woken=False)
     service.resources.append(microsoft_365())
-    service.consumes(
-        {
-            CaseUpdated: handlers.on_case_updated,
-            BlockApplied: handlers.on_block_applied,
-            BlockFailed: handlers.on_block_failed,
-            BlockRemoved: handlers.on_block_removed,
-            VerdictReady: handlers.on_verdict_ready,
-            CaseExpired: handlers.on_case_expired,
-        }
-    )
+    service.subscribes(handlers.router)
     service.api.include_router(make_router(service.db, reading, sign_in=sign_in is not None))
     service.api.include_router(Pages(service.db, reading, links, templates, sign_in).router())
     return service

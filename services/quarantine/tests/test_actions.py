@@ -13,12 +13,11 @@ from backstop_contracts import (
     CaseUpdated,
     Category,
     Conclusion,
-    Envelope,
     MessageReported,
     ReleaseDecided,
     VerdictReady,
 )
-from chassis.kafka import Received
+from chassis.testing import deliver
 from conftest import JUDGED
 from quarantine import filing, handlers, store
 from quarantine.http import make_router
@@ -358,9 +357,6 @@ async def judge(world: Any, report: MessageReported) -> None:
     """Let triage and the verdict-poller tell what became of a report."""
     now, case_id = datetime.now(UTC), uuid4()
 
-    def received(event: Any) -> Received[Any]:
-        return Received(event, Envelope(str(uuid4()), "/test", "test", now, TRACE))
-
     updated = CaseUpdated(
         tenant_id=world.tenant_id,
         case_id=case_id,
@@ -381,9 +377,7 @@ async def judge(world: Any, report: MessageReported) -> None:
         settings_read=True,
         read_at=now,
     )
-    async with world.db.transaction() as tx:
-        await handlers.on_verdict_ready(tx, [received(verdict)])
-        await handlers.on_case_updated(tx, [received(updated)])
+    await deliver(handlers.router, world.db, verdict, updated, traceparent=TRACE)
 
 
 async def test_pending_requests_come_first_and_pages_lose_nothing(world: Any, client: Client, token: Any) -> None:

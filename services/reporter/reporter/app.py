@@ -5,15 +5,6 @@ from typing import Annotated
 
 from pydantic import Field
 
-from backstop_contracts import (
-    BlockApplied,
-    BlockFailed,
-    BlockRemoved,
-    CaseExpired,
-    CaseUpdated,
-    MessageReported,
-    VerdictReady,
-)
 from chassis.app import Service
 from chassis.settings import Seconds, ServiceSettings, report_setup_errors
 from mail.settings import MailStoreSettings
@@ -53,18 +44,7 @@ def build(settings: Settings) -> Service:
     worker = Worker(service.db, mails)
     service.works("delete_expired_mails", worker.delete_expired_mails, idle=10, woken=False)
     service.works("sweep", worker.sweep, idle=24 * 3600, woken=False)
-    service.consumes(
-        {
-            MessageReported: handlers.on_message_reported,
-            CaseUpdated: handlers.on_case_updated,
-            BlockApplied: handlers.on_block_applied,
-            BlockFailed: handlers.on_block_failed,
-            BlockRemoved: handlers.on_block_removed,
-            VerdictReady: handlers.on_verdict_ready,
-            # Last: of what lies ready together, nothing is told about a case that was forgotten a moment before.
-            CaseExpired: handlers.on_case_expired,
-        }
-    )
+    service.subscribes(handlers.router)
     return service
 
 

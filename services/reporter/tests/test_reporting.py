@@ -13,8 +13,8 @@ import asyncpg
 import orjson
 import pytest
 
-from backstop_contracts import BlockFailed, BlockRequested, Envelope, MessageReported
-from chassis.kafka import Received
+from backstop_contracts import BlockFailed, BlockRequested, MessageReported
+from chassis.testing import deliver
 from mail import parse
 from reporter import filing, handlers
 
@@ -91,7 +91,7 @@ async def test_an_accepted_report_is_durable_and_published_as_it_is(
         },
     }
     (reported_topic, reported_key, reported_headers, reported), (_, _, block_headers, block) = await outbox(running)
-    assert (reported_topic, reported_key) == ("message-reported", f"{tenant}:<parcel-1@fabrikam.example>")
+    assert (reported_topic, reported_key) == ("message-reported", f"{tenant}:<parcel-1@fabrikam.example>".encode())
     assert reported_headers["ce_type"] == "io.backstop.message-reported.v1"
     assert reported_headers["traceparent"].split("-")[1] == block_headers["traceparent"].split("-")[1] == trace
     assert before <= reported.reported_at <= datetime.now(UTC)
@@ -262,9 +262,7 @@ async def test_a_block_that_failed_can_be_asked_for_again(
     failed = BlockFailed(
         tenant_id=tenant, block=requested.block, reason="limit", detail="", failed_at=datetime.now(UTC)
     )
-    envelope = Envelope(id="1", source="/test", type="", time=datetime.now(UTC))
-    async with running.db.transaction() as tx:
-        await handlers.on_block_failed(tx, [Received(failed, envelope)])
+    await deliver(handlers.router, running.db, failed)
     _, again = await send(running, headers, raw, block_sender=True)
 
     assert again["block"]["status"] == "requested"

@@ -18,7 +18,6 @@ from backstop_contracts import (
     CaseStatus,
     CaseUpdated,
     Conclusion,
-    Envelope,
     Event,
     Folder,
     Message,
@@ -26,8 +25,8 @@ from backstop_contracts import (
     ReportedAs,
     VerdictReady,
 )
-from chassis.kafka import Received
 from chassis.postgres import Database
+from chassis.testing import deliver
 from conftest import JUDGED
 from mail import MailStore
 from reporter import filing, handlers, store
@@ -35,12 +34,6 @@ from reporter.worker import BATCH, Worker
 
 ANN = {"oid": "5d7a2c39-6a54-4e8a-9a0e-0d3c3d1f2b11", "preferred_username": "ann@contoso.example"}
 BEN = {"oid": "7d7a2c39-6a54-4e8a-9a0e-0d3c3d1f2b22", "preferred_username": "ben@contoso.example"}
-HANDLERS: dict[type[Event], Any] = {
-    MessageReported: handlers.on_message_reported,
-    CaseUpdated: handlers.on_case_updated,
-    VerdictReady: handlers.on_verdict_ready,
-    CaseExpired: handlers.on_case_expired,
-}
 
 
 class Gate:
@@ -103,18 +96,7 @@ async def send(running: Any, headers: dict[str, str], raw: bytes) -> tuple[int, 
 
 async def hear(db: Database, *events: Event) -> None:
     """Hand events to reporter as Kafka would: each call is one batch of one topic."""
-    envelope = Envelope(id="1", source="/test", type="", time=datetime.now(UTC))
-    async with db.transaction() as tx:
-        await HANDLERS[type(events[0])](tx, [Received(event, envelope) for event in events])
-
-
-async def hear_in_the_end(db: Database, event: Event) -> None:
-    """Hand an event to reporter again, as its consumer does, when it has lost a deadlock."""
-    while True:
-        try:
-            return await hear(db, event)
-        except asyncpg.DeadlockDetectedError:
-            pass
+    await deliver(handlers.router, db, *events)
 
 
 def opened(tenant: UUID, case_id: UUID, *report_ids: str, status: CaseStatus = CaseStatus.OPEN) -> CaseUpdated:
@@ -487,8 +469,8 @@ async def test_reporting_expiring_and_deleting_at_once_leaves_each_report_its_ma
             rows = await running.db.pool.fetch("SELECT report_id FROM reports ORDER BY random() LIMIT 3")
             if rows:
                 case_id = uuid4()
-                await hear_in_the_end(running.db, opened(tenant, case_id, *(str(row["report_id"]) for row in rows)))
-                await hear_in_the_end(running.db, expired(tenant, case_id))
+                await hear(running.db, opened(tenant, case_id, *(str(row["report_id"]) for row in rows)))
+                await hear(running.db, expired(tenant, case_id))
             await asyncio.sleep(0)
 
     async def delete() -> None:

@@ -26,7 +26,7 @@ from backstop_contracts import (
     headers_for,
     read_headers,
 )
-from chassis.kafka import create_topics
+from chassis.topics import create_topics
 from conftest import JUDGED
 from local_stack.ports import choose_port
 from reporter.app import Settings, build
@@ -111,7 +111,7 @@ async def until(condition: Callable[[], Awaitable[object]], seconds: float = 60)
 async def prefix(kafka_bootstrap: str) -> str:
     """Give topics of one's own."""
     prefix = f"test-{uuid4().hex[:8]}"
-    await create_topics(kafka_bootstrap, prefix=prefix, partitions=1, replication=1, services=["reporter"])
+    await create_topics(kafka_bootstrap, prefix=prefix, partitions=1, replication=1)
     return prefix
 
 

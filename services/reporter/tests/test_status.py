@@ -17,24 +17,16 @@ from backstop_contracts import (
     CaseStatus,
     CaseUpdated,
     Conclusion,
-    Envelope,
     Event,
     VerdictReady,
 )
-from chassis.kafka import Received
+from chassis.testing import deliver
 from conftest import JUDGED
 from reporter import handlers
 
 START = datetime(2026, 3, 2, 9, 0, tzinfo=UTC)
 ANN = {"oid": "5d7a2c39-6a54-4e8a-9a0e-0d3c3d1f2b11", "preferred_username": "ann@contoso.example"}
 ORDER = ["received", "in-triage", "submitted", "verdict"]
-HANDLERS: dict[type[Event], Any] = {
-    CaseUpdated: handlers.on_case_updated,
-    VerdictReady: handlers.on_verdict_ready,
-    BlockApplied: handlers.on_block_applied,
-    BlockFailed: handlers.on_block_failed,
-    BlockRemoved: handlers.on_block_removed,
-}
 Change: TypeAlias = Literal["opened", "joined", "submitted", "reopened", "resolved", "dismissed"]
 STATUS: dict[Change, CaseStatus] = {
     "opened": CaseStatus.OPEN,
@@ -51,9 +43,7 @@ def tell(running: Any) -> Tell:
     """Hand events to reporter as Kafka would: each call is one batch of one topic."""
 
     async def handle(*events: Event) -> None:
-        envelope = Envelope(id="1", source="/test", type="", time=START)
-        async with running.db.transaction() as tx:
-            await HANDLERS[type(events[0])](tx, [Received(event, envelope) for event in events])
+        await deliver(handlers.router, running.db, *events)
 
     return handle
 

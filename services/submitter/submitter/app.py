@@ -8,13 +8,12 @@ from typing import Annotated
 
 from pydantic import Field, PositiveInt
 
-from backstop_contracts import CaseExpired, SubmissionRequested
 from chassis.app import Service
 from chassis.settings import ClaimSeconds, ServiceSettings, report_setup_errors
 from chassis.work import Lease
 from m365 import M365Settings, connect
 from mail.settings import MailStoreSettings
-from submitter.handlers import on_case_expired, on_submission_requested
+from submitter import handlers
 from submitter.rules import Quota
 from submitter.store import DUE
 from submitter.worker import Worker
@@ -67,7 +66,7 @@ def build(settings: Settings) -> Service:
             yield
 
     service.resources.append(microsoft_365())
-    service.consumes({SubmissionRequested: on_submission_requested, CaseExpired: on_case_expired})
+    service.subscribes(handlers.router)
     return service
 
 

@@ -1,19 +1,22 @@
 """What submitter does with events: requests become due rows, and those of expired cases go."""
 
-from collections.abc import Sequence
+from faststream.kafka import KafkaRouter
 
 from backstop_contracts import CaseExpired, SubmissionRequested
-from chassis.kafka import Received
-from chassis.postgres import Tx
+from chassis.events import BATCH, Received, Tx
 from submitter import store
 
+router = KafkaRouter()
 
-async def on_submission_requested(tx: Tx, requests: Sequence[Received[SubmissionRequested]]) -> None:
+
+@router.subscriber("submission-requested", **BATCH)
+async def on_submission_requested(requests: list[Received[SubmissionRequested]], tx: Tx) -> None:
     """Store what is requested; the worker does the rest."""
     await store.record(tx, [(received.event, received.traceparent) for received in requests])
 
 
-async def on_case_expired(tx: Tx, expired: Sequence[Received[CaseExpired]]) -> None:
+@router.subscriber("case-expired", **BATCH)
+async def on_case_expired(expired: list[Received[CaseExpired]], tx: Tx) -> None:
     """
     Forget the submissions of cases, made or failed.
 

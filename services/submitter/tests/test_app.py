@@ -16,7 +16,7 @@ from backstop_contracts import (
     SubmissionRequested,
     headers_for,
 )
-from chassis.kafka import create_topics
+from chassis.topics import create_topics
 from mail import MailStore
 from simulator import DEFAULT_APP, DEFAULT_SECRET, Simulator
 from simulator.faults import Fault
@@ -56,7 +56,7 @@ async def test_one_slow_answer_holds_the_other_mails_back_no_longer(
     environment: str, kafka_bootstrap: str, microsoft: Simulator, tenant_id: UUID
 ) -> None:
     """All others are made while it is waited for, also those that were not claimed together with it."""
-    await create_topics(kafka_bootstrap, prefix=environment, partitions=1, replication=1, services=["submitter"])
+    await create_topics(kafka_bootstrap, prefix=environment, partitions=1, replication=1)
     microsoft.state.faults.order([Fault(route="graph.emailThreats.create", kind="timeout", seconds=600)])
     settings = Settings()
     requested = [await _request(settings.mail_store, tenant_id) for _ in range(3 * settings.submit_batch)]

@@ -17,7 +17,6 @@ from backstop_contracts import (
     Actor,
     CaseExpired,
     Category,
-    Envelope,
     MailboxMessage,
     Message,
     SubmissionCreated,
@@ -25,15 +24,15 @@ from backstop_contracts import (
     SubmissionFailed,
     SubmissionRequested,
 )
-from chassis.kafka import Received
 from chassis.postgres import Database
+from chassis.testing import deliver
 from chassis.work import Lease
 from m365 import M365Settings, connect
 from mail import MailStore
 from simulator import DEFAULT_APP, DEFAULT_SECRET, Simulator
 from simulator.faults import Fault
 from simulator.tenant import TenantSettings
-from submitter.handlers import on_case_expired, on_submission_requested
+from submitter import handlers
 from submitter.rules import Quota
 from submitter.worker import Worker
 
@@ -100,9 +99,7 @@ async def request(
             **more,
         }
     )
-    received = Received(event, Envelope(str(uuid4()), "/test", "test", datetime.now(UTC)))
-    async with db.transaction() as tx:
-        await on_submission_requested(tx, [received, received])
+    await deliver(handlers.router, db, event, event)
     return event
 
 
@@ -600,10 +597,7 @@ async def test_what_has_ended_is_forgotten_with_its_case_and_what_is_due_is_stil
             for case_id in gone
         ]
         for _ in range(2):
-            async with db.transaction() as tx:
-                await on_case_expired(
-                    tx, [Received(event, Envelope(str(uuid4()), "/test", "test", now)) for event in events]
-                )
+            await deliver(handlers.router, db, *events)
         left = {row["case_id"]: row["state"] for row in await db.pool.fetch("SELECT case_id, state FROM submissions")}
         assert left == {other.case_id: "created", due.case_id: "due"}
         await worker.submit_due()

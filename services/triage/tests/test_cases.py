@@ -35,8 +35,9 @@ from backstop_contracts import (
     SubmissionRequested,
     VerdictReady,
 )
-from chassis.kafka import Received
+from chassis.events import Received
 from chassis.postgres import Database
+from chassis.testing import deliver
 from conftest import JUDGED
 from triage import handlers
 from triage.http import make_router
@@ -94,9 +95,13 @@ def report(tenant_id: UUID, message_id: str = "<a@fabrikam.example>", **facts: A
 
 async def take(db: Database, *reports: MessageReported, policy: Policy | None = None) -> list[Any]:
     """Handle reports as one batch; return what was emitted."""
-    async with db.transaction() as tx:
-        await handlers.on_message_reported(tx, [received(one) for one in reports], policy=policy or Policy())
+    await hear(db, *reports, policy=policy)
     return await emitted(db)
+
+
+async def hear(db: Database, *events: Any, policy: Policy | None = None, time: datetime | None = None) -> None:
+    """Hand events to triage as Kafka would."""
+    await deliver(handlers.router, db, *events, policy=policy or Policy(), traceparent=TRACE, time=time)
 
 
 async def emitted(db: Database) -> list[Any]:
@@ -175,26 +180,23 @@ async def test_a_release_is_told_in_the_case_of_the_mail(
     case_id = await open_case(db, tenant_id)
     (message_id,) = await db.pool.fetchrow("SELECT message->>'internet_message_id' FROM cases")
 
-    def decided(internet_message_id: str) -> Received[ReleaseDecided]:
-        return received(
-            ReleaseDecided(
-                tenant_id=tenant_id,
-                decision_id=uuid5(tenant_id, internet_message_id),
-                message_id=UUID(int=2),
-                network_message_id="n",
-                internet_message_id=internet_message_id,
-                identity="n\\r",
-                recipient="user@contoso.example",
-                decision="release",
-                succeeded=True,
-                decided_by=ADMIN,
-                decided_at=datetime.now(UTC),
-            )
+    def decided(internet_message_id: str) -> ReleaseDecided:
+        return ReleaseDecided(
+            tenant_id=tenant_id,
+            decision_id=uuid5(tenant_id, internet_message_id),
+            message_id=UUID(int=2),
+            network_message_id="n",
+            internet_message_id=internet_message_id,
+            identity="n\\r",
+            recipient="user@contoso.example",
+            decision="release",
+            succeeded=True,
+            decided_by=ADMIN,
+            decided_at=datetime.now(UTC),
         )
 
     for _ in range(2):
-        async with db.transaction() as tx:
-            await handlers.on_release_decided(tx, [decided(message_id), decided("<other@fabrikam.example>")])
+        await hear(db, decided(message_id), decided("<other@fabrikam.example>"))
     _, case = await client("GET", f"/v1/cases/{case_id}", token("SecurityReader"))
     (entry,) = [entry for entry in case["timeline"] if entry["kind"] == "release.decided"]
     assert (entry["detail"]["decision"], entry["detail"]["succeeded"]) == ("release", True)
@@ -356,8 +358,7 @@ async def test_a_case_shows_the_entry_that_was_made(db: Database, tenant_id: UUI
     applied = BlockApplied(
         tenant_id=tenant_id, block=wish, already_present=False, entry="phish.example/1", applied_at=datetime.now(UTC)
     )
-    async with db.transaction() as tx:
-        await handlers.on_block_applied(tx, [received(applied)])
+    await hear(db, applied)
     _, case = await client("GET", f"/v1/cases/{wish.case_id}", token("SecurityReader"))
     assert {(block["kind"], block["status"], block["entry"]) for block in case["blocks"]} == {
         ("sender", "requested", None),
@@ -378,7 +379,7 @@ async def test_a_large_batch_needs_no_more_statements_than_a_small_one(db: Datab
         async with db.transaction() as tx:
             tx.add_query_logger(statements.append)
             batch = [received(one) for one in (*again, *new, *nameless)]
-            await handlers.on_message_reported(tx, batch, policy=AUTO)
+            await handlers.on_message_reported(batch, tx, AUTO)
             tx.remove_query_logger(statements.append)
         events = await emitted(db)
         assert [len(of(events, kind)) for kind in (SubmissionRequested, BlockRequested)] == [3 * size, 2 * size]
@@ -635,8 +636,7 @@ async def test_a_verdict_ends_the_submission(
     """A case is resolved by what Microsoft says of the mail or of a setting, and open again when it says nothing."""
     request = await submitted(db, tenant_id)
     for _ in range(2):
-        async with db.transaction() as tx:
-            await handlers.on_verdict_ready(tx, [received(verdict(request, conclusion, override))])
+        await hear(db, verdict(request, conclusion, override))
     _, case = await client("GET", f"/v1/cases/{request.case_id}", token("SecurityReader"))
 
     assert [event.change for event in await emitted(db)] == [change]
@@ -656,11 +656,9 @@ async def test_outcomes_that_arrive_in_any_order_leave_the_same_case(
         adopted=False,
         created_at=datetime.now(UTC),
     )
-    early, late = received(created), received(verdict(request, Conclusion.THREAT))
-    async with db.transaction() as tx:
-        await handlers.on_verdict_ready(tx, [late])
-    async with db.transaction() as tx:
-        await handlers.on_submission_created(tx, [early])
+    early = datetime.now(UTC)
+    await hear(db, verdict(request, Conclusion.THREAT))
+    await hear(db, created, time=early)
     _, case = await client("GET", f"/v1/cases/{request.case_id}", token("SecurityReader"))
 
     assert case["status"] == "resolved"
@@ -680,16 +678,14 @@ async def test_a_failed_submission_reopens_the_case_and_it_can_be_submitted_agai
         detail="the mail is too large",
         failed_at=datetime.now(UTC),
     )
-    async with db.transaction() as tx:
-        await handlers.on_submission_failed(tx, [received(failed)])
+    await hear(db, failed)
     assert [event.change for event in await emitted(db)] == ["reopened"]
     decision = {"action": "submit", "category": "phishing"}
     assert (
         await client("POST", f"/v1/cases/{first.case_id}/decisions", token("SecurityAdministrator"), json=decision)
     )[0] == 202
     (second,) = of(await emitted(db), SubmissionRequested)
-    async with db.transaction() as tx:
-        await handlers.on_verdict_ready(tx, [received(verdict(first, Conclusion.CLEAN))])
+    await hear(db, verdict(first, Conclusion.CLEAN))
     _, case = await client("GET", f"/v1/cases/{first.case_id}", token("SecurityReader"))
 
     assert second.submission_id != first.submission_id
@@ -709,9 +705,8 @@ async def test_what_became_of_a_block_is_told_and_it_can_be_wanted_again_after_a
     )
     own = Block(block_id=uuid4(), scope="mailbox", kind="sender", value="a@b.example", mailbox="m", report_id=uuid4())
     applied = BlockApplied(tenant_id=tenant_id, block=own, already_present=False, applied_at=datetime.now(UTC))
-    async with db.transaction() as tx:
-        await handlers.on_block_failed(tx, [received(failed)])
-        await handlers.on_block_applied(tx, [received(applied)])
+    await hear(db, failed)
+    await hear(db, applied)
     status, case = await client("POST", path, admin, json={"action": "block", "blocks": [{}]})
     (again,) = of(await emitted(db), BlockRequested)
 

@@ -23,7 +23,6 @@ from backstop_contracts import (
     Category,
     Conclusion,
     Delivery,
-    Envelope,
     Folder,
     Message,
     MessageReported,
@@ -32,8 +31,8 @@ from backstop_contracts import (
     SubmissionRequested,
     VerdictReady,
 )
-from chassis.kafka import Received
 from chassis.postgres import Database
+from chassis.testing import deliver
 from conftest import JUDGED
 from triage import decisions, handlers, store
 from triage.app import Settings
@@ -71,11 +70,6 @@ async def db(connect: Any) -> Database:
     return opened
 
 
-def received(event: Any) -> Received[Any]:
-    """Wrap an event as Kafka delivers it."""
-    return Received(event, Envelope(str(uuid4()), "/test", "test", datetime.now(UTC)))
-
-
 def report(tenant_id: UUID, message_id: str) -> MessageReported:
     """Make a report."""
     return MessageReported(
@@ -100,9 +94,13 @@ def report(tenant_id: UUID, message_id: str) -> MessageReported:
 
 async def take(db: Database, *reports: MessageReported, policy: Policy | None = None) -> list[Any]:
     """Handle reports as one batch; return what was emitted."""
-    async with db.transaction() as tx:
-        await handlers.on_message_reported(tx, [received(one) for one in reports], policy=policy or Policy())
+    await hear(db, *reports, policy=policy)
     return await emitted(db)
+
+
+async def hear(db: Database, *events: Any, policy: Policy | None = None) -> None:
+    """Hand events to triage as Kafka would."""
+    await deliver(handlers.router, db, *events, policy=policy or Policy())
 
 
 async def emitted(db: Database) -> list[Any]:
@@ -176,8 +174,7 @@ async def judge(db: Database, request: SubmissionRequested) -> list[Any]:
         settings_read=True,
         read_at=datetime.now(UTC),
     )
-    async with db.transaction() as tx:
-        await handlers.on_verdict_ready(tx, [received(verdict)])
+    await hear(db, verdict)
     return await emitted(db)
 
 
@@ -229,8 +226,7 @@ async def test_a_case_is_kept_as_long_as_something_happens_to_it(db: Database, t
     await take(db, report(tenant_id, "<m@x.example>"))
     wish = Block(block_id=uuid4(), scope="tenant", kind="sender", value="b@x.example", case_id=blocked.case_id)
     applied = BlockApplied(tenant_id=tenant_id, block=wish, already_present=False, applied_at=datetime.now(UTC))
-    async with db.transaction() as tx:
-        await handlers.on_block_applied(tx, [received(applied)])
+    await hear(db, applied)
     await emitted(db)
 
     await pass_days(db, 2)
@@ -346,9 +342,8 @@ async def test_what_is_late_about_an_expired_case_changes_nothing(db: Database, 
     wish = Block(block_id=uuid4(), scope="tenant", kind="sender", value="b@x.example", case_id=request.case_id)
     applied = BlockApplied(tenant_id=tenant_id, block=wish, already_present=False, applied_at=datetime.now(UTC))
     assert await judge(db, request) == []
-    async with db.transaction() as tx:
-        await handlers.on_submission_created(tx, [received(created)])
-        await handlers.on_block_applied(tx, [received(applied)])
+    await hear(db, created)
+    await hear(db, applied)
 
     assert await emitted(db) == []
     assert not any((await left(db)).values())

@@ -8,17 +8,6 @@ from uuid import UUID
 from pydantic import BeforeValidator, Field, field_validator
 from pydantic_settings import NoDecode
 
-from backstop_contracts import (
-    BlockApplied,
-    BlockFailed,
-    BlockRemoved,
-    MessageReported,
-    ReleaseDecided,
-    SubmissionCreated,
-    SubmissionDelayed,
-    SubmissionFailed,
-    VerdictReady,
-)
 from chassis.app import Service
 from chassis.settings import ServiceSettings, report_setup_errors
 from triage import handlers
@@ -80,19 +69,7 @@ def build(settings: Settings) -> Service:
         description="User reported messages as cases; admins' decisions on them.",
         migrations=Path(__file__).parent / "migrations",
     )
-    service.consumes(
-        {
-            MessageReported: partial(handlers.on_message_reported, policy=load_policy(settings.policy_file)),
-            SubmissionDelayed: handlers.on_submission_delayed,
-            SubmissionCreated: handlers.on_submission_created,
-            SubmissionFailed: handlers.on_submission_failed,
-            BlockApplied: handlers.on_block_applied,
-            BlockFailed: handlers.on_block_failed,
-            BlockRemoved: handlers.on_block_removed,
-            ReleaseDecided: handlers.on_release_decided,
-            VerdictReady: handlers.on_verdict_ready,
-        }
-    )
+    service.subscribes(handlers.router, policy=load_policy(settings.policy_file))
     service.works("expire_due", partial(expire_due, service.db, settings.retention()), idle=60, woken=False)
     service.answers(make_router(service.db))
     return service

@@ -8,8 +8,11 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Annotated, Any
 from uuid import UUID
+
+from faststream import Context
+from faststream.kafka import KafkaRouter
 
 from backstop_contracts import (
     Actor,
@@ -35,11 +38,12 @@ from backstop_contracts import (
 )
 from backstop_contracts.identity import CaseKey, message_id_key
 from chassis import outbox
-from chassis.kafka import Received
-from chassis.postgres import Tx
+from chassis.events import BATCH, Received, Tx
 from triage import decisions, store
 from triage.rules import Policy, Rule, assign, block_lifetime, category_of, keys_of
 from triage.store import Case, Entry
+
+router = KafkaRouter()
 
 CLOSED = frozenset({CaseStatus.RESOLVED, CaseStatus.DISMISSED})
 _NOT_IN_THE_TIMELINE = {"tenant_id", "case_id", "message", "folders", "blocks"}
@@ -48,7 +52,10 @@ ANSWERS = frozenset({Conclusion.THREAT, Conclusion.CLEAN, Conclusion.SIMULATION}
 """Conclusions that resolve a case. One that this version does not know is not an answer."""
 
 
-async def on_message_reported(tx: Tx, reports: Sequence[Received[MessageReported]], *, policy: Policy) -> None:
+@router.subscriber("message-reported", **BATCH)
+async def on_message_reported(
+    reports: list[Received[MessageReported]], tx: Tx, policy: Annotated[Policy, Context()]
+) -> None:
     """Put each new report into its case, open the cases that are missing, and let the policy decide on them."""
     by_tenant: defaultdict[UUID, dict[UUID, Received[MessageReported]]] = defaultdict(dict)
     for received in reports:
@@ -282,22 +289,26 @@ def _actor(rule: Rule) -> Actor:
     return Actor(kind=ActorKind.POLICY, id=rule.name, name=rule.name)
 
 
-async def on_submission_created(tx: Tx, created: Sequence[Received[SubmissionCreated]]) -> None:
+@router.subscriber("submission-created", **BATCH)
+async def on_submission_created(created: list[Received[SubmissionCreated]], tx: Tx) -> None:
     """Tell the timeline that Microsoft took the submission."""
     await _tell(tx, [(r, r.event.case_id, f"created:{r.event.submission_id}") for r in created])
 
 
-async def on_submission_delayed(tx: Tx, delayed: Sequence[Received[SubmissionDelayed]]) -> None:
+@router.subscriber("submission-delayed", **BATCH)
+async def on_submission_delayed(delayed: list[Received[SubmissionDelayed]], tx: Tx) -> None:
     """Tell the timeline what the submission waits for."""
     await _tell(tx, [(r, r.event.case_id, f"delayed:{r.event.submission_id}:{r.event.reason}") for r in delayed])
 
 
-async def on_submission_failed(tx: Tx, failed: Sequence[Received[SubmissionFailed]]) -> None:
+@router.subscriber("submission-failed", **BATCH)
+async def on_submission_failed(failed: list[Received[SubmissionFailed]], tx: Tx) -> None:
     """Reopen the cases whose submission will not be made, so that an admin can decide again."""
     await _end_submissions(tx, failed, "failed")
 
 
-async def on_verdict_ready(tx: Tx, verdicts: Sequence[Received[VerdictReady]]) -> None:
+@router.subscriber("verdict-ready", **BATCH)
+async def on_verdict_ready(verdicts: list[Received[VerdictReady]], tx: Tx) -> None:
     """Resolve the cases that Microsoft has judged or traced to a setting; reopen those about which it said nothing."""
     await _end_submissions(tx, verdicts, "verdict")
 
@@ -305,10 +316,12 @@ async def on_verdict_ready(tx: Tx, verdicts: Sequence[Received[VerdictReady]]) -
 async def _end_submissions(
     tx: Tx, outcomes: Sequence[Received[VerdictReady] | Received[SubmissionFailed]], name: str
 ) -> None:
-    cases = await store.lock_cases(tx, {received.event.case_id for received in outcomes})
-    told = {f"{name}:{received.event.submission_id}": received for received in outcomes}
-    new = await _tell(tx, [(received, received.event.case_id, entry) for entry, received in told.items()])
-    await _close(tx, cases, [received for entry, received in told.items() if entry in new])
+    for tenant_id in sorted({received.event.tenant_id for received in outcomes}):
+        ours = [received for received in outcomes if received.event.tenant_id == tenant_id]
+        cases = await store.lock_cases(tx, {received.event.case_id for received in ours})
+        told = {f"{name}:{received.event.submission_id}": received for received in ours}
+        new = await _tell(tx, [(received, received.event.case_id, entry) for entry, received in told.items()])
+        await _close(tx, cases, [received for entry, received in told.items() if entry in new])
 
 
 async def _close(
@@ -348,28 +361,32 @@ def _is_answered(verdict: VerdictReady) -> bool:
     return verdict.conclusion in ANSWERS or verdict.override in set(Override)
 
 
-async def on_block_applied(tx: Tx, applied: Sequence[Received[BlockApplied]]) -> None:
+@router.subscriber("block-applied", **BATCH)
+async def on_block_applied(applied: list[Received[BlockApplied]], tx: Tx) -> None:
     """Tell the timeline that the sender is blocked."""
     await _settle_blocks(tx, applied, "applied")
 
 
-async def on_block_failed(tx: Tx, failed: Sequence[Received[BlockFailed]]) -> None:
+@router.subscriber("block-failed", **BATCH)
+async def on_block_failed(failed: list[Received[BlockFailed]], tx: Tx) -> None:
     """Tell the timeline why the sender will not be blocked."""
     await _settle_blocks(tx, failed, "failed")
 
 
-async def on_block_removed(tx: Tx, removed: Sequence[Received[BlockRemoved]]) -> None:
+@router.subscriber("block-removed", **BATCH)
+async def on_block_removed(removed: list[Received[BlockRemoved]], tx: Tx) -> None:
     """Tell the timeline that the block ended."""
     await _settle_blocks(tx, removed, "removed")
 
 
-async def on_release_decided(tx: Tx, decided: Sequence[Received[ReleaseDecided]]) -> None:
+@router.subscriber("release-decided", **BATCH)
+async def on_release_decided(decided: list[Received[ReleaseDecided]], tx: Tx) -> None:
     """Tell the timeline of the mail's case, if there is one, that it left the quarantine or will not."""
     by_tenant: defaultdict[UUID, list[tuple[Received[ReleaseDecided], CaseKey]]] = defaultdict(list)
     for received in decided:
         if received.event.internet_message_id:
             by_tenant[received.event.tenant_id].append((received, message_id_key(received.event.internet_message_id)))
-    for tenant_id, events in by_tenant.items():
+    for tenant_id, events in sorted(by_tenant.items()):
         known = await store.find_keys(tx, tenant_id, {key for _, key in events})
         of_cases = [(received, known[key]) for received, key in events if key in known]
         await _tell(tx, [(one, case_id, f"release:{one.event.decision_id}") for one, case_id in of_cases])
@@ -397,10 +414,14 @@ async def _settle_blocks(tx: Tx, outcomes: Sequence[Received[Any]], status: str)
 
 
 async def _tell(tx: Tx, told: Sequence[tuple[Received[Any], UUID, str]]) -> set[str]:
-    """Add each event to the timeline of its case, under the name that makes it be told once."""
-    return await store.tell(
-        tx,
-        [
+    """
+    Add each event to the timeline of its case, under the name that makes it be told once.
+
+    Topics are read side by side, so whoever locks cases does it in one order: by tenant, then by id.
+    """
+    new: set[str] = set()
+    for tenant_id in sorted({received.event.tenant_id for received, _, _ in told}):
+        entries = [
             Entry(
                 case_id,
                 entry,
@@ -409,5 +430,7 @@ async def _tell(tx: Tx, told: Sequence[tuple[Received[Any], UUID, str]]) -> set[
                 received.event.model_dump(mode="json", exclude=_NOT_IN_THE_TIMELINE),
             )
             for received, case_id, entry in told
-        ],
-    )
+            if received.event.tenant_id == tenant_id
+        ]
+        new |= await store.tell(tx, entries)
+    return new

@@ -17,27 +17,24 @@ from backstop_contracts import (
     BlockRemoved,
     CaseExpired,
     Category,
-    Envelope,
     Message,
     SubmissionCreated,
     VerdictReady,
 )
-from chassis.kafka import Received
 from chassis.postgres import Database
+from chassis.testing import deliver
 from chassis.work import Lease
 from m365 import Graph, M365Settings, connect
 from simulator import DEFAULT_APP, DEFAULT_SECRET, Simulator
 from simulator.faults import Fault
 from simulator.tenant import TenantSettings
-from verdict_poller import store
-from verdict_poller.handlers import on_block_applied, on_block_removed, on_case_expired, on_submission_created
+from verdict_poller import handlers, store
 from verdict_poller.schedule import ABANDON_AFTER, GIVE_UP_AFTER, Schedule, is_over
 from verdict_poller.worker import AWAY_TRIES, BLOCKS_KEPT, DOUBTED_FROM, PATH, SINGLY_AT_MOST, Explainer, Poller
 
 LIST, GET = "graph.emailThreats.list", "graph.emailThreats.get"
 LEASE = Lease(timedelta(minutes=5))
 SCHEDULE = Schedule((60, 60, 180), 30)
-ENVELOPE = Envelope("1", "/test", "test", datetime.now(UTC))
 
 
 @pytest.fixture
@@ -76,9 +73,7 @@ class Bench:
             message=Message(sha256="0" * 64, size=1, internet_message_id=message_id, sender=sender, subject=subject),
             created_at=datetime.fromisoformat(entity["createdDateTime"]),
         )
-        received = Received(event, Envelope(str(uuid4()), "/test", "test", datetime.now(UTC)))
-        async with self.db.transaction() as tx:
-            await on_submission_created(tx, [received, received], schedule=SCHEDULE)
+        await deliver(handlers.router, self.db, event, event, schedule=SCHEDULE)
         return event.submission_id
 
     async def judge(self, submission_id: UUID, verdict: str, detail: str) -> None:
@@ -149,14 +144,13 @@ async def test_a_verdict_stands_alone(bench: Bench) -> None:
     over = over.model_copy(update={"expires_at": now - timedelta(minutes=1)})
     own = Block(block_id=uuid4(), scope="mailbox", kind="sender", value="a@b.example", mailbox="m", report_id=uuid4())
     removed = BlockRemoved(tenant_id=bench.tenant_id, block=ended, reason="expired", removed_at=now)
-    async with bench.db.transaction() as tx:
-        # The two come on topics of their own: the removal may be read first.
-        await on_block_removed(tx, [Received(removed, ENVELOPE)])
-        for block in (made, ended, over, own):
-            applied = BlockApplied(
-                tenant_id=bench.tenant_id, block=block, already_present=False, entry="made.example", applied_at=now
-            )
-            await on_block_applied(tx, [Received(applied, ENVELOPE), Received(applied, ENVELOPE)])
+    # The two come on topics of their own: the removal may be read first.
+    await deliver(handlers.router, bench.db, removed, schedule=SCHEDULE)
+    for block in (made, ended, over, own):
+        applied = BlockApplied(
+            tenant_id=bench.tenant_id, block=block, already_present=False, entry="made.example", applied_at=now
+        )
+        await deliver(handlers.router, bench.db, applied, applied, schedule=SCHEDULE)
     await bench.judge(submission_id, "phishing", "none")
     await bench.explainer.explain_due()
     (told,) = await bench.told()
@@ -168,8 +162,7 @@ async def test_a_verdict_stands_alone(bench: Bench) -> None:
     expired = CaseExpired(
         tenant_id=bench.tenant_id, case_id=case_id, report_count=1, last_active_at=now, expired_at=now
     )
-    async with bench.db.transaction() as tx:
-        await on_case_expired(tx, [Received(expired, ENVELOPE)])
+    await deliver(handlers.router, bench.db, expired, schedule=SCHEDULE)
     assert await bench.db.pool.fetchval("SELECT count(*) FROM blocks") == 0
 
 
@@ -177,8 +170,7 @@ async def test_a_block_that_ends_after_its_case_expired_leaves_nothing_behind(be
     """By default that is the usual order: a block lasts 30 days, and a case is kept for 30 days."""
     block = Block(block_id=uuid4(), scope="tenant", kind="sender", value="a@b.example", case_id=uuid4())
     removed = BlockRemoved(tenant_id=bench.tenant_id, block=block, reason="expired", removed_at=datetime.now(UTC))
-    async with bench.db.transaction() as tx:
-        await on_block_removed(tx, [Received(removed, ENVELOPE)])
+    await deliver(handlers.router, bench.db, removed, schedule=SCHEDULE)
     await bench.explainer.purge_blocks()
     assert await bench.db.pool.fetchval("SELECT count(*) FROM blocks") == 1
 
@@ -197,9 +189,7 @@ async def test_a_verdict_that_comes_after_its_case_expired_still_names_the_block
     expired = CaseExpired(
         tenant_id=bench.tenant_id, case_id=case_id, report_count=1, last_active_at=now, expired_at=now
     )
-    async with bench.db.transaction() as tx:
-        await on_block_applied(tx, [Received(applied, ENVELOPE)])
-        await on_case_expired(tx, [Received(expired, ENVELOPE)])
+    await deliver(handlers.router, bench.db, applied, expired, schedule=SCHEDULE)
     await bench.judge(submission_id, "phishing", "none")
     await bench.explainer.explain_due()
 
@@ -611,10 +601,7 @@ async def test_a_told_watch_is_forgotten_with_its_case_and_a_waiting_one_goes_on
         for case_id in (cases[gone], case_of_waiting, uuid4())
     ]
     for _ in range(2):
-        async with bench.db.transaction() as tx:
-            await on_case_expired(
-                tx, [Received(event, Envelope(str(uuid4()), "/test", "test", now)) for event in events]
-            )
+        await deliver(handlers.router, bench.db, *events, schedule=SCHEDULE)
 
     left = {row["submission_id"] for row in await bench.db.pool.fetch("SELECT submission_id FROM watches")}
     assert left == {other, waiting}

@@ -3,14 +3,12 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field, PositiveInt
 from pydantic_settings import NoDecode
 
-from backstop_contracts import BlockApplied, BlockRemoved, CaseExpired, SubmissionCreated
 from chassis.app import Service
 from chassis.settings import ClaimSeconds, CommaSeparated, Seconds, ServiceSettings, report_setup_errors
 from chassis.work import Lease
@@ -63,14 +61,7 @@ def build(settings: Settings) -> Service:
             yield
 
     service.resources.append(microsoft_365())
-    service.consumes(
-        {
-            SubmissionCreated: partial(handlers.on_submission_created, schedule=schedule),
-            BlockApplied: handlers.on_block_applied,
-            BlockRemoved: handlers.on_block_removed,
-            CaseExpired: handlers.on_case_expired,
-        }
-    )
+    service.subscribes(handlers.router, schedule=schedule)
     return service
 
 

@@ -1,22 +1,30 @@
 """What verdict-poller does with events: submissions become watches, blocks are remembered for their verdicts."""
 
-from collections.abc import Sequence
 from datetime import UTC, datetime
+from typing import Annotated
+
+from faststream import Context
+from faststream.kafka import KafkaRouter
 
 from backstop_contracts import AppliedBlock, BlockApplied, BlockRemoved, CaseExpired, SubmissionCreated
-from chassis.kafka import Received
-from chassis.postgres import Tx
+from chassis.events import BATCH, Received, Tx
 from verdict_poller import store
 from verdict_poller.schedule import Schedule
 
+router = KafkaRouter()
 
-async def on_submission_created(tx: Tx, created: Sequence[Received[SubmissionCreated]], *, schedule: Schedule) -> None:
+
+@router.subscriber("submission-created", **BATCH)
+async def on_submission_created(
+    created: list[Received[SubmissionCreated]], tx: Tx, schedule: Annotated[Schedule, Context()]
+) -> None:
     """Watch each submission from now on."""
     first_due = schedule.next_due(datetime.now(UTC), 0)
     await store.record(tx, [(received.event, received.traceparent) for received in created], first_due)
 
 
-async def on_block_applied(tx: Tx, applied: Sequence[Received[BlockApplied]]) -> None:
+@router.subscriber("block-applied", **BATCH)
+async def on_block_applied(applied: list[Received[BlockApplied]], tx: Tx) -> None:
     """Remember the blocks of cases: the verdict names those in force."""
     await store.record_blocks(
         tx,
@@ -28,13 +36,15 @@ async def on_block_applied(tx: Tx, applied: Sequence[Received[BlockApplied]]) ->
     )
 
 
-async def on_block_removed(tx: Tx, removed: Sequence[Received[BlockRemoved]]) -> None:
+@router.subscriber("block-removed", **BATCH)
+async def on_block_removed(removed: list[Received[BlockRemoved]], tx: Tx) -> None:
     """Remember that blocks of cases ended."""
     blocks = [received.event.block for received in removed]
     await store.record_blocks(tx, {block.block_id: (block.case_id, None) for block in blocks if block.case_id})
 
 
-async def on_case_expired(tx: Tx, expired: Sequence[Received[CaseExpired]]) -> None:
+@router.subscriber("case-expired", **BATCH)
+async def on_case_expired(expired: list[Received[CaseExpired]], tx: Tx) -> None:
     """
     Forget the watches of cases whose verdict is told.
 

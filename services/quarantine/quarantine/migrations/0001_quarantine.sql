@@ -118,6 +118,7 @@ CREATE TABLE reports (
     case_id    uuid
 );
 CREATE INDEX reports_of_message ON reports (message_id);
+CREATE INDEX reports_of_case ON reports (case_id);
 
 -- Blocks that users want for their own mailbox. `round` counts the wishes for one sender after an earlier one ended.
 CREATE TABLE blocks (
