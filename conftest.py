@@ -69,9 +69,10 @@ async def running(api: FastAPI) -> AsyncIterator[str]:
     serving = server(api)
     task = asyncio.create_task(serving.serve())
     try:
-        while not serving.started:
+        while not serving.is_up:
             await asyncio.wait([task], timeout=0.01)
             if task.done():
+                await task
                 raise RuntimeError("the server ended before it had started: see its log")
         yield f"http://127.0.0.1:{serving.servers[0].sockets[0].getsockname()[1]}"
     finally:

@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import asyncpg
@@ -215,6 +214,8 @@ class Service:
             return Told(state) if state and self._is_asked else state
 
         async def tasks() -> str | None:
+            if not self._tasks:
+                return "starting"
             return "draining" if self._draining else self._dead_task()
 
         return {"postgres": postgres, "consumer": consumer, "tasks": tasks}
@@ -273,56 +274,47 @@ async def _bounded(job: Awaitable[Any], seconds: float, what: str) -> None:
 
 class Server(uvicorn.Server):
     """
-    uvicorn's server, which runs the lifespan of *api* itself and ends also while that starts.
+    uvicorn's server, which listens first and runs the lifespan of *api* meanwhile.
 
-    uvicorn would look at a signal only when the start is over, and PostgreSQL may be away for hours. What the start
-    raises is raised by `run` and `serve`.
+    So /livez, /readyz and /metrics are answered while PostgreSQL is away, for hours if it must be, and a signal ends
+    the server in every state. What the lifespan raises is raised by `run` and `serve`. `is_up` once it has begun.
     """
 
     def __init__(self, api: FastAPI, config: uvicorn.Config) -> None:
         super().__init__(config)
-        self._life = api.router.lifespan_context(api)
-        self._starting: asyncio.Task[Any] | None = None
+        self._lifespan = api.router.lifespan_context(api)
+        self._leaving = asyncio.Event()
+        self._living: asyncio.Task[None] | None = None
+        self.is_up = False
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start the application, then listen; do neither when a signal comes meanwhile."""
-        if self.should_exit:
-            return
-        self._starting = task = asyncio.current_task()
-        assert task is not None  # noqa: S101 - a coroutine runs in a task
-        try:
-            await self._life.__aenter__()
-        except asyncio.CancelledError:
-            if not self.should_exit:
-                raise
-            while task.cancelling():
-                task.uncancel()
-            return
-        finally:
-            self._starting = None
+        """Listen, and begin the lifespan. Raises SetupError if the port is taken."""
         try:
             await super().startup(sockets)
         except SystemExit:
-            await self._life.__aexit__(None, None, None)
             raise SetupError("BACKSTOP_HTTP_HOST, BACKSTOP_HTTP_PORT: nobody can listen there; see the log") from None
+        self._living = asyncio.create_task(self._live())
+
+    async def _live(self) -> None:
+        try:
+            async with self._lifespan:
+                self.is_up = True
+                await self._leaving.wait()
+        finally:
+            self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Stop listening, then the application; only the former after a second signal."""
+        """Stop listening, then end the lifespan: in order if it had begun, at once after a second signal."""
         await super().shutdown(sockets)
-        if not self.force_exit:
-            await self._life.__aexit__(None, None, None)
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Take a signal: end what runs, or what starts."""
-        super().handle_exit(sig, frame)
-        if self._starting:
-            self._starting.get_loop().call_soon_threadsafe(self._stop_starting)
-
-    def _stop_starting(self) -> None:
-        # Again and again: what ends may wait in turn, such as for PostgreSQL to take note of it.
-        if self._starting:
-            self._starting.cancel()
-            self._starting.get_loop().call_later(1, self._stop_starting)
+        self._leaving.set()
+        living = self._living
+        while living and not living.done():
+            if self.force_exit or not self.is_up:
+                # Again and again: what ends may wait in turn, such as for PostgreSQL to take note of it.
+                living.cancel()
+            await asyncio.wait([living], timeout=1)
+        if living and not living.cancelled():
+            await living
 
 
 def server(api: FastAPI, *, host: str = "127.0.0.1", port: int = 0) -> Server:

@@ -147,8 +147,30 @@ async def test_a_signal_ends_whatever_a_starting_service_waits_for(
         await giving_up.wait()
         await task
 
-    assert not serving.started
+    assert not serving.is_up
     assert opened == ["before", "closed"]
+
+
+async def test_a_service_answers_for_its_health_while_it_waits_for_postgresql(tmp_path: Path) -> None:
+    """Kubernetes would restart it otherwise, and nobody would see why it is not ready."""
+    made = service("postgresql://127.0.0.1:1/none", "127.0.0.1:1", "test", tmp_path)
+    serving = server(made.api)
+    task = asyncio.create_task(serving._serve())
+    async with asyncio.timeout(60):
+        while not serving.started:
+            await asyncio.sleep(0.01)
+    url = f"http://127.0.0.1:{serving.servers[0].sockets[0].getsockname()[1]}"
+    async with aiohttp.ClientSession() as session:
+        assert (await ask(session, f"{url}/livez"))[0] == 200
+        status, body = await ask(session, f"{url}/readyz")
+        assert (status, body["tasks"]) == (503, "starting")
+        assert "PostgresUnavailableError" in body["postgres"]
+        async with session.get(f"{url}/metrics") as answer:
+            assert answer.status == 200
+        assert not serving.is_up
+    serving.handle_exit(signal.SIGTERM, None)
+    async with asyncio.timeout(60):
+        await task
 
 
 async def test_a_service_without_kafka_is_alive_but_not_ready(database: str, tmp_path: Path) -> None:

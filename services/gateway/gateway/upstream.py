@@ -77,14 +77,6 @@ class Upstream:
                 )
         return _Passed(response)
 
-    async def check(self) -> str | None:
-        """Say what is wrong with the service, as seen from here; None when it lives."""
-        try:
-            async with self._client.get(self._at("/livez"), timeout=aiohttp.ClientTimeout(total=2)) as response:
-                return None if response.status == 200 else f"answers {response.status}"
-        except (aiohttp.ClientError, TimeoutError) as error:
-            return f"away: {type(error).__name__}"
-
     @property
     def _client(self) -> aiohttp.ClientSession:
         if self._session is None:

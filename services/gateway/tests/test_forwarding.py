@@ -191,11 +191,10 @@ async def test_a_service_that_is_away_is_503(run_gateway: Any, reporter: dict[st
                 assert (answer.status, answer.content_type) == (503, "application/problem+json")
                 assert answer.headers["Retry-After"] == "5"
                 assert "nothing was saved" in (await answer.json())["detail"]
-            async with gateway.get("/readyz") as ready:
-                assert ready.status == 503
-                assert (await ready.json())["reporter"].startswith("away")
-            async with gateway.get("/livez") as alive:
-                assert alive.status == 200
+            # Else one service that is away would take the routes of all others out of the load balancer.
+            for path in ("/readyz", "/livez"):
+                async with gateway.get(path) as answer:
+                    assert answer.status == 200
 
 
 async def test_a_service_that_keeps_silent_is_504(run_gateway: Any, service: Any, security: dict[str, str]) -> None:
@@ -252,17 +251,6 @@ async def test_a_service_that_takes_no_connection_was_not_reached(
         async with gateway.get("/v1/cases", headers=security) as answer:
             assert (answer.status, answer.headers["Retry-After"]) == (503, "5")
             assert "could not be reached" in (await answer.json())["detail"]
-
-
-async def test_ready_means_that_the_services_live(gateway: aiohttp.ClientSession) -> None:
-    """The gateway is ready when every service behind it answers."""
-    async with asyncio.timeout(60):
-        while True:
-            async with gateway.get("/readyz") as answer:
-                if answer.status == 200:
-                    services = await answer.json()
-                    break
-    assert services == {"reporter": "ok", "triage": "ok", "quarantine": "ok"}
 
 
 async def left(request: web.Request) -> bool:

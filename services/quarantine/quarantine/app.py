@@ -132,8 +132,8 @@ def build(settings: Settings) -> Service:
     service.works("forget", partial(forget, service.db), idle=3600, woken=False)
     service.resources.append(microsoft_365())
     service.subscribes(handlers.router)
-    service.api.include_router(make_router(service.db, reading, sign_in=sign_in is not None))
-    service.api.include_router(Pages(service.db, reading, links, templates, sign_in).router())
+    service.answers(make_router(service.db, reading, sign_in=sign_in is not None))
+    service.answers(Pages(service.db, reading, links, templates, sign_in).router())
     return service
 
 
