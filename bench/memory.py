@@ -31,7 +31,7 @@ async def run(quick: bool, tell: Callable[[str], None]) -> Result:
     async with stand("memory") as on:
         for at_once in (4,) if quick else (4, 2):
             settings = {
-                "reporter": {"large_mails_at_once": at_once},
+                "reporter": {"max_concurrent_large_messages": at_once},
                 "submitter": {"submissions_per_15_minutes": 1_000_000},
             }
             options = ["--set", "submissions_per_window=1000000", "--set", f"max_content_bytes={2 * MAIL_BYTES}"]
@@ -42,7 +42,7 @@ async def run(quick: bool, tell: Callable[[str], None]) -> Result:
             ):
                 token = await app_token(stack)
                 measured = {"idle": _now(stack)}
-                tell(f"large_mails_at_once={at_once}: idle {measured['idle']}")
+                tell(f"max_concurrent_large_messages={at_once}: idle {measured['idle']}")
                 if at_once == 4:
                     async with _peaks(stack) as peaks:
                         await _load(stack, ends, token, QUICK_LOADED if quick else LOADED)
@@ -139,7 +139,7 @@ def _result(found: Mapping[int, Mapping[str, Mapping[str, float]]], count: int) 
             "idle MB": found[4]["idle"][service],
             "under load MB": found[4]["load"][service],
             f"{count} mails of 35 MB: MB": found[4]["large"][service],
-            "the same, large_mails_at_once=2": found[2]["large"][service] if 2 in found else None,
+            "the same, max_concurrent_large_messages=2": found[2]["large"][service] if 2 in found else None,
         }
         for service in SERVICES
     ]
@@ -149,15 +149,15 @@ def _result(found: Mapping[int, Mapping[str, Mapping[str, float]]], count: int) 
         allowed = _BASE_MB + at_once * _PER_LARGE_MAIL * MAIL_BYTES / 1e6
         goals.append(
             Goal(
-                f"reporter, {count} mails of 35 MB at once, BACKSTOP_LARGE_MAILS_AT_ONCE={at_once}: what they add",
+                f"reporter, {count} messages of 35 MB, {at_once} of them at once: what they add",
                 f"{grown:.0f} MB",
                 f"at most {allowed:.0f} MB ({at_once} x {_PER_LARGE_MAIL} x 35 MB and {_BASE_MB} MB)",
                 grown <= allowed,
             )
         )
     notes = [
-        "Reporter holds as many large mails as BACKSTOP_LARGE_MAILS_AT_ONCE (4) says; the others wait in the sockets.",
-        "Submitter holds BACKSTOP_SUBMIT_BATCH (8) mails, each also in base64 and as JSON.",
+        "Reporter holds BACKSTOP_MAX_CONCURRENT_LARGE_MESSAGES (4); the others wait in the sockets.",
+        "Submitter holds BACKSTOP_SUBMISSION_BATCH_SIZE (8) mails, each also in base64 and as JSON.",
     ]
     bars = [(service, found[4]["large"][service]) for service in SERVICES]
     return Result(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+from faults.run import LEASES
 
 from backstop.demo.quarantine import SETTINGS
 from backstop.demo.run import Demo
@@ -44,10 +45,14 @@ async def running(
     await asyncio.to_thread(policy.write_text, POLICY)
     own: dict[str, dict[str, object]] = {
         # A service that is killed in the middle of a call leaves its claim behind.
-        "*": {"topic_prefix": prefix, "claim_seconds": 30},
+        "*": {"topic_prefix": prefix, **dict.fromkeys(LEASES.values(), 30)},
         "triage": {"policy_file": policy},
         "quarantine": dict(SETTINGS),
-        "verdict_poller": {"verdict_pauses": "1,1,1,2,5", "verdict_grid_seconds": 0.5, "settings_live_seconds": 0},
+        "verdict_poller": {
+            "verdict_poll_intervals": "1,1,1,2,5",
+            "verdict_grid_seconds": 0.5,
+            "tenant_settings_ttl_seconds": 0,
+        },
     }
     for service, more in (settings or {}).items():
         own.setdefault(service, {}).update(more)

@@ -19,7 +19,7 @@ SEED = 4
 SECONDS = 30.0
 SESSION_SECONDS = 6.0
 """The shortest that Kafka allows, so that who was killed is replaced soon."""
-CLAIM_SECONDS = 8.0
+LEASE_SECONDS = 8.0
 PATIENCE = 20.0
 """Time in which nothing happens, and nobody pauses, and that means that nothing will: all is whole by then."""
 
@@ -165,7 +165,7 @@ async def test_a_short_fault_run_keeps_every_promise(place: Ground, tmp_path: Pa
         await judging
 
     async with running(
-        place, tmp_path, "short", seed=SEED, rate=3, session_seconds=SESSION_SECONDS, claim_seconds=CLAIM_SECONDS
+        place, tmp_path, "short", seed=SEED, rate=3, session_seconds=SESSION_SECONDS, lease_seconds=LEASE_SECONDS
     ) as run:
         report = await lived_through(run, disturbed)
 
@@ -185,7 +185,7 @@ async def test_the_moments_in_which_the_guards_are_needed_pass(place: Ground, tm
         rate=1,
         replicas=1,
         session_seconds=SESSION_SECONDS,
-        claim_seconds=CLAIM_SECONDS,
+        lease_seconds=LEASE_SECONDS,
     ) as run:
         report = await lived_through(run, *(moment for moment, _ in MOMENTS.values()))
 
@@ -211,7 +211,7 @@ async def test_a_run_without_one_guard_fails(
         replicas=1,
         modules=mutant,
         session_seconds=SESSION_SECONDS,
-        claim_seconds=CLAIM_SECONDS,
+        lease_seconds=LEASE_SECONDS,
     ) as run:
         report = await lived_through(run, moment)
 

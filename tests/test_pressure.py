@@ -37,8 +37,8 @@ async def system(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tupl
             tmp_path_factory.mktemp("pressure"),
             "pressure",
             settings={
-                "*": {"session_seconds": 8},
-                "submitter": {"submissions_per_15_minutes": MANY, "claim_seconds": 12},
+                "*": {"kafka_session_timeout_seconds": 8},
+                "submitter": {"submissions_per_15_minutes": MANY, "submission_lease_seconds": 12},
             },
             simulator_options=["--set", f"submissions_per_window={MANY}"],
         ) as (stack, demo):

@@ -11,6 +11,7 @@ import aiohttp
 import asyncpg
 import pytest
 from aiokafka import AIOKafkaConsumer
+from faults.run import LEASES
 from prometheus_client.parser import text_string_to_metric_families
 
 from backstop.demo.run import Demo
@@ -38,7 +39,6 @@ async def pairs(
     backing_services: Backing, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[tuple[Stack, Demo, asyncpg.Connection]]:
     """Start two of each service once for all, and a look into their database."""
-    quick = {"claim_seconds": 10}
     async with (
         with_own_database(backing_services, PREFIX) as found,
         running(
@@ -47,10 +47,8 @@ async def pairs(
             PREFIX,
             replicas=dict.fromkeys(PAIRS, 2),
             settings={
-                "*": {"session_seconds": 8},
-                "submitter": {**quick, "submissions_per_15_minutes": QUOTA, "missing_after_seconds": 5},
-                "verdict_poller": quick,
-                "blocklist": quick,
+                "*": {"kafka_session_timeout_seconds": 8, **dict.fromkeys(LEASES.values(), 10)},
+                "submitter": {"submissions_per_15_minutes": QUOTA, "submission_missing_after_seconds": 5},
             },
             simulator_options=["--set", f"submissions_per_window={QUOTA}"],
         ) as (stack, demo),

@@ -21,8 +21,8 @@ from local_stack.supervisor import STATE, run
 PATIENCE = 420.0
 """Longer than any lease of a claimed row: a claim that is still there then is stuck."""
 SESSION_SECONDS = 30.0
-"""As in production: the default of `BACKSTOP_SESSION_SECONDS`."""
-CLAIM_SECONDS = 24.0
+"""As in production: the default of `BACKSTOP_KAFKA_SESSION_TIMEOUT_SECONDS`."""
+LEASE_SECONDS = 24.0
 MEANINGS = {
     "accepted": "answers 202 to reports, repetitions included",
     "reports": "different ones among them",
@@ -73,7 +73,7 @@ async def _faults(seed: int, seconds: float, schedule: list[Disturbance], folder
             seed=seed,
             rate=RATE,
             session_seconds=SESSION_SECONDS,
-            claim_seconds=CLAIM_SECONDS,
+            lease_seconds=LEASE_SECONDS,
         ) as it,
     ):
         telling = asyncio.create_task(_tell(it))

@@ -66,19 +66,25 @@ UNFINISHED: Mapping[str, Sequence[str]] = {
     ),
 }
 """Rows that somebody will take up again when they are due."""
-CLAIMING = ("submitter", "blocklist", "verdict_poller", "quarantine")
+LEASES = {
+    "submitter": "submission_lease_seconds",
+    "blocklist": "block_lease_seconds",
+    "verdict_poller": "verdict_lease_seconds",
+    "quarantine": "quarantine_lease_seconds",
+}
+"""The setting that says how long a claimed row is held, by service."""
 SETTINGS: Mapping[str, Mapping[str, object]] = {
     "submitter": {
         # Longer than the connection to Microsoft ever hangs: a call may arrive when it is whole again, after the look.
-        "missing_after_seconds": 20,
+        "submission_missing_after_seconds": 20,
         "submissions_per_15_minutes": MANY,
         "same_item_per_day": MANY,
     },
-    "quarantine": {"sync_seconds": 2, "digest_period_seconds": DIGEST_SECONDS},
+    "quarantine": {"quarantine_sync_interval_seconds": 2, "digest_period_seconds": DIGEST_SECONDS},
     "verdict_poller": {
-        "verdict_pauses": "1,1,1,2,5",
+        "verdict_poll_intervals": "1,1,1,2,5",
         "verdict_grid_seconds": 0.5,
-        "settings_live_seconds": 5,
+        "tenant_settings_ttl_seconds": 5,
     },
 }
 SIMULATOR = {
@@ -432,12 +438,12 @@ async def running(
     services: Sequence[str] = SERVICES,
     modules: Mapping[str, str] | None = None,
     session_seconds: float,
-    claim_seconds: float,
+    lease_seconds: float,
 ) -> AsyncIterator[Run]:
     """
     Start all services on *place*, with topics and a database called *name*, and people who may begin to work.
 
-    *session_seconds* and *claim_seconds* say how soon somebody else goes on after a crash: with partitions, with rows.
+    *session_seconds* and *lease_seconds* say how soon somebody else goes on after a crash: with partitions, with rows.
     """
     server = await place.connect("postgres")
     await server.execute(f"CREATE DATABASE {name} TEMPLATE template0")
@@ -449,10 +455,10 @@ async def running(
         place.proxies["microsoft"] = proxy
         died: list[str] = []
         settings: dict[str, Mapping[str, object]] = {
-            **{name: {"claim_seconds": claim_seconds, **SETTINGS.get(name, {})} for name in CLAIMING},
+            **{name: {lease: lease_seconds, **SETTINGS.get(name, {})} for name, lease in LEASES.items()},
             "*": {
                 "topic_prefix": name,
-                "session_seconds": session_seconds,
+                "kafka_session_timeout_seconds": session_seconds,
                 "graph_url": f"https://127.0.0.1:{proxy.port}",
                 "exchange_url": f"https://127.0.0.1:{proxy.port}",
             },

@@ -19,7 +19,7 @@ SENDER = "notices@contoso.example"
 RELEASE_POLICY, ASK_POLICY = "Users may release", "Users may ask"
 POLICIES = {RELEASE_POLICY: 1 | 2 | 4 | 16, ASK_POLICY: 1 | 2 | 8 | 16}
 """EndUserQuarantinePermissionsValue: delete 1, preview 2, release 4, request release 8, block sender 16."""
-SETTINGS = {"sync_seconds": 1, "digest_period_seconds": 2}
+SETTINGS = {"quarantine_sync_interval_seconds": 1, "digest_period_seconds": 2}
 """What the service is told, so that nobody has to wait for four hours."""
 
 USER_STEPS = (

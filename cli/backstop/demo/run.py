@@ -242,7 +242,7 @@ async def _running(console: Console, quota: int, *, told: bool, bulk: bool) -> A
     policy = story.BULK_POLICY if bulk else story.POLICY
     settings: dict[str, dict[str, object]] = {
         "submitter": {"submissions_per_15_minutes": quota},
-        "verdict_poller": {"verdict_pauses": "1,1,1,2,5", "verdict_grid_seconds": 0.5},
+        "verdict_poller": {"verdict_poll_intervals": "1,1,1,2,5", "verdict_grid_seconds": 0.5},
         "quarantine": dict(SETTINGS),
     }
     options = ["--verdict-delay", "2", "--set", f"submissions_per_window={quota}"]

@@ -26,7 +26,7 @@ POLICY = Path(
 ).absolute()
 MAIL = CHECKOUT / "cli" / "backstop" / "demo" / "mails" / "08-password-page-that-the-filter-missed.eml"
 # The simulator needs no hour to judge: neither need we to ask.
-_SETTINGS = {"verdict_poller": {"verdict_pauses": "1,1,1,2,5", "verdict_grid_seconds": 0.5}}
+_SETTINGS = {"verdict_poller": {"verdict_poll_intervals": "1,1,1,2,5", "verdict_grid_seconds": 0.5}}
 _VERDICT_SECONDS = 2
 _UP_SECONDS = 600  # the first start downloads Kafka or container images
 _DOWN_SECONDS = 60

@@ -30,7 +30,7 @@ class Stack:
     *folder* takes data and logs (`<folder>/logs/<process>.log`); without one, a folder below `.local` is made, and
     removed at the end, but kept after a failure. *replicas* is how many processes each service has, or how
     many those named have: more than one are called `triage-1`, `triage-2`. *settings* adds settings by service, or for
-    all under `"*"`, named without their prefix: `{"verdict_poller": {"max_batch": 1}}`; the last word is theirs.
+    all under `"*"`, named without their prefix: `{"verdict_poller": {"kafka_max_batch": 1}}`; the last word is theirs.
     *simulator_options* are appended to the simulator's command line. *services* limits what is started. With *found*,
     Kafka and PostgreSQL that already run are used. *modules* names another program to run in place of a service's own.
     *on_death* hears of processes that ended by themselves.

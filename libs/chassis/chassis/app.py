@@ -90,9 +90,9 @@ class Service:
             kafka_bootstrap=self.settings.kafka_bootstrap,
             kafka_security=self.settings.kafka_security(),
             topic_prefix=self.settings.topic_prefix,
-            max_batch=self.settings.max_batch,
-            session_seconds=self.settings.session_seconds,
-            halt_after=self.settings.halt_after,
+            max_batch=self.settings.kafka_max_batch,
+            session_seconds=self.settings.kafka_session_timeout_seconds,
+            halt_after=self.settings.halt_after_dead_letters,
             context=context,
         )
 
@@ -144,7 +144,7 @@ class Service:
                 await stack.enter_async_context(resource)
             # Every topic and every work may hold a connection, and none may wait for another's.
             topics = len(self._consumer.topics) if self._consumer else 0
-            await self._open_database(topics + len(self._works) + self.settings.postgres_pool)
+            await self._open_database(topics + len(self._works) + self.settings.postgres_request_connections)
             self._start(self._relay.run())
             for work in self._works:
                 self._start(work.run())

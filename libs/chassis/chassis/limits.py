@@ -35,11 +35,11 @@ class Limits:
     """Open connections; for the next one the longest idle one is closed."""
     body_bytes: int = 1 << 20
     """Bytes of a body, unless the route takes more: see `Body.allow`."""
-    body_seconds: float = 30
+    body_timeout_seconds: float = 30
     """Time for a body to arrive, unless the route gives more."""
-    header_seconds: float = 10
+    header_timeout_seconds: float = 10
     """Time for the header of a request to arrive, and for the rest of a body that was answered before its end."""
-    stall_seconds: float = 30
+    stall_timeout_seconds: float = 30
     """Time in which a client must take something of its answer."""
     idle_seconds: int = 120
     """
@@ -63,7 +63,7 @@ class Body:
         self._taken = 0
         # Once it is here, or answered, waiting for more is waiting for the client to leave.
         self._over = False
-        self.allow(limits.body_bytes, limits.body_seconds)
+        self.allow(limits.body_bytes, limits.body_timeout_seconds)
 
     def allow(self, most: int, seconds: float) -> None:
         """Take up to *most* bytes within *seconds* from now: for a route that keeps no body in memory, or few."""
@@ -229,7 +229,7 @@ class Connection(H11Protocol):
     def pause_writing(self) -> None:
         """Give a client that does not read its answer some time."""
         super().pause_writing()
-        self._stall = self.loop.call_later(self._limits.stall_seconds, self.transport.abort)
+        self._stall = self.loop.call_later(self._limits.stall_timeout_seconds, self.transport.abort)
 
     def resume_writing(self) -> None:
         """Go on: the client reads."""
@@ -259,7 +259,7 @@ class Connection(H11Protocol):
         return bool(idle)
 
     def _arm(self) -> None:
-        self._expiry = self.loop.call_later(self._limits.header_seconds, self._expire)
+        self._expiry = self.loop.call_later(self._limits.header_timeout_seconds, self._expire)
 
     def _disarm(self) -> None:
         if self._expiry:
@@ -272,7 +272,7 @@ class Connection(H11Protocol):
                 Problem(
                     408,
                     "header-too-slow",
-                    f"The header must arrive within {self._limits.header_seconds:g} s. Nothing was saved.",
+                    f"The header must arrive within {self._limits.header_timeout_seconds:g} s. Nothing was saved.",
                 )
             )
         else:
@@ -302,4 +302,4 @@ class Connection(H11Protocol):
     def _hang_up(self) -> None:
         """Close; after a while also if the client never takes what is still to be sent."""
         self.transport.close()
-        self.loop.call_later(self._limits.stall_seconds, self.transport.abort)
+        self.loop.call_later(self._limits.stall_timeout_seconds, self.transport.abort)

@@ -86,7 +86,7 @@ CommaSeparated = BeforeValidator(_split)
 
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 """At most a day: a larger value is almost certainly a mistake."""
-ClaimSeconds = Annotated[float, Field(ge=4, le=86_400)]
+LeaseSeconds = Annotated[float, Field(ge=4, le=86_400)]
 
 
 class EnvironmentSettings(BaseSettings):
@@ -186,12 +186,12 @@ class HttpSettings(EnvironmentSettings):
     """The Entra ID tenants whose tokens are accepted."""
     ca_file: Authorities = None
     """More certificate authorities to trust, in PEM, besides the system's."""
-    max_requests: PositiveInt = _LIMITS.requests
+    max_concurrent_requests: PositiveInt = _LIMITS.requests
     max_connections: PositiveInt = _LIMITS.connections
     max_body_bytes: PositiveInt = _LIMITS.body_bytes
-    body_seconds: Seconds = _LIMITS.body_seconds
-    header_seconds: Seconds = _LIMITS.header_seconds
-    stall_seconds: Seconds = _LIMITS.stall_seconds
+    body_timeout_seconds: Seconds = _LIMITS.body_timeout_seconds
+    header_timeout_seconds: Seconds = _LIMITS.header_timeout_seconds
+    stall_timeout_seconds: Seconds = _LIMITS.stall_timeout_seconds
 
     @field_validator("log_level")
     @classmethod
@@ -204,12 +204,12 @@ class HttpSettings(EnvironmentSettings):
     def limits(self) -> Limits:
         """What clients can take of the service."""
         return Limits(
-            requests=self.max_requests,
+            requests=self.max_concurrent_requests,
             connections=self.max_connections,
             body_bytes=self.max_body_bytes,
-            body_seconds=self.body_seconds,
-            header_seconds=self.header_seconds,
-            stall_seconds=self.stall_seconds,
+            body_timeout_seconds=self.body_timeout_seconds,
+            header_timeout_seconds=self.header_timeout_seconds,
+            stall_timeout_seconds=self.stall_timeout_seconds,
         )
 
 
@@ -253,15 +253,15 @@ class ServiceSettings(HttpSettings, KafkaSettings):
     """What a service needs that also has a database and speaks Kafka."""
 
     postgres_dsn: SecretStr
-    postgres_pool: PositiveInt = 4
+    postgres_request_connections: PositiveInt = 4
     """Connections for requests, beside one for each topic and each worker."""
     kafka_bootstrap: Annotated[str, AfterValidator(check_bootstrap)]
     topic_prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")] = "backstop"
-    max_batch: PositiveInt = 500
+    kafka_max_batch: PositiveInt = 500
     """Most events that one handler call and its transaction take."""
-    session_seconds: Annotated[float, Field(ge=6, le=60)] = 30
+    kafka_session_timeout_seconds: Annotated[float, Field(ge=6, le=60)] = 30
     """Silence after which Kafka gives the partitions of a replica to the others."""
-    halt_after: int = Field(default=100, gt=0)
+    halt_after_dead_letters: int = Field(default=100, gt=0)
     """Events parked in a row, with none handled between, after which the consumer stops: the fault is not in them."""
 
     @field_validator("postgres_dsn")

@@ -230,7 +230,7 @@ async def test_what_comes_behind_the_announced_length_is_no_part_of_the_body() -
 @pytest.mark.parametrize("path", ["/take", "/json"])
 async def test_a_body_that_does_not_come_to_its_end_is_given_up(path: str, *, trickling: bool) -> None:
     """However many bytes come now and then: the time is for the whole body."""
-    async with serving(body_seconds=BRIEF) as (_, url), connected(url) as line:
+    async with serving(body_timeout_seconds=BRIEF) as (_, url), connected(url) as line:
         line.send(*post(path, "Content-Length: 900", "Content-Type: application/json"), body=b"{")
         trickle = asyncio.create_task(line.trickle()) if trickling else None
         assert (await line.refusal())[0] == 408
@@ -242,7 +242,7 @@ async def test_a_body_that_does_not_come_to_its_end_is_given_up(path: str, *, tr
 @pytest.mark.parametrize("trickling", [False, True])
 async def test_a_header_that_does_not_come_to_its_end_is_given_up(start: str, *, trickling: bool) -> None:
     """A client that sends its header byte by byte, or none, holds a connection for a while and no longer."""
-    async with serving(header_seconds=BRIEF) as (_, url), connected(url) as line:
+    async with serving(header_timeout_seconds=BRIEF) as (_, url), connected(url) as line:
         line.send(start)
         trickle = asyncio.create_task(line.trickle()) if trickling and start else None
         assert (await line.refusal())[0] == 408
@@ -253,7 +253,7 @@ async def test_a_header_that_does_not_come_to_its_end_is_given_up(start: str, *,
 
 async def test_a_second_header_has_the_same_time() -> None:
     """A good request does not buy patience for the next one."""
-    async with serving(header_seconds=BRIEF, idle_seconds=60) as (_, url), connected(url) as line:
+    async with serving(header_timeout_seconds=BRIEF, idle_seconds=60) as (_, url), connected(url) as line:
         line.send(*post("/take", "Content-Length: 0"))
         assert (await line.answer())[0] == 200
         line.send("POST /take")
@@ -263,7 +263,10 @@ async def test_a_second_header_has_the_same_time() -> None:
 
 async def test_a_slow_answer_is_not_taken_for_a_slow_client() -> None:
     """The time for the header ends with the header."""
-    async with serving(header_seconds=BRIEF, body_seconds=BRIEF) as (service, url), connected(url) as line:
+    async with (
+        serving(header_timeout_seconds=BRIEF, body_timeout_seconds=BRIEF) as (service, url),
+        connected(url) as line,
+    ):
         line.send(*post("/wait", "Content-Length: 0"))
         await asyncio.sleep(3 * BRIEF)
         service.release.set()
@@ -286,7 +289,7 @@ async def test_an_idle_connection_stays_open_for_longer_than_clients_keep_it() -
 
 async def test_a_connection_goes_on_after_the_rest_of_a_body_that_was_answered_already() -> None:
     """The time for that rest ends with it."""
-    async with serving(header_seconds=BRIEF, idle_seconds=60) as (_, url), connected(url) as line:
+    async with serving(header_timeout_seconds=BRIEF, idle_seconds=60) as (_, url), connected(url) as line:
         await answered_early(line)
         await asyncio.sleep(2 * BRIEF)
         line.send(*post("/take", "Content-Length: 0"))
@@ -295,7 +298,7 @@ async def test_a_connection_goes_on_after_the_rest_of_a_body_that_was_answered_a
 
 async def test_a_connection_is_idle_after_the_rest_of_a_body_that_was_answered_already() -> None:
     """It is closed as any other."""
-    async with serving(header_seconds=60, idle_seconds=BRIEF) as (_, url), connected(url) as line:
+    async with serving(header_timeout_seconds=60, idle_seconds=BRIEF) as (_, url), connected(url) as line:
         await answered_early(line)
         assert await line.ended()
 
@@ -309,7 +312,7 @@ async def answered_early(line: Line) -> None:
 
 async def test_the_rest_of_a_body_that_was_answered_already_is_not_waited_for() -> None:
     """An upload that was refused may come to its end, so that the answer is read, but it must have one."""
-    async with serving(header_seconds=BRIEF) as (_, url), connected(url) as line:
+    async with serving(header_timeout_seconds=BRIEF) as (_, url), connected(url) as line:
         line.send(*post("/refuse", "Transfer-Encoding: chunked"))
         chunk = b"4000\r\n" + b"x" * 0x4000 + b"\r\n"
         line.send(body=chunk)
@@ -324,7 +327,7 @@ async def test_the_rest_of_a_body_that_was_answered_already_is_not_waited_for() 
 
 async def test_a_client_that_does_not_read_its_answer_is_cut_off() -> None:
     """What waits for it is freed."""
-    async with serving(stall_seconds=BRIEF) as (service, url), connected(url) as line:
+    async with serving(stall_timeout_seconds=BRIEF) as (service, url), connected(url) as line:
         line.send("GET /tell HTTP/1.1", "Host: service", "", "")
         async with asyncio.timeout(60):
             await service.told.wait()

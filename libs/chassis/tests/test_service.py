@@ -94,7 +94,7 @@ async def test_every_topic_and_every_work_has_a_connection_beside_those_for_requ
     database: str, kafka_bootstrap: str, prefix: str, tmp_path: Path
 ) -> None:
     """Also a work that a resource adds: none of them waits for another's, whatever the setting."""
-    made = service(database, kafka_bootstrap, prefix, tmp_path, postgres_pool=1)
+    made = service(database, kafka_bootstrap, prefix, tmp_path, postgres_request_connections=1)
 
     async def nothing_due() -> int:
         return 0

@@ -13,7 +13,7 @@ from blocklist import handlers
 from blocklist.store import DUE
 from blocklist.worker import Worker
 from chassis.app import Service
-from chassis.settings import ClaimSeconds, CommaSeparated, ServiceSettings, report_setup_errors
+from chassis.settings import CommaSeparated, LeaseSeconds, ServiceSettings, report_setup_errors
 from chassis.work import Lease
 from m365 import M365Settings, connect
 
@@ -23,9 +23,9 @@ class Settings(ServiceSettings, M365Settings):
 
     never_block_domains: Annotated[frozenset[str], NoDecode, CommaSeparated] = frozenset()
     """Domains of which only single addresses and pages are blocked, beside those that strangers are known to share."""
-    block_batch: PositiveInt = 16
+    max_concurrent_blocks: PositiveInt = 16
     """Entries that are worked on at the same time."""
-    claim_seconds: ClaimSeconds = 240
+    block_lease_seconds: LeaseSeconds = 240
     """How long an entry is held by who calls about it: after a crash, another replica waits that long."""
 
 
@@ -43,8 +43,8 @@ def build(settings: Settings) -> Service:
     async def microsoft_365() -> AsyncIterator[None]:
         async with connect(settings, authority=settings.authority, ca_file=settings.ca_file) as (_, exchange):
             never_block = frozenset(map(str.lower, settings.never_block_domains))
-            lease = Lease(timedelta(seconds=settings.claim_seconds))
-            worker = Worker(service.db, exchange, never_block, settings.block_batch, lease)
+            lease = Lease(timedelta(seconds=settings.block_lease_seconds))
+            worker = Worker(service.db, exchange, never_block, settings.max_concurrent_blocks, lease)
             service.works("settle_due", worker.settle_due, due=DUE)
             service.works("forget_verdicts", worker.forget_verdicts, idle=24 * 3600, woken=False)
             yield

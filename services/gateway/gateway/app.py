@@ -24,11 +24,11 @@ class Settings(HttpSettings):
     reporter_url: HttpUrl
     triage_url: HttpUrl
     quarantine_url: HttpUrl
-    answer_seconds: Seconds = 60
+    upstream_timeout_seconds: Seconds = 60
     """Longest silence of a service after it has got the whole request."""
     max_upload_bytes: PositiveInt = 48 << 20
     """Longest body of a report: reporter's largest mail in base64, and what stands beside it."""
-    upload_seconds: Seconds = 120
+    upload_timeout_seconds: Seconds = 120
     """Longest time that reporter gives to an upload; with the time until it is an upload's turn, the gateway's too."""
 
 
@@ -48,7 +48,7 @@ def build(settings: Settings) -> FastAPI:
         async with aiohttp.ClientSession(
             # Far below the time after which a service closes an idle connection: none is chosen at that moment.
             connector=aiohttp.TCPConnector(limit=0, ssl=tls, keepalive_timeout=2),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=settings.answer_seconds),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=settings.upstream_timeout_seconds),
             auto_decompress=False,
             skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type", "User-Agent"),
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -73,7 +73,7 @@ def build(settings: Settings) -> FastAPI:
         make_router(
             upstreams,
             upload_bytes=settings.max_upload_bytes,
-            upload_seconds=settings.upload_seconds + TURN_SECONDS,
+            upload_timeout_seconds=settings.upload_timeout_seconds + TURN_SECONDS,
         )
     )
     return api

@@ -12,14 +12,14 @@ from gateway.routes import ROUTES, Route
 from gateway.upstream import Upstream
 
 
-def make_router(upstreams: Mapping[str, Upstream], *, upload_bytes: int, upload_seconds: float) -> APIRouter:
+def make_router(upstreams: Mapping[str, Upstream], *, upload_bytes: int, upload_timeout_seconds: float) -> APIRouter:
     """Make the routes of the table over *upstreams*; where a mail is taken, the body may be as large and slow."""
     router = APIRouter()
     for route in ROUTES:
         router.add_api_route(
             # A parameter that is no UUID is no route of ours: nothing else can get into an upstream's path.
             re.sub(r"{(\w+)}", r"{\1:uuid}", route.path),
-            _forwarder(upstreams[route.upstream], route, upload_bytes, upload_seconds),
+            _forwarder(upstreams[route.upstream], route, upload_bytes, upload_timeout_seconds),
             methods=[route.method],
             dependencies=[Depends(require(*route.roles))],
             include_in_schema=False,
@@ -32,12 +32,12 @@ def make_router(upstreams: Mapping[str, Upstream], *, upload_bytes: int, upload_
 
 
 def _forwarder(
-    upstream: Upstream, route: Route, upload_bytes: int, upload_seconds: float
+    upstream: Upstream, route: Route, upload_bytes: int, upload_timeout_seconds: float
 ) -> Callable[[Request], Awaitable[Response]]:
     async def forward(request: Request) -> Response:
         if route.takes_mail:
             body: Body = request.scope[Body.KEY]
-            body.allow(upload_bytes, upload_seconds)
+            body.allow(upload_bytes, upload_timeout_seconds)
         return await upstream.forward(request, route.path.format(**request.path_params))
 
     return forward

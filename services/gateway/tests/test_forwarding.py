@@ -207,7 +207,7 @@ async def test_a_service_that_keeps_silent_is_504(run_gateway: Any, service: Any
 
     service.answer = keep_silent
     async with (
-        run_gateway(service.url, answer_seconds=0.3) as gateway,
+        run_gateway(service.url, upstream_timeout_seconds=0.3) as gateway,
         gateway.get("/v1/cases", headers=security) as answer,
     ):
         assert (answer.status, answer.content_type) == (504, "application/problem+json")
@@ -275,7 +275,7 @@ async def test_a_client_that_goes_away_frees_the_service(
         return web.Response()
 
     service.answer = take_long
-    async with run_gateway(service.url, answer_seconds=600, max_requests=1) as gateway:
+    async with run_gateway(service.url, upstream_timeout_seconds=600, max_concurrent_requests=1) as gateway:
         headers = security if method == "GET" else reporter
         data = None if method == "GET" else b"From: a\r\n\r\n"
         for _ in range(2):
@@ -332,7 +332,7 @@ async def test_an_upload_that_is_too_slow_is_given_up_on_both_sides(
         await answered.wait()
 
     service.answer = take
-    async with run_gateway(service.url, upload_seconds=0.3) as gateway:
+    async with run_gateway(service.url, upload_timeout_seconds=0.3) as gateway:
         async with gateway.post("/v1/reports", data=slow(), headers=reporter) as answer:
             assert (answer.status, answer.content_type) == (408, "application/problem+json")
         answered.set()

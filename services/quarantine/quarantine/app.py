@@ -12,7 +12,7 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import NoDecode
 
 from chassis.app import Service
-from chassis.settings import ClaimSeconds, CommaSeparated, HttpUrl, Seconds, ServiceSettings, report_setup_errors
+from chassis.settings import CommaSeparated, HttpUrl, LeaseSeconds, Seconds, ServiceSettings, report_setup_errors
 from chassis.work import Lease
 from m365 import M365Settings, connect
 from mail.settings import MailStoreSettings
@@ -35,13 +35,13 @@ AT_ONCE = 4
 class Settings(ServiceSettings, M365Settings, MailStoreSettings):
     """Quarantine's settings."""
 
-    sync_seconds: Seconds = 60
+    quarantine_sync_interval_seconds: Seconds = 60
     """How often each tenant's quarantine is read for what is new and what was decided."""
-    sweep_hours: Annotated[float, Field(gt=0, le=24 * 30)] = 6
+    quarantine_sweep_interval_hours: Annotated[float, Field(gt=0, le=24 * 30)] = 6
     """How often all 30 days of it are read."""
     quarantine_page_size: Annotated[int, Field(ge=25, lt=1000)] = 500
     """Rows of a page of Get-QuarantineMessage."""
-    claim_seconds: ClaimSeconds = 75
+    quarantine_lease_seconds: LeaseSeconds = 75
     """How long what is worked on is held; calls about it end after three quarters of that."""
     public_url: HttpUrl
     """Where users reach this service: what the links of digests begin with."""
@@ -96,14 +96,14 @@ def build(settings: Settings) -> Service:
 
     @asynccontextmanager
     async def microsoft_365() -> AsyncIterator[None]:
-        lease = Lease(timedelta(seconds=settings.claim_seconds))
+        lease = Lease(timedelta(seconds=settings.quarantine_lease_seconds))
         async with connect(settings, authority=settings.authority, ca_file=settings.ca_file) as (graph, exchange):
             mirror = Mirror(
                 service.db,
                 exchange,
                 settings.tenants,
-                every=timedelta(seconds=settings.sync_seconds),
-                sweep_every=timedelta(hours=settings.sweep_hours),
+                every=timedelta(seconds=settings.quarantine_sync_interval_seconds),
+                sweep_every=timedelta(hours=settings.quarantine_sweep_interval_hours),
                 page_size=settings.quarantine_page_size,
                 lease=lease,
             )

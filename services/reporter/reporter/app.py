@@ -17,11 +17,11 @@ from reporter.worker import Worker
 class Settings(ServiceSettings, MailStoreSettings):
     """Reporter's settings."""
 
-    max_mail_bytes: Annotated[int, Field(gt=0)] = 35 << 20
+    max_message_bytes: Annotated[int, Field(gt=0)] = 35 << 20
     """Largest raw mail that is taken."""
-    large_mails_at_once: Annotated[int, Field(gt=0)] = 4
+    max_concurrent_large_messages: Annotated[int, Field(gt=0)] = 4
     """Most uploads of more than 64 KB that are in memory at the same time; others wait."""
-    upload_seconds: Seconds = 120
+    upload_timeout_seconds: Seconds = 120
     """Longest time that one upload may take."""
 
 
@@ -35,9 +35,9 @@ def build(settings: Settings) -> Service:
         migrations=Path(__file__).parent / "migrations",
     )
     uploads = Uploads(
-        max_mail_bytes=settings.max_mail_bytes,
-        large_at_once=settings.large_mails_at_once,
-        seconds=settings.upload_seconds,
+        max_message_bytes=settings.max_message_bytes,
+        large_at_once=settings.max_concurrent_large_messages,
+        seconds=settings.upload_timeout_seconds,
     )
     mails = settings.mail_store
     service.answers(make_router(service.db, mails, uploads))

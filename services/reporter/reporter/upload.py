@@ -81,10 +81,10 @@ class Uploads:
     An upload that is not taken raises Problem and leaves nothing behind.
     """
 
-    def __init__(self, *, max_mail_bytes: int, large_at_once: int, seconds: float, patience: float = 20) -> None:
-        self.max_mail_bytes = max_mail_bytes
+    def __init__(self, *, max_message_bytes: int, large_at_once: int, seconds: float, patience: float = 20) -> None:
+        self.max_message_bytes = max_message_bytes
         # In base64, the longest of the three ways.
-        self._most_bytes = (max_mail_bytes + 2) // 3 * 4 + _OVERHEAD_BYTES
+        self._most_bytes = (max_message_bytes + 2) // 3 * 4 + _OVERHEAD_BYTES
         self._room = asyncio.Semaphore(large_at_once)
         self._seconds = seconds
         self._patience = patience
@@ -138,12 +138,12 @@ class Uploads:
 
     async def _read_rfc822(self, request: Request, _options: dict[bytes, bytes]) -> Upload:
         said = _attributes(parse_qsl(request.url.query, keep_blank_values=True))
-        raw = b"".join([chunk async for chunk in self._chunks(request, self.max_mail_bytes)])
+        raw = b"".join([chunk async for chunk in self._chunks(request, self.max_message_bytes)])
         return Upload(self._mail(raw), said)
 
     async def _read_multipart(self, request: Request, options: dict[bytes, bytes]) -> Upload:
         form = _Form(options.get(b"boundary", b""), self)
-        async for chunk in self._chunks(request, self.max_mail_bytes + _OVERHEAD_BYTES):
+        async for chunk in self._chunks(request, self.max_message_bytes + _OVERHEAD_BYTES):
             form.write(chunk)
         raw, fields = form.finish()
         return Upload(self._mail(bytes(raw)), _attributes(fields))
@@ -190,14 +190,14 @@ class Uploads:
     def _mail(self, raw: bytes) -> bytes:
         if not raw:
             raise Problem(400, "empty-message", "The message is empty. Nothing was saved.")
-        if len(raw) > self.max_mail_bytes:
+        if len(raw) > self.max_message_bytes:
             raise self.too_large()
         return raw
 
     def too_large(self) -> Problem:
         """Say how large a mail may be."""
         return Problem(
-            413, "message-too-large", f"At most {self.max_mail_bytes} bytes are accepted. Nothing was saved."
+            413, "message-too-large", f"At most {self.max_message_bytes} bytes are accepted. Nothing was saved."
         )
 
 
@@ -270,7 +270,7 @@ class _Form:
         if name == "mail":
             if self._mail is not None:
                 raise _invalid("mail", "one mail at a time")
-            self._mail, self._most = self._part, self._uploads.max_mail_bytes
+            self._mail, self._most = self._part, self._uploads.max_message_bytes
         else:
             self._fields.append((name, self._part))
             self._most = _MOST_FIELD_BYTES

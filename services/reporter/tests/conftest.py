@@ -128,7 +128,7 @@ def run_reporter(
             audience=AUDIENCE,
             ca_file=entra.ca_file,
         )
-        uploads = Uploads(**{"max_mail_bytes": 35 << 20, "large_at_once": 4, "seconds": 60, **bounds})
+        uploads = Uploads(**{"max_message_bytes": 35 << 20, "large_at_once": 4, "seconds": 60, **bounds})
         api.include_router(make_router(_database, mails, uploads))
         async with serving(api) as url, aiohttp.ClientSession(url) as client:
             yield Reporter(client, api, _database, store, mails)

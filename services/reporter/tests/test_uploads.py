@@ -274,7 +274,7 @@ async def test_an_upload_without_end_is_refused_when_it_passes_the_limit(run_rep
             yield b"x" * 10_000
             await asyncio.sleep(0)
 
-    async with run_reporter(max_mail_bytes=MEGABYTE) as running:
+    async with run_reporter(max_message_bytes=MEGABYTE) as running:
         url = f"/v1/reports{QUERY}"
         async with running.client.post(url, data=endless(), headers=add_in | RFC822) as answer:
             assert answer.status == 413

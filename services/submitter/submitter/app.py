@@ -9,7 +9,7 @@ from typing import Annotated
 from pydantic import Field, PositiveInt
 
 from chassis.app import Service
-from chassis.settings import ClaimSeconds, ServiceSettings, report_setup_errors
+from chassis.settings import LeaseSeconds, ServiceSettings, report_setup_errors
 from chassis.work import Lease
 from m365 import M365Settings, connect
 from mail.settings import MailStoreSettings
@@ -27,11 +27,11 @@ class Settings(ServiceSettings, M365Settings, MailStoreSettings):
 
     submissions_per_15_minutes: PositiveInt = 150
     same_item_per_day: PositiveInt = 3
-    submit_batch: PositiveInt = 8
+    submission_batch_size: PositiveInt = 8
     """Mails that are submitted at the same time; each is in memory meanwhile."""
-    claim_seconds: ClaimSeconds = 180
+    submission_lease_seconds: LeaseSeconds = 180
     """How long a submission is held by who calls about it: after a crash, another replica waits that long."""
-    missing_after_seconds: Annotated[float, Field(ge=0, le=86_400)] = 300
+    submission_missing_after_seconds: Annotated[float, Field(ge=0, le=86_400)] = 300
     """Age of a call without an answer from which on, not being in Microsoft's list, it counts as not made."""
 
 
@@ -50,17 +50,17 @@ def build(settings: Settings) -> Service:
     @asynccontextmanager
     async def microsoft_365() -> AsyncIterator[None]:
         async with connect(settings, authority=settings.authority, ca_file=settings.ca_file) as (graph, _):
-            together = min(CLAIMED_TOGETHER, settings.submit_batch)
+            together = min(CLAIMED_TOGETHER, settings.submission_batch_size)
             worker = Worker(
                 service.db,
                 graph,
                 mails,
                 quota,
                 together,
-                lease=Lease(timedelta(seconds=settings.claim_seconds)),
-                missing_after=timedelta(seconds=settings.missing_after_seconds),
+                lease=Lease(timedelta(seconds=settings.submission_lease_seconds)),
+                missing_after=timedelta(seconds=settings.submission_missing_after_seconds),
             )
-            for _ in range(settings.submit_batch // together):
+            for _ in range(settings.submission_batch_size // together):
                 service.works("submit_due", worker.submit_due, due=DUE)
             service.works("forget_calls", worker.forget_calls, idle=3600, woken=False)
             yield

@@ -59,7 +59,7 @@ async def test_one_slow_answer_holds_the_other_mails_back_no_longer(
     await create_topics(kafka_bootstrap, prefix=environment, partitions=1, replication=1)
     microsoft.state.faults.order([Fault(route="graph.emailThreats.create", kind="timeout", seconds=600)])
     settings = Settings()
-    requested = [await _request(settings.mail_store, tenant_id) for _ in range(3 * settings.submit_batch)]
+    requested = [await _request(settings.mail_store, tenant_id) for _ in range(3 * settings.submission_batch_size)]
     async with AIOKafkaProducer(bootstrap_servers=kafka_bootstrap) as producer:
         for event in requested:
             await _publish(producer, environment, event)

@@ -10,7 +10,7 @@ from pydantic import Field, PositiveInt
 from pydantic_settings import NoDecode
 
 from chassis.app import Service
-from chassis.settings import ClaimSeconds, CommaSeparated, Seconds, ServiceSettings, report_setup_errors
+from chassis.settings import CommaSeparated, LeaseSeconds, Seconds, ServiceSettings, report_setup_errors
 from chassis.work import Lease
 from m365 import M365Settings, connect
 from verdict_poller import handlers
@@ -22,14 +22,16 @@ from verdict_poller.worker import Explainer, Poller
 class Settings(ServiceSettings, M365Settings):
     """Verdict-poller's settings."""
 
-    verdict_pauses: Annotated[tuple[Seconds, ...], NoDecode, CommaSeparated, Field(min_length=1)] = Schedule.pauses
+    verdict_poll_intervals: Annotated[tuple[Seconds, ...], NoDecode, CommaSeparated, Field(min_length=1)] = (
+        Schedule.pauses
+    )
     """Seconds between the questions about one submission; the last repeats."""
     verdict_grid_seconds: Seconds = Schedule.grid_seconds
     """Questions are asked at multiples of this, so that one list answers many."""
-    explain_batch: PositiveInt = 100
-    settings_live_seconds: Annotated[float, Field(ge=0, le=86_400)] = 300
+    explanation_batch_size: PositiveInt = 100
+    tenant_settings_ttl_seconds: Annotated[float, Field(ge=0, le=86_400)] = 300
     """How long the tenant's settings, once read, are good for other verdicts."""
-    claim_seconds: ClaimSeconds = 300
+    verdict_lease_seconds: LeaseSeconds = 300
     """How long a submission is held by who asks about it: after a crash, another replica waits that long."""
 
 
@@ -42,18 +44,18 @@ def build(settings: Settings) -> Service:
         description="Reads Microsoft's verdicts and explains them.",
         migrations=Path(__file__).parent / "migrations",
     )
-    schedule = Schedule(settings.verdict_pauses, settings.verdict_grid_seconds)
+    schedule = Schedule(settings.verdict_poll_intervals, settings.verdict_grid_seconds)
 
     @asynccontextmanager
     async def microsoft_365() -> AsyncIterator[None]:
         async with connect(settings, authority=settings.authority, ca_file=settings.ca_file) as (graph, exchange):
-            lease = Lease(timedelta(seconds=settings.claim_seconds))
+            lease = Lease(timedelta(seconds=settings.verdict_lease_seconds))
             service.works("poll_due", Poller(service.db, graph, schedule, lease).poll_due, due=WATCHING)
             explainer = Explainer(
                 service.db,
                 exchange,
-                batch=settings.explain_batch,
-                settings_live=timedelta(seconds=settings.settings_live_seconds),
+                batch=settings.explanation_batch_size,
+                settings_live=timedelta(seconds=settings.tenant_settings_ttl_seconds),
                 lease=lease,
             )
             service.works("explain_due", explainer.explain_due, due=JUDGED)
