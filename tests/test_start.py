@@ -148,7 +148,7 @@ async def test_a_signal_ends_a_service_that_waits_for_another_replicas_migration
 async def test_a_signal_ends_a_service_that_waits_for_kafka(database: str) -> None:
     """It has started, and joins its group as soon as it can."""
     async with started("triage", GOOD | {"POSTGRES_DSN": database}) as process:
-        await logged(process, "kafka.away")
+        await logged(process, "kafka.unavailable")
         await assert_ends(process, signal.SIGTERM)
 
 

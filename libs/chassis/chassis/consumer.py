@@ -98,7 +98,7 @@ class Consumer:
                 await subscriber.start()
             except (KafkaError, OSError) as error:
                 await subscriber.stop()
-                log.warning("kafka.away", topic=subscriber.topic_names[0], error=type(error).__name__)
+                log.warning("kafka.unavailable", topic=subscriber.topic_names[0], error=type(error).__name__)
                 await self._delivery.stops_within(1)
             except BaseException:
                 await subscriber.stop()
