@@ -76,13 +76,17 @@ def replay(
     reason: Reason = None,
     topic: Topic = None,
     everything: Everything = False,
+    old: Annotated[
+        bool, typer.Option("--old", help="Also those of more than 7 days. Services may handle their events twice.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """
     Publish dead letters again to the topics they came from, as they were.
 
     The service's relay does it, so the service has to run. Every service that reads the topic sees them again; one
-    that has handled an event before does nothing. A letter that fails again becomes a new dead letter.
+    that has handled an event before does nothing, unless its case has expired since: hence --old. A letter that fails
+    again becomes a new dead letter.
     """
     from backstop.letters import count_of, topic_of  # noqa: PLC0415 - as above
     from chassis.dead_letters import Wanted  # noqa: PLC0415 - as above
@@ -93,14 +97,16 @@ def replay(
     async def work(letters: "Letters") -> tuple[list[str], list[str]]:
         replayed, refused = [], []
         for name, chosen in (await letters.choose(ids or [], service, wanted)).items():
-            done = await letters.replay(name, chosen, _operator())
+            done = await letters.replay(name, chosen, _operator(), old=old)
             replayed += [f"{name}:{number}" for number in done]
             refused += [f"{name}:{number}" for number in chosen if number not in set(done)]
         return replayed, refused
 
     replayed, refused = _run(dsn, work)
     for letter_id in refused:
-        why = "it is larger than an event may be, or was resolved by somebody else in this moment"
+        why = (
+            "it is larger than an event may be, or older than 7 days (see --old), or somebody else has just resolved it"
+        )
         typer.secho(f"Not replayed: {letter_id}: {why}. Nothing was changed about it.", err=True, fg="red")
     if as_json:
         typer.echo(json.dumps({"replayed": replayed, "refused": refused}))

@@ -76,11 +76,11 @@ class Letters:
                 chosen.setdefault(name, []).append(letter.id)
         return chosen
 
-    async def replay(self, service: str, ids: Sequence[int], by: str) -> list[int]:
-        """Replay unresolved letters, all that can be; return which."""
+    async def replay(self, service: str, ids: Sequence[int], by: str, *, old: bool = False) -> list[int]:
+        """Replay unresolved letters, all that can be (and *old* ones, if said so); return which."""
         connection = await self._of(service)
         async with connection.transaction():
-            return await dead_letters.replay(connection, Wanted(), by, ids=ids)
+            return await dead_letters.replay(connection, Wanted(), by, ids=ids, old=old)
 
     async def drop(self, service: str, ids: Sequence[int], by: str) -> list[int]:
         """Drop unresolved letters; return which."""

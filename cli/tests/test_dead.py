@@ -4,7 +4,7 @@ import asyncio
 import json
 import sys
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -21,7 +21,7 @@ from chassis.topics import EVENT_BYTES
 CASE = uuid4()
 VALUE = b'{"subject": "for your eyes only"}'
 BYTES = [("ce_id", b"\xff\xfe"), ("x", None), ("ce_type", b"io.backstop.case-updated.v1"), ("x", b"\x1b[31mred\n")]
-PARKED = datetime(2026, 3, 1, 12, tzinfo=UTC)
+PARKED = datetime.now(UTC).replace(microsecond=0) - timedelta(hours=1)
 
 
 class Operator:
@@ -112,12 +112,13 @@ async def test_the_list_says_what_failed_where_and_why_and_never_the_payload(ope
 
     title, *lines, count = text.splitlines()
     assert title.split() == ["ID", "PARKED", "FROM", "ERROR", "EVENT", "EVENT", "ID", "KEY", "STATE", "REASON"]
+    parked = f"{PARKED:%Y-%m-%dT%H:%M:%SZ}"
     assert [line.split() for line in lines] == [
         [
-            first, "2026-03-01T12:00:00Z", "case-updated:0:7", "ZeroDivisionError", "io.backstop.case-updated.v1",
+            first, parked, "case-updated:0:7", "ZeroDivisionError", "io.backstop.case-updated.v1",
             "e-1", "key", "unresolved", "ZeroDivisionError",
         ],
-        [second, "2026-03-01T12:00:00Z", "case-updated:0:7", "KeyError", "-", "-", "key", "unresolved", "KeyError"],
+        [second, parked, "case-updated:0:7", "KeyError", "-", "-", "key", "unresolved", "KeyError"],
     ]  # fmt: skip
     assert count == "2 unresolved."
     assert "eyes only" not in text
@@ -125,7 +126,7 @@ async def test_the_list_says_what_failed_where_and_why_and_never_the_payload(ope
     assert letter == {
         "id": first,
         "service": "triage",
-        "parked_at": "2026-03-01T12:00:00+00:00",
+        "parked_at": PARKED.isoformat(),
         "topic": "case-updated",
         "partition": 0,
         "offset": 7,

@@ -142,7 +142,7 @@ class Service:
             stack.push_async_callback(self.db.close)
             for resource in self.resources:
                 await stack.enter_async_context(resource)
-            # Every topic and every work may hold a connection, and none may wait for another's.
+            # Every topic and every work may hold a connection; none waits for another's unless requests take them all.
             topics = len(self._consumer.topics) if self._consumer else 0
             await self._open_database(topics + len(self._works) + self.settings.postgres_request_connections)
             self._start(self._relay.run())

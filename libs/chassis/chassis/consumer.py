@@ -243,10 +243,9 @@ def _check(subscriber: Any, known: set[str]) -> str:
 
 
 def _is_assigned(consumer: Any) -> bool:
-    coordinator = getattr(consumer, "_coordinator", None)
-    return coordinator is not None and not coordinator.need_rejoin(
-        consumer._subscription.subscription  # noqa: SLF001 - no public way to ask
-    )
+    # There is no public way to ask. Until it is started a consumer has no coordinator.
+    coordinator = consumer._coordinator if isinstance(consumer, Fetcher) else None  # noqa: SLF001
+    return coordinator is not None and not coordinator.need_rejoin(consumer._subscription.subscription)  # noqa: SLF001
 
 
 class _Log:

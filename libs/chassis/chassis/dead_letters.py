@@ -2,7 +2,8 @@
 Dead letters: events that a service could not handle, as rows of its schema, until somebody replays or drops them.
 
 A letter is known by its record's place: topic, Kafka's id of that topic, partition, offset. A record that is delivered
-again is parked once. What was not committed is not dead: it is delivered again, and its letter is forgotten before.
+again is parked once. What was not committed is delivered again: if it can be handled then, its letter is forgotten in
+the same transaction.
 """
 
 from collections.abc import Sequence
@@ -20,6 +21,12 @@ from chassis.topics import EVENT_BYTES
 
 KEPT = timedelta(days=30)
 """How long a letter is kept after it was replayed or dropped."""
+REPLAYABLE = timedelta(days=7)
+"""
+How long a letter can be replayed without more ado. Other services may have handled its event, and know it by a key that
+goes with its case, 15 days after that at the earliest. An event waits in its topic for 7 days at the most, and its
+letter for 7.
+"""
 PURGED_AT_ONCE = 500
 OVERHEAD_BYTES = 1_000
 """What a record takes beside its key, value and headers, with some to spare."""
@@ -95,11 +102,13 @@ def reason_of(error: Exception) -> str:
 async def park(
     tx: Tx, record: ConsumerRecord, error: Exception, *, topic: str, topic_id: UUID, tenant_id: UUID | None
 ) -> int | None:
-    """Keep *record* as it is, with the reason; return the id of the letter, or None when it was parked before."""
+    """Keep *record* as it is, with the reason; return the letter's id, or None when it was resolved before."""
     parked: int | None = await tx.fetchval(
         'INSERT INTO dead_letters (topic, topic_id, partition, "offset", key, value, header_names, header_values,'
         " tenant_id, error, reason) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"
-        " ON CONFLICT DO NOTHING RETURNING id",
+        ' ON CONFLICT (topic, topic_id, partition, "offset") DO UPDATE SET error = excluded.error,'
+        " reason = excluded.reason, parked_at = excluded.parked_at WHERE dead_letters.state = 'unresolved'"
+        " RETURNING id",
         topic,
         topic_id,
         record.partition,
@@ -115,16 +124,16 @@ async def park(
     return parked
 
 
-async def forget_uncommitted(tx: Tx, topic: str, topic_id: UUID, firsts: Sequence[tuple[int, int]]) -> None:
-    """Forget the unresolved letters at or behind the first offset of each partition: their records come again."""
+async def forget(tx: Tx, records: Sequence[ConsumerRecord], *, topic: str, topic_id: UUID) -> None:
+    """Forget the unresolved letters of *records*, which this transaction has handled."""
     await tx.execute(
-        "DELETE FROM dead_letters AS letter USING unnest($3::int[], $4::bigint[]) AS first (partition, position)"
+        "DELETE FROM dead_letters AS letter USING unnest($3::int[], $4::bigint[]) AS record (partition, position)"
         " WHERE topic = $1 AND topic_id = $2 AND state = 'unresolved'"
-        ' AND letter.partition = first.partition AND letter."offset" >= first.position',
+        ' AND letter.partition = record.partition AND letter."offset" = record.position',
         topic,
         topic_id,
-        [partition for partition, _ in firsts],
-        [offset for _, offset in firsts],
+        [record.partition for record in records],
+        [record.offset for record in records],
     )
 
 
@@ -152,13 +161,17 @@ async def find(
     return (_letter(row), row["value"]) if row else None
 
 
-async def replay(tx: Tx, wanted: Wanted, by: str, *, ids: Sequence[int] | None = None) -> list[int]:
+async def replay(tx: Tx, wanted: Wanted, by: str, *, ids: Sequence[int] | None = None, old: bool = False) -> list[int]:
     """
     Publish the letters that are meant again, by the outbox, as they were; return their ids.
 
-    Only unresolved ones are, and none that is larger than an event may be (it had been published compressed).
+    Only unresolved ones are; none that is larger than an event may be (it had been published compressed); and none
+    that was parked longer ago than REPLAYABLE, unless *old*.
     """
     where, values = _chosen(wanted, ids)
+    if not old:
+        values.append(REPLAYABLE)
+        where += f" AND parked_at > now() - ${len(values)}::interval"
     count = len(values)
     rows = await tx.fetch(
         f"WITH chosen AS (SELECT id FROM dead_letters WHERE {where} AND {_SIZE} <= ${count + 1} FOR UPDATE),"

@@ -2,12 +2,13 @@
 Dead letters over HTTP: admins see those of their own tenant, and have them handled again or drop them.
 
 A letter's tenant is that of its event. A record that could not be read as an event has none that anybody could vouch
-for: it is nobody's here, and only `backstop dead`, with access to the database, shows it.
+for: no token gives access to it here, and only `backstop dead`, with access to the database, shows it.
 """
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
+import structlog
 from fastapi import APIRouter, Depends, Path, Query
 from pydantic import BaseModel
 
@@ -16,6 +17,8 @@ from chassis.auth import Caller, require
 from chassis.dead_letters import DeadLetter, State, Wanted
 from chassis.http import WITHOUT_NUL, Problem, problems
 from chassis.postgres import Database
+
+log = structlog.get_logger()
 
 ADMIN = "SecurityAdministrator"
 
@@ -105,8 +108,10 @@ def make_router(database: Database) -> APIRouter:  # noqa: C901 - four routes
         """Publish the event again, as it was. Services that have handled it before do nothing."""
         wanted = Wanted(tenant_id=caller.tenant_id, state=None)
         async with database.transaction() as tx:
-            if not await dead_letters.replay(tx, wanted, caller.oid, ids=[letter_id]):
-                raise await _refusal(caller, letter_id)
+            replayed = await dead_letters.replay(tx, wanted, caller.oid, ids=[letter_id])
+        if not replayed:
+            raise await _refusal(caller, letter_id)
+        log.info("dead_letter.replayed", dead_letter=letter_id, tenant_id=str(caller.tenant_id), by=caller.oid)
         return Resolved(id=letter_id, state="replayed")
 
     @router.post("/{letter_id}/drop", responses=problems(404, 409))
@@ -114,8 +119,10 @@ def make_router(database: Database) -> APIRouter:  # noqa: C901 - four routes
         """Settle the dead letter without having it handled. It is kept for 30 days more."""
         wanted = Wanted(tenant_id=caller.tenant_id, state=None)
         async with database.transaction() as tx:
-            if not await dead_letters.drop(tx, wanted, caller.oid, ids=[letter_id]):
-                raise await _refusal(caller, letter_id)
+            dropped = await dead_letters.drop(tx, wanted, caller.oid, ids=[letter_id])
+        if not dropped:
+            raise await _refusal(caller, letter_id)
+        log.info("dead_letter.dropped", dead_letter=letter_id, tenant_id=str(caller.tenant_id), by=caller.oid)
         return Resolved(id=letter_id, state="dropped")
 
     async def _refusal(caller: Caller, letter_id: int) -> Problem:
@@ -127,13 +134,19 @@ def make_router(database: Database) -> APIRouter:  # noqa: C901 - four routes
             return Problem(
                 409, "dead-letter-resolved", f"The dead letter was {letter.state} already. Nothing was changed."
             )
+        if datetime.now(UTC) - letter.parked_at > dead_letters.REPLAYABLE:
+            detail = (
+                "The dead letter is older than 7 days: services that handled its event then may have forgotten that,"
+                " and would do it again. `backstop dead replay --old` replays it all the same. Nothing was changed."
+            )
+            return Problem(409, "dead-letter-too-old", detail)
         return Problem(409, "dead-letter-too-large", "The dead letter can only be dropped. Nothing was changed.")
 
     return router
 
 
 def _unknown() -> Problem:
-    detail = "Your tenant has no such dead letter. `backstop dead` also shows records that are no event."
+    detail = "Your tenant has no such dead letter. `backstop dead` also shows records that are not events."
     return Problem(404, "unknown-dead-letter", detail)
 
 

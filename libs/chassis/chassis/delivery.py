@@ -8,6 +8,7 @@ from copy import copy
 from typing import Any, TypeAlias
 from uuid import UUID
 
+import asyncpg
 import structlog
 from aiokafka import ConsumerRecord, TopicPartition
 from aiokafka.errors import KafkaError
@@ -31,9 +32,10 @@ class Delivery:
     """
     FastStream middleware: hands each batch to its handler in one transaction; waits, or parks what cannot be handled.
 
-    What fails decides. PostgreSQL away: wait, with the group's heartbeat alive. Anything else: find the one event by
-    halving the batch, park it as a dead letter, and go on. When *halt_after* events of a topic in a row had to be
-    parked, that topic halts: its batch is not committed, and the next start takes it again. Other topics go on.
+    The kind of failure decides what happens. PostgreSQL away: wait, with the group's heartbeat alive. Anything else:
+    find the one event by halving the batch, park it as a dead letter, and go on. When *halt_after* events of a topic
+    in a row had to be parked, that topic halts: its batch is not committed, and the next start takes it again. Other
+    topics go on.
 
     *strict* is for tests of handlers: what a handler raises is raised, and nothing is parked.
     """
@@ -79,18 +81,18 @@ class _Batch(BaseMiddleware):
         """Handle or park every record of the batch. A batch that goes back is one that a NackMessage ends."""
         message: KafkaMessage = msg
         records: tuple[ConsumerRecord, ...] = message.raw_message
-        firsts = {TopicPartition(one.topic, one.partition): one.offset for one in reversed(records)}
+        first_offsets = {TopicPartition(one.topic, one.partition): one.offset for one in reversed(records)}
         delivery, self._topic = self._delivery, records[0].topic
         # What was fetched and is not handled yet still counts as lag.
-        delivery.in_hand |= firsts
+        delivery.in_hand |= first_offsets
         self._call_next, self._message = call_next, message
         try:
             if not delivery.strict:
-                await self._forget_letters_of_what_comes_again(records)
+                await self._tell_the_topic_by_its_id(records)
             body: Any = message.body
             await self._take(list(zip(records, body, strict=True)))
         except BaseException as error:
-            for place in firsts:
+            for place in first_offsets:
                 delivery.expected.pop(place, None)
             if delivery.strict or not isinstance(error, Exception):
                 raise
@@ -100,28 +102,22 @@ class _Batch(BaseMiddleware):
                 await delivery.stops_within(random.uniform(1, 2))
             raise NackMessage from None
         finally:
-            for place in firsts:
+            for place in first_offsets:
                 delivery.in_hand.pop(place, None)
 
-    async def _forget_letters_of_what_comes_again(self, records: Sequence[ConsumerRecord]) -> None:
-        """Forget dead letters at or behind a place to which a partition has gone back: nothing there was committed."""
-        again, expected = [], self._delivery.expected
+    async def _tell_the_topic_by_its_id(self, records: Sequence[ConsumerRecord]) -> None:
+        """Ask Kafka for the topic's id when a partition does not go on where it stood: the topic may be a new one."""
+        expected, goes_on = self._delivery.expected, True
         for record in records:
             place = TopicPartition(record.topic, record.partition)
-            if expected.get(place) != record.offset:
-                again.append((record.partition, record.offset))
+            goes_on &= expected.get(place) == record.offset
             expected[place] = record.offset + 1
-        if not again:
-            return
-        model = model_of(self._topic)
 
-        async def forget() -> None:
+        async def ask() -> None:
             consumer: Any = self._message.consumer
-            topic_id = self._delivery.topic_ids[self._topic] = await consumer.topic_id(self._topic)
-            async with self._delivery.database.transaction() as tx:
-                await dead_letters.forget_uncommitted(tx, model.topic(), topic_id, again)
+            self._delivery.topic_ids[self._topic] = await consumer.topic_id(self._topic)
 
-        if failure := await self._until_it_is_there(forget):
+        if not goes_on and (failure := await self._retry_while_away(ask)):
             raise failure
 
     async def _take(self, batch: Sequence[tuple[ConsumerRecord, Received[Any] | Unreadable]]) -> None:
@@ -143,7 +139,7 @@ class _Batch(BaseMiddleware):
         failure = await self._try(batch)
         if failure is None:
             self._delivery.parked_in_a_row[self._topic] = 0
-            telemetry.consumed.labels(batch[0][1].event.TOPIC).inc(len(batch))
+            telemetry.consumed.labels(batch[0][1].event.topic()).inc(len(batch))
         elif len(batch) == 1:
             ((record, received),) = batch
             await self._park(record, failure, received.event.tenant_id)
@@ -156,17 +152,20 @@ class _Batch(BaseMiddleware):
         part = copy(self._message)
         part.raw_message = tuple(record for record, _ in batch)
         part.body = events = [received for _, received in batch]
-        topic = events[0].event.TOPIC
+        topic = model_of(self._topic).topic()
 
         async def handle() -> None:
             async with self._delivery.database.transaction() as tx:
                 with self.context.scope("tx", tx):
                     await self._call_next(part)
+                if not self._delivery.strict:
+                    topic_id = self._delivery.topic_ids[self._topic]
+                    await dead_letters.forget(tx, part.raw_message, topic=topic, topic_id=topic_id)
 
         # A batch has many causes and is a trace of its own; an event that stands alone goes on with its trace.
         parent = events[0].traceparent if len(events) == 1 else None
         with telemetry.span(f"consume {topic}", parent, events=len(events)):
-            failure = await self._until_it_is_there(handle)
+            failure = await self._retry_while_away(handle)
             if failure and self._delivery.strict:
                 raise failure
             if failure:
@@ -176,7 +175,7 @@ class _Batch(BaseMiddleware):
                 )
         return failure
 
-    async def _until_it_is_there(self, job: Callable[[], Awaitable[None]]) -> Exception | None:
+    async def _retry_while_away(self, job: Callable[[], Awaitable[None]]) -> Exception | None:
         """Run *job*, again and again while PostgreSQL (or Kafka) is away; return what else it raised."""
         delivery, delay = self._delivery, FIRST_PAUSE_SECONDS
         try:
@@ -186,11 +185,14 @@ class _Batch(BaseMiddleware):
                 except Exception as error:
                     if not (is_transient(error) or isinstance(error, KafkaError)):
                         return error
-                    what = "kafka.unavailable" if isinstance(error, KafkaError) else "postgres.unavailable"
-                    self._wait(True)
+                    self._note_waiting(True)
                     telemetry.redelivered.labels(type(error).__name__).inc()
                     log.warning(
-                        what, topic=self._topic, error=type(error).__name__, reason=reason_of(error), retry_in=delay
+                        _what_is_away(error),
+                        topic=self._topic,
+                        error=type(error).__name__,
+                        reason=reason_of(error),
+                        retry_in=delay,
                     )
                     if await delivery.stops_within(random.uniform(delay / 2, delay)):
                         raise NackMessage from error
@@ -198,9 +200,9 @@ class _Batch(BaseMiddleware):
                 else:
                     return None
         finally:
-            self._wait(False)
+            self._note_waiting(False)
 
-    def _wait(self, waiting: bool) -> None:
+    def _note_waiting(self, waiting: bool) -> None:
         topics = self._delivery.waiting
         topics.add(self._topic) if waiting else topics.discard(self._topic)
         telemetry.consumer_waiting.set(bool(topics))
@@ -220,10 +222,10 @@ class _Batch(BaseMiddleware):
                     tx, record, error, topic=model.topic(), topic_id=topic_id, tenant_id=tenant_id
                 )
 
-        if failure := await self._until_it_is_there(park):
+        if failure := await self._retry_while_away(park):
             raise failure
         delivery.parked_in_a_row[self._topic] += 1
-        telemetry.parked.labels(self._topic, type(error).__name__).inc()
+        telemetry.parked.labels(model.topic(), type(error).__name__).inc()
         log.error(
             "event.parked",
             dead_letter=f"{delivery.service}:{letter_id}" if letter_id else None,
@@ -240,3 +242,11 @@ class _Batch(BaseMiddleware):
             # Neither commit nor go on: a restart, after the fault is mended, takes this batch again.
             await delivery.stopping.wait()
             raise NackMessage
+
+
+def _what_is_away(error: Exception) -> str:
+    if isinstance(error, KafkaError):
+        return "kafka.unavailable"
+    # Two handlers of one service that met on the same rows: PostgreSQL is there, and the next try passes.
+    conflict = isinstance(error, asyncpg.SerializationError | asyncpg.DeadlockDetectedError)
+    return "handler.retried" if conflict else "postgres.unavailable"

@@ -19,9 +19,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Generic, Literal, TypeAlias, T
 from aiokafka import ConsumerRecord
 from faststream import AckPolicy, Context
 from faststream.kafka import KafkaMessage
-from pydantic import ValidationError
 
-from backstop_contracts import EVENTS, Envelope, Event, NotAnEventError, read_headers
+from backstop_contracts import EVENTS, Envelope, Event, read_headers
 
 if TYPE_CHECKING:
     from chassis.postgres import Tx as _Connection
@@ -109,7 +108,9 @@ def _read(record: ConsumerRecord) -> Received[Any] | Unreadable:
         model = model_of(record.topic)
         envelope = read_headers(record.headers, model)
         return Received(model.model_validate_json(_without_nul(record.value or b"")), envelope)
-    except (NotAnEventError, ValidationError) as error:
+    except WiringError:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever leaves a parser makes FastStream take its own instead
         return Unreadable(error)
 
 

@@ -40,8 +40,9 @@ class Fetcher(AIOKafkaConsumer):  # type: ignore[misc]
     @property
     def unreadable(self) -> dict[TopicPartition, int]:
         """Return this member's partitions that cannot be read, each with the offset at which it stands."""
-        mine = self.assignment()
-        return {place: offset for place, offset in self._unreadable.items() if place in mine}
+        # A rebalance makes every assignment anew: what came back from another member is not paused.
+        aside = self.paused()
+        return {place: offset for place, offset in self._unreadable.items() if place in aside}
 
     async def topic_id(self, topic: str) -> UUID:
         """Return Kafka's id of *topic*. Raises KafkaError."""
@@ -60,6 +61,9 @@ class Fetcher(AIOKafkaConsumer):  # type: ignore[misc]
                 )
             except topics.UNREADABLE:
                 self._moved_past_records = True
+            except Exception:
+                self._moved_past_records = True
+                raise
             else:
                 return found
         return await self._read_around(max_records or self._max_poll_records)
@@ -117,14 +121,14 @@ class Fetcher(AIOKafkaConsumer):  # type: ignore[misc]
 
     async def _try_again(self) -> None:
         self._try_again_at = monotonic() + AGAIN_SECONDS
+        self._unreadable = self.unreadable
         for place, offset in list(self._unreadable.items()):
-            if place in self.assignment():
-                self.resume(place)
-                self.seek(place, offset)
-                try:
-                    await self._read_carefully(place, 1)
-                except topics.UNREADABLE as error:
-                    await self._set_aside(place, error)
-                    continue
-                self.seek(place, offset)
+            self.resume(place)
+            self.seek(place, offset)
+            try:
+                await self._read_carefully(place, 1)
+            except topics.UNREADABLE as error:
+                await self._set_aside(place, error)
+                continue
+            self.seek(place, offset)
             del self._unreadable[place]

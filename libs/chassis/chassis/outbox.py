@@ -38,6 +38,8 @@ log = structlog.get_logger()
 T = TypeVar("T")
 
 BATCH = 500
+READ_BYTES = 16 << 20
+"""How much is read from the outbox at once: a batch of the largest events would be 2 GB."""
 POLL_SECONDS = 0.25
 """Longest time that an event of another replica waits for the leader to look."""
 LEADER_SILENCE_SECONDS = 10
@@ -184,8 +186,14 @@ class Relay:
     ) -> None:
         while True:
             self._wake.clear()
+            # The first that together are at most READ_BYTES; the one that passes it as well, so that it is never none.
             rows = await connection.fetch(
-                "SELECT * FROM outbox WHERE topic <> ALL($1) ORDER BY id LIMIT $2", self._closed_topics(), BATCH
+                "SELECT * FROM (SELECT *, sum(coalesce(octet_length(payload), 0)) OVER (ORDER BY id) AS bytes"
+                " FROM (SELECT * FROM outbox WHERE topic <> ALL($1) ORDER BY id LIMIT $2) AS first) AS sized"
+                " WHERE bytes - coalesce(octet_length(payload), 0) < $3 ORDER BY id",
+                self._closed_topics(),
+                BATCH,
+                READ_BYTES,
             )
             if rows:
                 open_topics = self._partitions(producer, {row["topic"] for row in rows})

@@ -13,6 +13,7 @@ from aiokafka.errors import (
     KafkaTimeoutError,
     TopicAlreadyExistsError,
     UnknownMemberIdError,
+    UnsupportedCodecError,
     for_code,
 )
 from aiokafka.protocol.abstract import AbstractType
@@ -27,8 +28,9 @@ from backstop_contracts import EVENTS
 EVENT_BYTES = 4 << 20
 """The largest record that a topic takes."""
 DAY_MS = 24 * 60 * 60 * 1000
-UNREADABLE = (UnicodeDecodeError, CorruptRecordException)
-"""What aiokafka raises for a record that it cannot read, such as one with a header whose name is not UTF-8."""
+UNREADABLE = (UnicodeDecodeError, CorruptRecordException, UnsupportedCodecError)
+"""What aiokafka raises for a record that it cannot read, such as one with a header whose name is not UTF-8, or a batch
+compressed with a codec that it does not know."""
 ANSWER_MS = 10_000
 """Longest time that Kafka may take to hand over a record that is there."""
 

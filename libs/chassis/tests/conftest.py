@@ -82,7 +82,7 @@ class World:
         if router is None:
             router = KafkaRouter()
             router.subscriber("case-updated", **BATCH)(remember)
-        options = {"service": "triage", "kafka_max_batch": 500, "halt_after_dead_letters": 100, **more}
+        options = {"service": "triage", "max_batch": 500, "halt_after": 100, **more}
         return Consumer(
             router,
             database=self.db,

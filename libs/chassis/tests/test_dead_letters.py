@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -227,6 +228,27 @@ async def test_only_a_security_administrator_acts_and_only_once(
     assert letter["resolved_by"] == "0a1b2c3d-0000-4000-8000-0000000000aa"
     _, page = await client("GET", "/v1/dead-letters", admin)
     assert page == {"items": [], "next_cursor": None}
+
+
+async def test_a_letter_that_others_may_know_no_more_is_replayed_by_an_operator_alone(
+    world: Any, call: Any, token: Any, tenant_id: UUID
+) -> None:
+    """What services remember of an event goes with its case; a letter does not."""
+    letter_id = await park(world, tenant_id=tenant_id, parked_at=datetime.now(UTC) - timedelta(days=7, minutes=1))
+    client = await call(make_router(world.db))
+    status, problem = await client("POST", f"/v1/dead-letters/{letter_id}/replay", token("SecurityAdministrator"))
+    assert (status, problem["type"]) == (409, "urn:backstop:problem:dead-letter-too-old")
+    async with world.db.transaction() as tx:
+        assert await dead_letters.replay(tx, Wanted(), "me", ids=[letter_id], old=True) == [letter_id]
+
+
+async def test_any_number_of_refusals_at_a_time_holds_up_nobody(world: Any, call: Any, token: Any) -> None:
+    """A refusal takes no second connection while it holds one."""
+    client = await call(make_router(world.db))
+    admin = token("SecurityAdministrator")
+    async with asyncio.timeout(5):
+        calls = (client("POST", f"/v1/dead-letters/{number}/replay", admin) for number in range(30))
+        assert {status for status, _ in await asyncio.gather(*calls)} == {404}
 
 
 async def test_a_list_is_read_page_by_page_and_filtered(world: Any, call: Any, token: Any, tenant_id: UUID) -> None:

@@ -245,7 +245,7 @@ async def test_a_halted_consumer_makes_a_worker_not_ready_but_is_no_reason_to_re
     async def broken_deploy(_cases: list[Received[CaseUpdated]], _tx: Tx) -> None:
         raise ZeroDivisionError
 
-    made = service(database, kafka_bootstrap, prefix, tmp_path, max_batch=5, halt_after=7)
+    made = service(database, kafka_bootstrap, prefix, tmp_path, kafka_max_batch=5, halt_after_dead_letters=7)
     made.subscribes(routed(broken_deploy))
     if asked:
         made.answers(APIRouter())

@@ -478,7 +478,9 @@ async def record_cases(tx: Tx, cases: Sequence[CaseUpdated]) -> None:
         "INSERT INTO cases (case_id, status, changed_at)"
         " SELECT * FROM unnest($1::uuid[], $2::text[], $3::timestamptz[]) AS new (case_id, status, changed_at)"
         " WHERE EXISTS (SELECT FROM reports WHERE reports.case_id = new.case_id)"
-        " ON CONFLICT (case_id) DO UPDATE SET status = excluded.status, changed_at = excluded.changed_at"
+        # Two topics are handled side by side: whoever takes the rows in one order does not wait in a circle.
+        " ORDER BY case_id ON CONFLICT (case_id)"
+        " DO UPDATE SET status = excluded.status, changed_at = excluded.changed_at"
         " WHERE cases.changed_at IS NULL OR cases.changed_at <= excluded.changed_at",
         [case.case_id for case in cases],
         [case.status for case in cases],
@@ -490,6 +492,7 @@ async def record_verdicts(tx: Tx, verdicts: Sequence[VerdictReady]) -> None:
     """Keep what Microsoft concluded about cases, one verdict each, unless a later one is known."""
     await tx.execute(
         "INSERT INTO cases (case_id, verdict, read_at) SELECT * FROM unnest($1::uuid[], $2::jsonb[], $3::timestamptz[])"
+        " AS new (case_id, verdict, read_at) ORDER BY case_id"
         " ON CONFLICT (case_id) DO UPDATE SET verdict = excluded.verdict, read_at = excluded.read_at"
         " WHERE cases.read_at IS NULL OR cases.read_at <= excluded.read_at",
         [verdict.case_id for verdict in verdicts],
