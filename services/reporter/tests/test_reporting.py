@@ -314,7 +314,7 @@ async def test_whoever_reports_is_answered_in_time_while_postgresql_is_stuck(
 ) -> None:
     """It is a 503 after some seconds, and nothing goes on waiting; afterwards the report is accepted, once."""
     monkeypatch.setattr(filing, "PATIENCE_SECONDS", 0.1)
-    monkeypatch.setattr(filing, "UPSTREAM_TIMEOUT_SECONDS", 0.5)
+    monkeypatch.setattr(filing, "ANSWER_SECONDS", 0.5)
     raw, headers = make_mail(), await token("Reporter", **ANN)
     async with running.db.transaction() as other:
         await other.execute("LOCK TABLE reports")
@@ -322,7 +322,7 @@ async def test_whoever_reports_is_answered_in_time_while_postgresql_is_stuck(
         async with asyncio.timeout(10):
             while await running.db.pool.fetchval(WAITING):
                 await asyncio.sleep(0.02)
-        monkeypatch.setattr(filing, "UPSTREAM_TIMEOUT_SECONDS", 60)
+        monkeypatch.setattr(filing, "ANSWER_SECONDS", 60)
     status, _ = await send(running, headers, raw)
     async with asyncio.timeout(60):
         # Who has given up may be filed all the same: nothing of it shall be left for the next test.

@@ -298,7 +298,7 @@ async def test_a_report_that_waits_for_the_deletion_of_its_mail_holds_up_no_othe
     gated: Any, token: Any, make_mail: Any, tenant: UUID, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Reports are filed together, but each waits for its own mail alone."""
-    monkeypatch.setattr(filing, "UPSTREAM_TIMEOUT_SECONDS", 60)
+    monkeypatch.setattr(filing, "ANSWER_SECONDS", 60)
     headers, raw = await token("Reporter", **BEN), make_mail()
     await report_and_expire(gated, await token("Reporter", **ANN), raw, tenant)
     deleting = await begin_to_delete(gated)
@@ -326,7 +326,7 @@ async def test_a_mail_whose_report_is_being_recorded_is_not_deleted(
 ) -> None:
     """The report holds its mail until it has committed; the worker does not wait for it, and comes back."""
     monkeypatch.setattr(filing, "PATIENCE_SECONDS", 60)
-    monkeypatch.setattr(filing, "UPSTREAM_TIMEOUT_SECONDS", 60)
+    monkeypatch.setattr(filing, "ANSWER_SECONDS", 60)
     headers, raw = await token("Reporter", **BEN), make_mail()
     await report_and_expire(gated, await token("Reporter", **ANN), raw, tenant)
     async with nothing_published(gated.db):
