@@ -12,10 +12,11 @@ import structlog
 from fastapi import APIRouter, Depends, Path, Query
 from pydantic import BaseModel
 
+from backstop_contracts.api import NO_NUL
 from chassis import dead_letters
 from chassis.auth import Caller, require
 from chassis.dead_letters import DeadLetter, State, Wanted
-from chassis.http import WITHOUT_NUL, Problem, problems
+from chassis.http import Problem, problems
 from chassis.postgres import Database
 
 log = structlog.get_logger()
@@ -25,7 +26,7 @@ ADMIN = "SecurityAdministrator"
 Reader = Annotated[Caller, Depends(require("SecurityReader", ADMIN))]
 Admin = Annotated[Caller, Depends(require(ADMIN))]
 LetterId = Annotated[int, Path(ge=0, lt=1 << 63)]
-Text = Annotated[str | None, Query(max_length=200, pattern=WITHOUT_NUL)]
+Text = Annotated[str | None, Query(max_length=200, pattern=NO_NUL)]
 
 
 class DeadLetterSummary(BaseModel):

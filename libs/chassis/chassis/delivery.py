@@ -88,7 +88,7 @@ class _Batch(BaseMiddleware):
         self._call_next, self._message = call_next, message
         try:
             if not delivery.strict:
-                await self._tell_the_topic_by_its_id(records)
+                await self._refresh_topic_id(records)
             body: Any = message.body
             await self._take(list(zip(records, body, strict=True)))
         except BaseException as error:
@@ -105,7 +105,7 @@ class _Batch(BaseMiddleware):
             for place in first_offsets:
                 delivery.in_hand.pop(place, None)
 
-    async def _tell_the_topic_by_its_id(self, records: Sequence[ConsumerRecord]) -> None:
+    async def _refresh_topic_id(self, records: Sequence[ConsumerRecord]) -> None:
         """Ask Kafka for the topic's id when a partition does not go on where it stood: the topic may be a new one."""
         expected, goes_on = self._delivery.expected, True
         for record in records:

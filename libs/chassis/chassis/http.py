@@ -1,10 +1,12 @@
 """HTTP as every service answers it: errors as problem details (RFC 9457), health, metrics, traces."""
 
+import base64
+import binascii
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from http import HTTPStatus
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import structlog
 from fastapi import Depends, FastAPI, Request, Response
@@ -35,8 +37,20 @@ class Told(str):
 Check = Callable[[], Awaitable[str | None]]
 """Says what is wrong, or None when all is well; what is `Told` is wrong and no reason for a bad answer."""
 
-WITHOUT_NUL = r"^[^\x00]*$"
-"""For fields of text that are stored: PostgreSQL keeps no NUL."""
+T = TypeVar("T")
+
+
+def write_cursor(*parts: object) -> str:
+    """Return the cursor of a page: *parts*, none of which has a blank, in a form that nobody is tempted to change."""
+    return base64.urlsafe_b64encode(" ".join(map(str, parts)).encode()).decode()
+
+
+def read_cursor(cursor: str, read: Callable[[list[str]], T]) -> T:
+    """Return what *read* makes of a cursor's parts. Raises Problem when it is none, or *read* raises ValueError."""
+    try:
+        return read(base64.urlsafe_b64decode(cursor).decode().split(" "))
+    except (ValueError, binascii.Error):
+        raise Problem(422, "invalid-cursor", "Use `next_cursor` of an answer as it is, or no cursor.") from None
 
 
 def in_utc(moment: datetime) -> datetime:

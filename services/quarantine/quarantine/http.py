@@ -1,7 +1,5 @@
 """Quarantine over HTTP for admins: list, look, release or deny, submit and block, with the outcome in the answer."""
 
-import base64
-import binascii
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Annotated, Any, Literal
@@ -12,9 +10,9 @@ from fastapi import APIRouter, Body, Depends, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from backstop_contracts import Actor, ActorKind, AdminDecision, CaseStatus, Category, ReportedAs, Verdict
-from backstop_contracts.api import BlockInput
+from backstop_contracts.api import NO_NUL, BlockInput
 from chassis.auth import Caller, require
-from chassis.http import WITHOUT_NUL, Moment, Problem, in_utc, problems
+from chassis.http import Moment, Problem, in_utc, problems, read_cursor, write_cursor
 from chassis.postgres import Database
 from mail import DOCUMENT_HEADERS, document
 from quarantine import filing, store
@@ -55,14 +53,14 @@ class Release(_About):
     """Release the mails to their recipients; a pending request is approved by that."""
 
     action: Literal["release", "approve"]
-    reason: Annotated[str | None, Field(max_length=500, pattern=WITHOUT_NUL)] = None
+    reason: Annotated[str | None, Field(max_length=500, pattern=NO_NUL)] = None
 
 
 class Deny(_About):
     """Deny the release. Name all recipients that share a row of the quarantine: Defender may deny it as a whole."""
 
     action: Literal["deny"]
-    reason: Annotated[str, Field(min_length=1, max_length=500, pattern=WITHOUT_NUL)]
+    reason: Annotated[str, Field(min_length=1, max_length=500, pattern=NO_NUL)]
 
 
 class SubmitFromQuarantine(_About):
@@ -71,7 +69,7 @@ class SubmitFromQuarantine(_About):
     action: Literal["submit"]
     category: Category
     blocks: Annotated[list[BlockInput], Field(max_length=20)] = []
-    note: Annotated[str | None, Field(max_length=500, pattern=WITHOUT_NUL)] = None
+    note: Annotated[str | None, Field(max_length=500, pattern=NO_NUL)] = None
 
 
 QuarantineWish = Annotated[Release | Deny | SubmitFromQuarantine, Body(discriminator="action")]
@@ -222,17 +220,17 @@ def _add_lists(router: APIRouter, db: Database) -> None:
     async def list_quarantine(
         caller: Reader,
         status: Annotated[list[Status] | None, Query(max_length=9)] = None,
-        sender: Annotated[str | None, Query(max_length=320, pattern=WITHOUT_NUL)] = None,
-        sender_domain: Annotated[str | None, Query(max_length=255, pattern=WITHOUT_NUL)] = None,
-        recipient: Annotated[str | None, Query(max_length=320, pattern=WITHOUT_NUL)] = None,
-        subject: Annotated[str | None, Query(max_length=200, pattern=WITHOUT_NUL, description="A part of it.")] = None,
-        quarantine_type: Annotated[str | None, Query(max_length=40, pattern=WITHOUT_NUL)] = None,
-        quarantine_policy: Annotated[str | None, Query(max_length=200, pattern=WITHOUT_NUL)] = None,
-        internet_message_id: Annotated[str | None, Query(max_length=998, pattern=WITHOUT_NUL)] = None,
+        sender: Annotated[str | None, Query(max_length=320, pattern=NO_NUL)] = None,
+        sender_domain: Annotated[str | None, Query(max_length=255, pattern=NO_NUL)] = None,
+        recipient: Annotated[str | None, Query(max_length=320, pattern=NO_NUL)] = None,
+        subject: Annotated[str | None, Query(max_length=200, pattern=NO_NUL, description="A part of it.")] = None,
+        quarantine_type: Annotated[str | None, Query(max_length=40, pattern=NO_NUL)] = None,
+        quarantine_policy: Annotated[str | None, Query(max_length=200, pattern=NO_NUL)] = None,
+        internet_message_id: Annotated[str | None, Query(max_length=998, pattern=NO_NUL)] = None,
         network_message_id: UUID | None = None,
         received_after: Moment | None = None,
         received_before: Moment | None = None,
-        cursor: Annotated[str | None, Query(max_length=200, pattern=WITHOUT_NUL)] = None,
+        cursor: Annotated[str | None, Query(max_length=200, pattern=NO_NUL)] = None,
         limit: Annotated[int, Query(ge=1, le=200)] = 50,
     ) -> QuarantinePage:
         """List quarantined mails, one row for each recipient: pending release requests first, then the latest."""
@@ -253,7 +251,7 @@ def _add_lists(router: APIRouter, db: Database) -> None:
             db.pool,
             caller.tenant_id,
             filters=filters,
-            after=_read_cursor(cursor) if cursor else None,
+            after=read_cursor(cursor, _place) if cursor else None,
             limit=limit + 1,
         )
         sync = await store.sync_state(db.pool, caller.tenant_id) or {}
@@ -499,14 +497,10 @@ def _summary(message: QuarantinedMessage) -> dict[str, Any]:
 
 
 def _write_cursor(message: QuarantinedMessage) -> str:
-    place = f"{int(message.status is Status.REQUESTED)} {message.received_at.isoformat()} {message.message_id}"
-    return base64.urlsafe_b64encode(place.encode()).decode()
+    pending = int(message.status is Status.REQUESTED)
+    return write_cursor(pending, message.received_at.isoformat(), message.message_id)
 
 
-def _read_cursor(cursor: str) -> tuple[bool, datetime, UUID]:
-    try:
-        pending, received_at, message_id = base64.urlsafe_b64decode(cursor).decode().split(" ")
-        place = pending == "1", in_utc(datetime.fromisoformat(received_at)), UUID(message_id)
-    except (ValueError, binascii.Error):
-        raise Problem(422, "invalid-cursor", "Use `next_cursor` of an answer as it is, or no cursor.") from None
-    return place
+def _place(parts: list[str]) -> tuple[bool, datetime, UUID]:
+    pending, received_at, message_id = parts
+    return pending == "1", in_utc(datetime.fromisoformat(received_at)), UUID(message_id)

@@ -5,7 +5,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from chassis.http import WITHOUT_NUL
+from backstop_contracts.api import NO_NUL
 from chassis.postgres import Reads
 from quarantine import store
 from quarantine.language import CATALOGUES, FALLBACK
@@ -24,13 +24,13 @@ class QuarantineSettings(BaseModel):
 
     sender: Annotated[str | None, Field(max_length=320, description="The mailbox that sends digests.")] = None
     every: Every = Every.DAILY
-    policies: Annotated[dict[Annotated[str, Field(pattern=WITHOUT_NUL)], Every], Field(max_length=200)] = {}
+    policies: Annotated[dict[Annotated[str, Field(pattern=NO_NUL)], Every], Field(max_length=200)] = {}
     hour: Annotated[int, Field(ge=0, le=23, description="When daily and weekly digests are sent, UTC.")] = 6
     language: Annotated[str, Field(description="For users of whom no language is known.")] = FALLBACK
     link_days: Annotated[int, Field(ge=1, le=30, description="How long links work.")] = 7
     sign_in: Annotated[bool, Field(description="Links ask for a sign-in with Entra ID as well.")] = False
     organisation: Annotated[
-        str, Field(max_length=100, pattern=WITHOUT_NUL, description="How the digest names who sends it.")
+        str, Field(max_length=100, pattern=NO_NUL, description="How the digest names who sends it.")
     ] = "Backstop"
 
     @field_validator("language")

@@ -1,7 +1,5 @@
 """Triage over HTTP: admins list cases, read one with its timeline, and decide."""
 
-import base64
-import binascii
 from dataclasses import asdict
 from datetime import datetime
 from typing import Annotated, Any, Literal
@@ -21,17 +19,17 @@ from backstop_contracts import (
     ReportedAs,
     Verdict,
 )
-from backstop_contracts.api import BlockInput, BlockState
+from backstop_contracts.api import NO_NUL, BlockInput, BlockState
 from chassis import telemetry
 from chassis.auth import Caller, require
-from chassis.http import WITHOUT_NUL, Problem, in_utc, problems
+from chassis.http import Problem, in_utc, problems, read_cursor, write_cursor
 from chassis.postgres import Database, Tx
 from triage import decisions, store
 from triage.store import Case
 
 Reader = Annotated[Caller, Depends(require("SecurityReader", "SecurityAdministrator"))]
 Admin = Annotated[Caller, Depends(require("SecurityAdministrator"))]
-Note = Annotated[str, Field(max_length=500, pattern=WITHOUT_NUL)]
+Note = Annotated[str, Field(max_length=500, pattern=NO_NUL)]
 
 MAX_BLOCKS = 20
 
@@ -117,8 +115,8 @@ def make_router(db: Database) -> APIRouter:
     async def list_cases(
         caller: Reader,
         status: CaseStatus | None = None,
-        sender: Annotated[str | None, Query(max_length=320, pattern=WITHOUT_NUL)] = None,
-        sender_domain: Annotated[str | None, Query(max_length=255, pattern=WITHOUT_NUL)] = None,
+        sender: Annotated[str | None, Query(max_length=320, pattern=NO_NUL)] = None,
+        sender_domain: Annotated[str | None, Query(max_length=255, pattern=NO_NUL)] = None,
         reported_as: ReportedAs | None = None,
         folder: Folder | None = None,
         conclusion: Conclusion | None = None,
@@ -135,7 +133,7 @@ def make_router(db: Database) -> APIRouter:
             reported_as=reported_as,
             folder=folder,
             conclusion=conclusion,
-            after=_read_cursor(cursor) if cursor else None,
+            after=read_cursor(cursor, _place) if cursor else None,
             limit=limit + 1,
         )
         more = len(cases) > limit
@@ -224,13 +222,9 @@ def _unknown(case_id: UUID) -> Problem:
 
 
 def _write_cursor(case: store.CaseSummary) -> str:
-    return base64.urlsafe_b64encode(f"{case.opened_at.isoformat()} {case.case_id}".encode()).decode()
+    return write_cursor(case.opened_at.isoformat(), case.case_id)
 
 
-def _read_cursor(cursor: str) -> tuple[datetime, UUID]:
-    try:
-        opened_at, case_id = base64.urlsafe_b64decode(cursor).decode().split(" ")
-        place = in_utc(datetime.fromisoformat(opened_at)), UUID(case_id)
-    except (ValueError, binascii.Error):
-        raise Problem(422, "invalid-cursor", "Use `next_cursor` of an answer as it is, or no cursor.") from None
-    return place
+def _place(parts: list[str]) -> tuple[datetime, UUID]:
+    opened_at, case_id = parts
+    return in_utc(datetime.fromisoformat(opened_at)), UUID(case_id)
