@@ -17,7 +17,7 @@ from opentelemetry.sdk.trace import TracerProvider
 
 from backstop_contracts import Category, Message
 from chassis.app import server
-from chassis.auth import Authenticator
+from chassis.entra import Authenticator
 from chassis.http import make_api
 from simulator import Simulator, serve
 

@@ -8,8 +8,8 @@ from contextlib import AsyncExitStack
 from bench.report import Cell, Chart, Goal, Result, quantile
 from bench.stand import opened, stand
 from bench.stored import HOT, LARGE, Place, Step, fill, middle
-from chassis.outbox import Relay
 from chassis.postgres import Database
+from chassis.relay import Relay
 from chassis.topics import create_topics
 
 SIZES, QUICK_SIZES = (10_000, 100_000, 1_000_000), (10_000, 100_000)

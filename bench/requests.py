@@ -20,7 +20,7 @@ from blocklist.handlers import on_block_requested
 from blocklist.worker import Worker
 from chassis.events import Received
 from chassis.postgres import Database
-from chassis.work import Lease
+from chassis.worker import Lease
 from m365 import Exchange, Graph, M365Settings, connect
 from simulator import Simulator, serve
 from simulator.graph import make_submission

@@ -101,13 +101,15 @@ async def served(
     async with AsyncExitStack() as stack:
         dsn = await stack.enter_async_context(own_database(postgres_dsn, "api"))
         service = http | {"postgres_dsn": dsn, "kafka_bootstrap": "127.0.0.1:1"}
-        services = {
+        building = {
             "reporter": reporter.app.build(reporter.app.Settings(mail_store=mails, **service)),
             "triage": triage.app.build(triage.app.Settings(**service)),
             "quarantine": quarantine.app.build(quarantine.app.Settings(**service, **microsoft, **links, **credential)),
         }
+        services = {name: await stack.enter_async_context(made) for name, made in building.items()}
         urls = {name: await stack.enter_async_context(running(made.api)) for name, made in services.items()}
-        front = gateway.app.build(gateway.app.Settings(**{f"{name}_url": url for name, url in urls.items()}, **http))
+        settings = gateway.app.Settings(**{f"{name}_url": url for name, url in urls.items()}, **http)
+        front = await stack.enter_async_context(gateway.app.build(settings))
         urls["gateway"] = await stack.enter_async_context(running(front))
         tenant_id = UUID(next(iter(simulator.state.tenants)))
         yield Served(services, urls, tenant_id, await _open_case(services["triage"], tenant_id))

@@ -115,7 +115,7 @@ async def test_services_and_commands_reach_a_kafka_that_wants_tls_and_a_password
 
     settings = ServiceSettings(postgres_dsn=database, api_audience="audience", tenants=str(uuid4()))
     service = Service("triage", settings, title="Test", description="Test", migrations=tmp_path)
-    service.subscribes(router)
+    service.subscribe(router)
     event = CaseUpdated(
         tenant_id=uuid4(),
         case_id=uuid4(),

@@ -8,6 +8,7 @@ import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
+from types import ModuleType
 from urllib.parse import urlsplit
 
 import asyncpg
@@ -251,6 +252,12 @@ WRONG = {
 }
 
 
+async def build(app: ModuleType) -> None:
+    """Compose a service with the settings of the environment, and close it again."""
+    async with app.build(app.Settings()):
+        pass
+
+
 @pytest.mark.parametrize(
     ("service", "name", "value"), [(service, *wrong) for service, settings in WRONG.items() for wrong in settings]
 )
@@ -277,7 +284,7 @@ def test_a_wrong_setting_is_one_line_with_its_name_and_without_its_value(
     app = importlib.import_module(f"{service}.app")
 
     with pytest.raises(SystemExit) as ending, report_setup_errors():
-        app.build(app.Settings())
+        asyncio.run(build(app))
 
     out, err = capfd.readouterr()
     assert (ending.value.code, out, err.count("\n")) == (2, "", 1), err

@@ -1,6 +1,7 @@
 """What the services really subscribe to, publish and route: read off the services themselves."""
 
 import ast
+import asyncio
 import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -54,7 +55,7 @@ def _service(name: str) -> Service:
     router = import_module(f"{name.replace('-', '_')}.handlers").router
     subscribed = {topic for subscriber in router.subscribers for topic in subscriber.topic_names}
     fields = module.Settings.model_fields
-    built = module.build(module.Settings(**{field: _SETTINGS[field] for field in fields if field in _SETTINGS}))
+    built = asyncio.run(_built(module, {field: _SETTINGS[field] for field in fields if field in _SETTINGS}))
     published = set(_published(Path(inspect.getfile(module)).parent))
     return Service(
         name=name,
@@ -63,6 +64,12 @@ def _service(name: str) -> Service:
         publishes=tuple(model for model in EVENTS if model.__name__ in published),
         openapi=built.api.openapi(),
     )
+
+
+async def _built(module: Any, settings: Mapping[str, Any]) -> Any:
+    """Build a service, which is then not started: its connections to the outside were never used, and are closed."""
+    async with module.build(module.Settings(**settings)) as service:
+        return service
 
 
 def problem_types() -> dict[str, set[int]]:

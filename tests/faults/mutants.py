@@ -14,19 +14,19 @@ from faststream import AckPolicy
 
 import chassis.consumer
 import chassis.events
-import chassis.outbox
+import chassis.relay
 from chassis.postgres import Tx
 
 
 def outbox_deletes_before_acknowledgement() -> None:
     """Delete events from the outbox and then send them: a crash between loses them."""
-    publish = chassis.outbox.Relay._publish
+    publish = chassis.relay.Relay._publish
 
     async def delete_and_publish(self: Any, connection: Any, producer: Any, rows: Any, partitions: Any) -> None:
         await connection.execute("DELETE FROM outbox WHERE id = ANY($1)", [row["id"] for row in rows])
         await publish(self, connection, producer, rows, partitions)
 
-    chassis.outbox.Relay._publish = delete_and_publish  # type: ignore[method-assign]
+    chassis.relay.Relay._publish = delete_and_publish  # type: ignore[method-assign]
 
 
 def reports_without_natural_key() -> None:

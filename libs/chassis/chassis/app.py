@@ -4,7 +4,7 @@ import asyncio
 import gc
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,17 +16,17 @@ from fastapi import APIRouter, FastAPI
 from faststream.kafka import KafkaRouter
 
 from chassis import dead_letters, telemetry
-from chassis.auth import Authenticator
 from chassis.consumer import Consumer
 from chassis.dead_letters_api import make_router
+from chassis.entra import Authenticator
 from chassis.http import Check, Told, make_api
 from chassis.limits import Connection
-from chassis.migrate import MigrationError
-from chassis.outbox import Relay
+from chassis.migrations import MigrationError
 from chassis.postgres import Database, UnreadableDsnError, is_transient
+from chassis.relay import Relay
 from chassis.sampler import Sampler
 from chassis.settings import DSN_WANTED, HttpSettings, ServiceSettings, SetupError
-from chassis.work import Work
+from chassis.worker import WorkLoop
 
 log = structlog.get_logger()
 
@@ -44,22 +44,19 @@ def authenticator(settings: HttpSettings) -> Authenticator:
 
 class Service:
     """
-    The parts of one service. Compose it in app.py, then `run`.
+    The parts of one service: compose it in `app.build`, then `serve` it.
 
-    `db` may be handed on at once; it is open from the moment the service starts. `resources` are async context
-    managers that are held as long as the service runs, such as a connection to the outside; they are entered before
-    any work starts, so they may add the work that needs them.
+    `db` may be handed on at once; it is open from the moment the service has started.
     """
 
     def __init__(self, name: str, settings: ServiceSettings, *, title: str, description: str, migrations: Path) -> None:
         self.name = name
         self.settings = settings
         self.db = Database(settings.postgres_dsn.get_secret_value(), schema=name.replace("-", "_"))
-        self.resources: list[Any] = []
         self._migrations = migrations
-        self._works: list[Work] = []
+        self._workers: list[WorkLoop] = []
         self._due: dict[str, str] = {}
-        self._woken: list[Work] = []
+        self._woken: list[WorkLoop] = []
         self._relay = Relay(
             self.db,
             service=name,
@@ -71,17 +68,16 @@ class Service:
         self._joining: asyncio.Task[None] | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._draining = False
-        self._is_asked = False
-        self._is_alone = False
+        self._has_routes = False
         self.api = make_api(
             title=title, description=description, ready=self._ready(), alive=self._alive(), limits=settings.limits
         )
         self.api.state.authenticator = authenticator(settings)
         self.api.router.lifespan_context = self._lifespan
         self.api.include_router(make_router(self.db))
-        self.works("purge_dead_letters", partial(dead_letters.purge, self.db), idle=3600, woken=False)
+        self.add_worker("purge_dead_letters", partial(dead_letters.purge, self.db), idle=3600, woken=False)
 
-    def subscribes(self, router: KafkaRouter, **context: Any) -> None:
+    def subscribe(self, router: KafkaRouter, **context: Any) -> None:
         """Handle the events of *router*'s subscribers. *context*: what handlers ask for by name, beside `tx`."""
         self._consumer = Consumer(
             router,
@@ -96,16 +92,17 @@ class Service:
             context=context,
         )
 
-    def answers(self, router: APIRouter) -> None:
+    def add_router(self, router: APIRouter) -> None:
         """
-        Answer the requests of *router*.
+        Serve the routes of *router*.
 
-        Readiness is then about requests alone: for them PostgreSQL is enough. How the consumer is doing is still told.
+        Readiness is then about requests alone, for which PostgreSQL is enough: /readyz still reports the consumer's
+        state, but does not fail because of it.
         """
-        self._is_asked = True
+        self._has_routes = True
         self.api.include_router(router)
 
-    def works(
+    def add_worker(
         self,
         name: str,
         step: Callable[[], Awaitable[int]],
@@ -115,45 +112,36 @@ class Service:
         woken: bool = True,
     ) -> None:
         """
-        Do due work: see `chassis.work.Work`. Not *woken*: what time alone makes due, whatever happens here.
+        Call *step* again and again: see `chassis.worker.WorkLoop`. Not *woken*: only time makes its rows due.
 
-        *due* is a query for the `due_at` of the rows that are to be worked on: what has waited there is a metric.
+        *due* is a query for the `due_at` of the rows that wait for it: how long they have waited is a metric.
         """
         if due:
             self._due[name] = due
-        work = Work(name, step, idle=idle, on_handled=self._wake_works)
-        self._works.append(work)
+        loop = WorkLoop(name, step, idle=idle, on_handled=self._wake_workers)
+        self._workers.append(loop)
         if woken:
-            self._woken.append(work)
-            self.db.on_commit(work.wake)
+            self._woken.append(loop)
+            self.db.on_commit(loop.wake)
 
-    def run(self) -> None:
-        """Serve until SIGTERM or SIGINT, then finish what is in hand."""
-        self._is_alone = True
-        serve(self.name, self.api, self.settings)
-
-    def _wake_works(self) -> None:
-        for work in self._woken:
-            work.wake()
+    def _wake_workers(self) -> None:
+        for loop in self._woken:
+            loop.wake()
 
     @asynccontextmanager
     async def _lifespan(self, _api: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
             stack.push_async_callback(self.db.close)
-            for resource in self.resources:
-                await stack.enter_async_context(resource)
-            # Every topic and every work may hold a connection; none waits for another's unless requests take them all.
+            # Every topic and worker may hold a connection; none waits for another's unless requests take them all.
             topics = len(self._consumer.topics) if self._consumer else 0
-            await self._open_database(topics + len(self._works) + self.settings.postgres_request_connections)
+            await self._open_database(topics + len(self._workers) + self.settings.postgres_request_connections)
             self._start(self._relay.run())
-            for work in self._works:
-                self._start(work.run())
+            for loop in self._workers:
+                self._start(loop.run())
             if self._consumer:
                 self._joining = self._start(self._join(self._consumer))
             sampler = Sampler(self.db, self._due, self._consumer)
             self._start(sampler.run())
-            if self._is_alone:
-                _tune_garbage_collector()
             log.info("service.started")
             try:
                 yield
@@ -193,8 +181,8 @@ class Service:
             await asyncio.wait([self._joining], timeout=10)
         if self._consumer:
             await _bounded(self._consumer.stop(), 30, "consumer")
-        for work in self._works:
-            await work.stop()
+        for loop in self._workers:
+            await loop.stop()
         await self._relay.stop()
         await _bounded(asyncio.gather(*self._tasks, return_exceptions=True), 20, "workers")
         for task in self._tasks:
@@ -211,7 +199,7 @@ class Service:
 
         async def consumer() -> str | None:
             state = self._consumer_state()
-            return Told(state) if state and self._is_asked else state
+            return Told(state) if state and self._has_routes else state
 
         async def tasks() -> str | None:
             if not self._tasks:
@@ -338,13 +326,24 @@ def server(api: FastAPI, *, host: str = "127.0.0.1", port: int = 0) -> Server:
     )
 
 
-def serve(name: str, api: FastAPI, settings: HttpSettings) -> None:
-    """Answer HTTP with *api* until SIGTERM or SIGINT. Raises SetupError; logs any other failure: exit code 3."""
+def serve(name: str, settings: HttpSettings, building: AbstractAsyncContextManager[Service | FastAPI]) -> None:
+    """
+    Build what *building* yields, and serve it until SIGTERM or SIGINT; then finish what is in hand.
+
+    Raises SetupError; logs any other failure: exit code 3.
+    """
     telemetry.configure(name, settings.log_level)
+
+    async def run() -> None:
+        async with building as built:
+            api = built.api if isinstance(built, Service) else built
+            _tune_garbage_collector()
+            await server(api, host=settings.http_host, port=settings.http_port).serve()
+
     # uvicorn stops in order and then raises the signal again.
     with suppress(KeyboardInterrupt):
         try:
-            server(api, host=settings.http_host, port=settings.http_port).run()
+            asyncio.run(run())
         except SetupError:
             raise
         except Exception:

@@ -14,8 +14,8 @@ from pydantic import BaseModel
 
 from backstop_contracts.api import NO_NUL
 from chassis import dead_letters
-from chassis.auth import Caller, require
 from chassis.dead_letters import DeadLetter, State, Wanted
+from chassis.entra import Caller, require
 from chassis.http import Problem, problems
 from chassis.postgres import Database
 

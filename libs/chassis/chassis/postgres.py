@@ -12,7 +12,7 @@ import orjson
 import structlog
 from asyncpg.pool import PoolConnectionProxy
 
-from chassis.migrate import MIGRATION_SECONDS, migrate, read_sql
+from chassis.migrations import MIGRATION_SECONDS, migrate, read_sql
 
 log = structlog.get_logger()
 

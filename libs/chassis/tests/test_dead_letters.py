@@ -14,7 +14,7 @@ from backstop_contracts import headers_for
 from chassis import dead_letters
 from chassis.dead_letters import Wanted
 from chassis.dead_letters_api import make_router
-from chassis.outbox import Relay
+from chassis.relay import Relay
 from chassis.topics import EVENT_BYTES
 
 ODD = [("ce_id", b"\xff\xfe"), ("x", None), ("x", b""), ("a\0b", b"\0")]

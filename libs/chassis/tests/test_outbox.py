@@ -15,9 +15,9 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from backstop_contracts import CaseExpired, CaseStatus, CaseUpdated, read_headers
-from chassis import outbox
-from chassis.outbox import Relay
+from chassis import outbox, relay
 from chassis.postgres import Database
+from chassis.relay import Relay
 from chassis.topics import create_topics
 
 TENANT = uuid4()
@@ -211,11 +211,11 @@ async def test_a_topic_that_is_missing_holds_up_its_own_events_alone(
     db: Database, kafka_bootstrap: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """More than a batch of them wait, in their order, until somebody creates the topic; all others are published."""
-    monkeypatch.setattr(outbox, "CLOSED_SECONDS", 1)
+    monkeypatch.setattr(relay, "CLOSED_SECONDS", 1)
     prefix = f"test-{uuid4().hex[:8]}"
     await create_topic(kafka_bootstrap, f"{prefix}.case-updated")
     case_id = uuid4()
-    expired = [case_expired(case_id, number) for number in range(outbox.BATCH + 10)]
+    expired = [case_expired(case_id, number) for number in range(relay.BATCH + 10)]
     await emit(db, *expired)
     async with relaying(db, kafka_bootstrap, prefix):
         for number in range(3):
@@ -233,11 +233,11 @@ async def test_a_topic_that_takes_nothing_holds_up_its_own_events_alone(
     db: Database, kafka_bootstrap: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What Kafka refuses is tried again until it is taken; other topics' events do not wait for it."""
-    monkeypatch.setattr(outbox, "CLOSED_SECONDS", 1)
+    monkeypatch.setattr(relay, "CLOSED_SECONDS", 1)
     prefix = f"test-{uuid4().hex[:8]}"
     await create_topic(kafka_bootstrap, f"{prefix}.case-updated")
     await create_topic(kafka_bootstrap, f"{prefix}.case-expired", **{"max.message.bytes": "10"})
-    case_id, count = uuid4(), outbox.BATCH + 10
+    case_id, count = uuid4(), relay.BATCH + 10
     await emit(db, *(case_expired(case_id, number) for number in range(count)))
 
     def refused(entry: Any) -> bool:
@@ -254,7 +254,7 @@ async def test_a_topic_that_takes_nothing_holds_up_its_own_events_alone(
                 await published(kafka_bootstrap, prefix, number + 1)
         assert await left(db) == count
         pauses = [entry["retry_in"] for entry in logs if entry["event"] == "relay.interrupted"]
-        assert max(pauses) < outbox.CLOSED_SECONDS
+        assert max(pauses) < relay.CLOSED_SECONDS
     closed = {entry["topic"] for entry in logs if entry["event"] == "relay.topic_closed"}
     assert closed == {"case-expired"}
 

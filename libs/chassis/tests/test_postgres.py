@@ -11,7 +11,7 @@ import pytest
 import structlog
 
 import chassis.postgres
-from chassis.migrate import MigrationError
+from chassis.migrations import MigrationError
 from chassis.postgres import Database, PostgresUnavailableError, is_transient, reason_of
 
 

@@ -21,6 +21,7 @@ from chassis import telemetry
 from chassis.app import Service, server
 from chassis.consumer import STUCK_LOOKS, Consumer
 from chassis.events import BATCH, Received, Tx
+from chassis.http import make_api
 from chassis.settings import ServiceSettings
 from chassis.topics import create_topics
 from conftest import running
@@ -50,7 +51,7 @@ def service(dsn: str, kafka_bootstrap: str, prefix: str, folder: Path, **more: A
         **more,
     )
     made = Service("triage", settings, title="Test", description="Test", migrations=folder)
-    made.subscribes(routed(ignore))
+    made.subscribe(routed(ignore))
     return made
 
 
@@ -90,35 +91,28 @@ async def test_a_service_is_ready_once_it_has_its_partitions(
         assert await ask(session, f"{url}/livez") == (200, {"consumer": "ok", "tasks": "ok"})
 
 
-async def test_every_topic_and_every_work_has_a_connection_beside_those_for_requests(
+async def test_every_topic_and_every_worker_has_a_connection_beside_those_for_requests(
     database: str, kafka_bootstrap: str, prefix: str, tmp_path: Path
 ) -> None:
-    """Also a work that a resource adds: none of them waits for another's, whatever the setting."""
+    """None of them waits for another's, whatever the setting."""
     made = service(database, kafka_bootstrap, prefix, tmp_path, postgres_request_connections=1)
 
     async def nothing_due() -> int:
         return 0
 
-    @asynccontextmanager
-    async def adding_work() -> AsyncIterator[None]:
-        made.works("nothing", nothing_due)
-        yield
-
-    made.resources.append(adding_work())
+    made.add_worker("nothing", nothing_due)
     async with running(made.api) as url, aiohttp.ClientSession() as session:
         await until(session, f"{url}/readyz", 200)
-        works = 2  # with the purge of dead letters
-        assert made.db.pool.get_max_size() == 1 + works + 1
+        workers = 2  # with the purge of dead letters
+        assert made.db.pool.get_max_size() == 1 + workers + 1
 
 
-async def test_a_signal_ends_whatever_a_starting_service_waits_for(
-    database: str, kafka_bootstrap: str, prefix: str, tmp_path: Path
-) -> None:
-    """Also what it waits for while it gives up; it answers nobody, and what it had opened is closed."""
+async def test_a_signal_ends_whatever_a_starting_service_waits_for() -> None:
+    """Also what it waits for while it gives up; it answers nobody."""
     waiting, giving_up = asyncio.Event(), asyncio.Event()
 
     @asynccontextmanager
-    async def stubborn() -> AsyncIterator[None]:
+    async def stubborn(_api: Any) -> AsyncIterator[None]:
         try:
             waiting.set()
             await asyncio.Event().wait()
@@ -127,19 +121,9 @@ async def test_a_signal_ends_whatever_a_starting_service_waits_for(
             giving_up.set()
             await asyncio.Event().wait()
 
-    made = service(database, kafka_bootstrap, prefix, tmp_path)
-    opened: list[str] = []
-
-    @asynccontextmanager
-    async def obliging() -> AsyncIterator[None]:
-        opened.append("before")
-        try:
-            yield
-        finally:
-            opened.append("closed")
-
-    made.resources += [obliging(), stubborn()]
-    serving = server(made.api)
+    api = make_api(title="test", description="test", ready={}, alive={})
+    api.router.lifespan_context = stubborn
+    serving = server(api)
     task = asyncio.create_task(serving._serve())
     async with asyncio.timeout(60):
         await waiting.wait()
@@ -148,7 +132,6 @@ async def test_a_signal_ends_whatever_a_starting_service_waits_for(
         await task
 
     assert not serving.is_up
-    assert opened == ["before", "closed"]
 
 
 async def test_a_service_answers_for_its_health_while_it_waits_for_postgresql(tmp_path: Path) -> None:
@@ -185,7 +168,7 @@ async def test_a_service_without_kafka_is_alive_but_not_ready(database: str, tmp
 async def test_a_service_that_is_asked_is_ready_without_kafka(database: str, tmp_path: Path) -> None:
     """Reports and decisions need PostgreSQL alone; a replica that starts during an outage takes them as well."""
     made = service(database, "127.0.0.1:1", "test", tmp_path)
-    made.answers(APIRouter())
+    made.add_router(APIRouter())
     async with running(made.api) as url, aiohttp.ClientSession() as session:
         body = await until(session, f"{url}/readyz", 200)
         assert (body["postgres"], body["tasks"]) == ("ok", "ok")
@@ -246,9 +229,9 @@ async def test_a_halted_consumer_makes_a_worker_not_ready_but_is_no_reason_to_re
         raise ZeroDivisionError
 
     made = service(database, kafka_bootstrap, prefix, tmp_path, kafka_max_batch=5, halt_after_dead_letters=7)
-    made.subscribes(routed(broken_deploy))
+    made.subscribe(routed(broken_deploy))
     if asked:
-        made.answers(APIRouter())
+        made.add_router(APIRouter())
     producer = AIOKafkaProducer(bootstrap_servers=kafka_bootstrap)
     await producer.start()
     event = CaseUpdated(
@@ -307,7 +290,7 @@ async def test_a_worker_that_ends_unasked_makes_the_service_not_alive(
     async def broken() -> int:
         raise BaseExceptionGroup("not an Exception", [KeyboardInterrupt()])
 
-    made.works("broken", broken)
+    made.add_worker("broken", broken)
     async with running(made.api) as url, aiohttp.ClientSession() as session:
         body = await until(session, f"{url}/livez", 503)
         assert "background task ended" in body["tasks"]

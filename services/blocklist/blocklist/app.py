@@ -12,9 +12,9 @@ from pydantic_settings import NoDecode
 from blocklist import handlers
 from blocklist.store import DUE
 from blocklist.worker import Worker
-from chassis.app import Service
+from chassis.app import Service, serve
 from chassis.settings import CommaSeparated, LeaseSeconds, ServiceSettings, report_setup_errors
-from chassis.work import Lease
+from chassis.worker import Lease
 from m365 import M365Settings, connect
 
 
@@ -29,8 +29,9 @@ class Settings(ServiceSettings, M365Settings):
     """How long an entry is held by who calls about it: after a crash, another replica waits that long."""
 
 
-def build(settings: Settings) -> Service:
-    """Compose the service."""
+@asynccontextmanager
+async def build(settings: Settings) -> AsyncIterator[Service]:
+    """Compose the service, with its connections to the outside for the time of the block."""
     service = Service(
         "blocklist",
         settings,
@@ -38,23 +39,18 @@ def build(settings: Settings) -> Service:
         description="Blocks senders in Exchange Online, and lifts the blocks that were wrong.",
         migrations=Path(__file__).parent / "migrations",
     )
-
-    @asynccontextmanager
-    async def microsoft_365() -> AsyncIterator[None]:
-        async with connect(settings, authority=settings.authority, ca_file=settings.ca_file) as (_, exchange):
-            never_block = frozenset(map(str.lower, settings.never_block_domains))
-            lease = Lease(timedelta(seconds=settings.block_lease_seconds))
-            worker = Worker(service.db, exchange, never_block, settings.max_concurrent_blocks, lease)
-            service.works("settle_due", worker.settle_due, due=DUE)
-            service.works("forget_verdicts", worker.forget_verdicts, idle=24 * 3600, woken=False)
-            yield
-
-    service.resources.append(microsoft_365())
-    service.subscribes(handlers.router)
-    return service
+    service.subscribe(handlers.router)
+    never_block = frozenset(map(str.lower, settings.never_block_domains))
+    lease = Lease(timedelta(seconds=settings.block_lease_seconds))
+    async with connect(settings, authority=settings.authority, ca_file=settings.ca_file) as (_, exchange):
+        worker = Worker(service.db, exchange, never_block, settings.max_concurrent_blocks, lease)
+        service.add_worker("settle_due", worker.settle_due, due=DUE)
+        service.add_worker("forget_verdicts", worker.forget_verdicts, idle=24 * 3600, woken=False)
+        yield service
 
 
 def main() -> None:
     """Run the service with the settings of the environment."""
     with report_setup_errors():
-        build(Settings()).run()
+        settings = Settings()
+        serve("blocklist", settings, build(settings))

@@ -23,7 +23,7 @@ from blocklist.rules import AcceptedDomain, Found, Refusal, Rows
 from blocklist.store import Entry, Wish
 from chassis import outbox
 from chassis.postgres import Database, Tx
-from chassis.work import Lease, backoff, finish
+from chassis.worker import Lease, backoff, run_all
 from m365 import Exchange, M365Error, Refused, Throttled, Unavailable, hashtable, until
 
 log = structlog.get_logger()
@@ -88,7 +88,7 @@ class Worker:
         deadline = self._lease.deadline()
         async with self._db.transaction() as tx:
             entries = await store.claim(tx, self._lease.length, self._batch)
-        await finish(*(self._settle(entry, deadline) for entry in entries))
+        await run_all(*(self._settle(entry, deadline) for entry in entries))
         return len(entries)
 
     async def forget_verdicts(self) -> int:

@@ -86,9 +86,9 @@ async def test_a_wish_from_kafka_is_applied_and_lifted_by_a_verdict_from_kafka(
         settings_read=True,
         read_at=now + timedelta(minutes=1),
     )
-    service = build(Settings())
     async with (
         _kafka(kafka_bootstrap, environment) as (publish, outcomes),
+        build(Settings()) as service,
         service.api.router.lifespan_context(service.api),
     ):
         await publish(wish)

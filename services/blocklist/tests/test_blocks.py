@@ -32,7 +32,7 @@ from blocklist.worker import Worker
 from chassis.events import Received
 from chassis.postgres import Database
 from chassis.testing import deliver
-from chassis.work import Lease, backoff
+from chassis.worker import Lease, backoff
 from conftest import JUDGED
 from m365 import Credential, Exchange, Tokens, open_session
 from simulator import DEFAULT_APP, DEFAULT_SECRET, Simulator

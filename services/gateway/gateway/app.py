@@ -32,31 +32,24 @@ class Settings(HttpSettings):
     """Longest time that reporter gives to an upload; with the time until it is an upload's turn, the gateway's too."""
 
 
-def build(settings: Settings) -> FastAPI:
-    """Compose the gateway."""
-    upstreams = {
-        "reporter": Upstream("reporter", settings.reporter_url),
-        "triage": Upstream("triage", settings.triage_url),
-        "quarantine": Upstream("quarantine", settings.quarantine_url),
-    }
+@asynccontextmanager
+async def build(settings: Settings) -> AsyncIterator[FastAPI]:
+    """Compose the gateway, with its connections to the services for the time of the block."""
+    tls = ssl.create_default_context()
+    if settings.ca_file:
+        tls.load_verify_locations(settings.ca_file)
+    async with aiohttp.ClientSession(
+        # Far below the time after which a service closes an idle connection: none is chosen at that moment.
+        connector=aiohttp.TCPConnector(limit=0, ssl=tls, keepalive_timeout=2),
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=settings.upstream_timeout_seconds),
+        auto_decompress=False,
+        skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type", "User-Agent"),
+        cookie_jar=aiohttp.DummyCookieJar(),
+    ) as session:
+        yield _api(settings, session)
 
-    @asynccontextmanager
-    async def connected(_api: FastAPI) -> AsyncIterator[None]:
-        tls = ssl.create_default_context()
-        if settings.ca_file:
-            tls.load_verify_locations(settings.ca_file)
-        async with aiohttp.ClientSession(
-            # Far below the time after which a service closes an idle connection: none is chosen at that moment.
-            connector=aiohttp.TCPConnector(limit=0, ssl=tls, keepalive_timeout=2),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=settings.upstream_timeout_seconds),
-            auto_decompress=False,
-            skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type", "User-Agent"),
-            cookie_jar=aiohttp.DummyCookieJar(),
-        ) as session:
-            for upstream in upstreams.values():
-                upstream.use(session)
-            yield
 
+def _api(settings: Settings, session: aiohttp.ClientSession) -> FastAPI:
     api = make_api(
         title="Backstop",
         description="Report mails that the filter let through; triage them; hear Microsoft's verdict.",
@@ -66,12 +59,15 @@ def build(settings: Settings) -> FastAPI:
         limits=settings.limits,
     )
     api.state.authenticator = authenticator(settings)
-    api.router.lifespan_context = connected
     # A redirect would lead wherever the request's Host header says.
     api.router.redirect_slashes = False
     api.include_router(
         make_router(
-            upstreams,
+            {
+                "reporter": Upstream("reporter", settings.reporter_url, session),
+                "triage": Upstream("triage", settings.triage_url, session),
+                "quarantine": Upstream("quarantine", settings.quarantine_url, session),
+            },
             upload_bytes=settings.max_upload_bytes,
             upload_timeout_seconds=settings.upload_timeout_seconds + TURN_SECONDS,
         )
@@ -83,4 +79,4 @@ def main() -> None:
     """Run the gateway with the settings of the environment."""
     with report_setup_errors():
         settings = Settings()
-        serve("gateway", build(settings), settings)
+        serve("gateway", settings, build(settings))

@@ -6,7 +6,7 @@ from importlib.resources import files
 
 from fastapi import APIRouter, Depends, Request, Response
 
-from chassis.auth import require
+from chassis.entra import require
 from chassis.limits import Body
 from gateway.routes import ROUTES, Route
 from gateway.upstream import Upstream

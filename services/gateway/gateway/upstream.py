@@ -43,15 +43,11 @@ UNKNOWN = (
 
 
 class Upstream:
-    """A service at *url*."""
+    """A service at *url*, called through *session*."""
 
-    def __init__(self, name: str, url: str) -> None:
+    def __init__(self, name: str, url: str, session: aiohttp.ClientSession) -> None:
         self.name = name
         self._url = url.rstrip("/")
-        self._session: aiohttp.ClientSession | None = None
-
-    def use(self, session: aiohttp.ClientSession) -> None:
-        """Call the service through *session* from now on."""
         self._session = session
 
     async def forward(self, request: Request, path: str) -> Response:
@@ -67,7 +63,7 @@ class Upstream:
         with telemetry.span(f"forward to {self.name}") as traceparent:
             async with self._failures(request.method):
                 response = await upload.while_client_waits(
-                    self._client.request(
+                    self._session.request(
                         request.method,
                         self._at(path, request.scope["query_string"]),
                         headers={**headers, "traceparent": traceparent} if traceparent else headers,
@@ -76,12 +72,6 @@ class Upstream:
                     )
                 )
         return _Passed(response)
-
-    @property
-    def _client(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            raise Problem(503, "service-starting", "Nothing was saved. Send the request again.", retry_after=1)
-        return self._session
 
     def _at(self, path: str, query: bytes = b"") -> URL:
         # What is percent-encoded stays so; what is not allowed in a query cannot end it.

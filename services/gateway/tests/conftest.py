@@ -109,8 +109,11 @@ def run_gateway(entra: Simulator, serving: Any) -> RunGateway:
     @asynccontextmanager
     async def run(service_url: str, **more: Any) -> AsyncIterator[aiohttp.ClientSession]:
         urls = {"reporter_url": service_url, "triage_url": service_url, "quarantine_url": service_url}
-        api = build(settings(entra, **{**urls, **more}))
-        async with serving(api) as url, aiohttp.ClientSession(url) as client:
+        async with (
+            build(settings(entra, **{**urls, **more})) as api,
+            serving(api) as url,
+            aiohttp.ClientSession(url) as client,
+        ):
             yield client
 
     return run

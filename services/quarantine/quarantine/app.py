@@ -11,10 +11,10 @@ from uuid import UUID
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import NoDecode
 
-from chassis.app import Service
+from chassis.app import Service, serve
 from chassis.settings import CommaSeparated, HttpUrl, LeaseSeconds, Seconds, ServiceSettings, report_setup_errors
-from chassis.work import Lease
-from m365 import M365Settings, connect
+from chassis.worker import Lease
+from m365 import Graph, M365Settings, connect
 from mail.settings import MailStoreSettings
 from quarantine import handlers
 from quarantine.carrying import Carrier
@@ -80,8 +80,9 @@ def _client(client_id: str) -> str:
         return client_id.strip().casefold()
 
 
-def build(settings: Settings) -> Service:
-    """Compose the service."""
+@asynccontextmanager
+async def build(settings: Settings) -> AsyncIterator[Service]:
+    """Compose the service, with its connections to the outside for the time of the block."""
     service = Service(
         "quarantine",
         settings,
@@ -89,59 +90,50 @@ def build(settings: Settings) -> Service:
         description="Quarantined mail: what users and admins do with it.",
         migrations=Path(__file__).parent / "migrations",
     )
-    reading = Reading()
-    mails = settings.mail_store
+    service.subscribe(handlers.router)
+    service.add_worker("forget", partial(forget, service.db), idle=3600, woken=False)
     signer = Signer([key.get_secret_value() for key in settings.link_keys])
-    links, templates, sign_in = Links(signer, settings.public_url), make_templates(), _sign_in(settings, signer)
-
-    @asynccontextmanager
-    async def microsoft_365() -> AsyncIterator[None]:
-        lease = Lease(timedelta(seconds=settings.quarantine_lease_seconds))
-        async with connect(settings, authority=settings.authority, ca_file=settings.ca_file) as (graph, exchange):
-            mirror = Mirror(
-                service.db,
-                exchange,
-                settings.tenants,
-                every=timedelta(seconds=settings.quarantine_sync_interval_seconds),
-                sweep_every=timedelta(hours=settings.quarantine_sweep_interval_hours),
-                page_size=settings.quarantine_page_size,
-                lease=lease,
-            )
-            digester = Digester(
-                service.db,
-                graph,
-                settings.tenants,
-                links,
-                templates,
-                shortest=timedelta(seconds=settings.digest_period_seconds),
-                lease=lease,
-            )
-            carrier = Carrier(service.db, exchange, mails, lease=lease)
-            for _ in range(AT_ONCE):
-                service.works("sync_due", mirror.sync_due)
-                service.works("carry_due", carrier.carry_due)
-            service.works("plan_due", digester.plan_due, idle=min(10.0, settings.digest_period_seconds / 2))
-            service.works("send_due", digester.send_due)
-            reading.use(exchange)
-            if sign_in:
-                sign_in.use(graph)
-            yield
+    links, templates = Links(signer, settings.public_url), make_templates()
+    lease = Lease(timedelta(seconds=settings.quarantine_lease_seconds))
+    async with connect(settings, authority=settings.authority, ca_file=settings.ca_file) as (graph, exchange):
+        mirror = Mirror(
+            service.db,
+            exchange,
+            settings.tenants,
+            every=timedelta(seconds=settings.quarantine_sync_interval_seconds),
+            sweep_every=timedelta(hours=settings.quarantine_sweep_interval_hours),
+            page_size=settings.quarantine_page_size,
+            lease=lease,
+        )
+        digester = Digester(
+            service.db,
+            graph,
+            settings.tenants,
+            links,
+            templates,
+            shortest=timedelta(seconds=settings.digest_period_seconds),
+            lease=lease,
+        )
+        carrier = Carrier(service.db, exchange, settings.mail_store, lease=lease)
+        for _ in range(AT_ONCE):
+            service.add_worker("sync_due", mirror.sync_due)
+            service.add_worker("carry_due", carrier.carry_due)
+        service.add_worker("plan_due", digester.plan_due, idle=min(10.0, settings.digest_period_seconds / 2))
+        service.add_worker("send_due", digester.send_due)
+        reading, sign_in = Reading(exchange), _sign_in(settings, signer, graph)
+        service.add_router(make_router(service.db, reading, sign_in=sign_in is not None))
+        service.add_router(Pages(service.db, reading, links, templates, sign_in).router())
+        yield service
         if sign_in:
             sign_in.close()
 
-    service.works("forget", partial(forget, service.db), idle=3600, woken=False)
-    service.resources.append(microsoft_365())
-    service.subscribes(handlers.router)
-    service.answers(make_router(service.db, reading, sign_in=sign_in is not None))
-    service.answers(Pages(service.db, reading, links, templates, sign_in).router())
-    return service
 
-
-def _sign_in(settings: Settings, signer: Signer) -> SignIn | None:
+def _sign_in(settings: Settings, signer: Signer, graph: Graph) -> SignIn | None:
     if settings.sign_in_client_id is None or settings.sign_in_client_secret is None:
         return None
     return SignIn(
         signer,
+        graph,
         public_url=settings.public_url,
         authority=settings.authority,
         client_id=settings.sign_in_client_id,
@@ -153,4 +145,5 @@ def _sign_in(settings: Settings, signer: Signer) -> SignIn | None:
 def main() -> None:
     """Run the service with the settings of the environment."""
     with report_setup_errors():
-        build(Settings()).run()
+        settings = Settings()
+        serve("quarantine", settings, build(settings))

@@ -20,7 +20,7 @@ from backstop_contracts import (
 from backstop_contracts.identity import report_id
 from chassis import outbox
 from chassis.postgres import Database
-from chassis.work import Lease, backoff, finish
+from chassis.worker import Lease, backoff, run_all
 from m365 import Exchange, M365Error, Refused, Throttled, Unauthorised, Unavailable, until
 from mail import MailFacts, MailStore, StoreUnavailable, parse
 from quarantine import rules, store
@@ -69,7 +69,7 @@ class Carrier:
         deadline = self._lease.deadline()
         async with self._db.transaction() as tx:
             claimed = await store.claim_actions(tx, self._lease.length, self._batch)
-        await finish(*(self._carry(*one, deadline) for one in claimed))
+        await run_all(*(self._carry(*one, deadline) for one in claimed))
         return len(claimed)
 
     async def _carry(self, action: Action, message: QuarantinedMessage, deadline: float) -> None:

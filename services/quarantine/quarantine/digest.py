@@ -14,7 +14,7 @@ import structlog
 from jinja2 import Environment
 
 from chassis.postgres import Database
-from chassis.work import Lease, backoff, finish
+from chassis.worker import Lease, backoff, run_all
 from m365 import Graph, M365Error, Refused, Throttled, Unauthorised, Unavailable, until
 from quarantine import rules, store
 from quarantine.language import Words, of_user
@@ -102,7 +102,7 @@ class Digester:
         async with self._db.transaction() as tx:
             digests = await store.claim_digests(tx, self._tenants, self._lease.length, self._batch)
             await store.tell_later(tx, [digest.digest_id for digest in digests if digest.draft_id is None])
-        await finish(*(self._send(digest, deadline) for digest in digests))
+        await run_all(*(self._send(digest, deadline) for digest in digests))
         return len(digests)
 
     async def _send(self, digest: Digest, deadline: float) -> None:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from backstop_contracts import Actor, ActorKind, AdminDecision, CaseStatus, Category, ReportedAs, Verdict
 from backstop_contracts.api import NO_NUL, BlockInput
-from chassis.auth import Caller, require
+from chassis.entra import Caller, require
 from chassis.http import Moment, Problem, in_utc, problems, read_cursor, write_cursor
 from chassis.postgres import Database
 from mail import DOCUMENT_HEADERS, document

@@ -9,7 +9,7 @@ from uuid import UUID
 import structlog
 
 from chassis.postgres import Database
-from chassis.work import Lease, backoff
+from chassis.worker import Lease, backoff
 from m365 import Exchange, M365Error, Throttled, Truncated, Unavailable, until
 from quarantine import rules, store
 from quarantine.rules import Doubt, Quarantined, Row

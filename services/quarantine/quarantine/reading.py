@@ -20,25 +20,18 @@ class NoMailError(Exception):
 
 
 class Reading:
-    """Reads mails through the Exchange that `use` names. Its methods raise Problem, in words for whoever asked."""
+    """Reads mails through *exchange*. Its methods raise Problem, in words for whoever asked."""
 
-    def __init__(self) -> None:
-        self._exchange: Exchange | None = None
+    def __init__(self, exchange: Exchange) -> None:
+        self._exchange = exchange
         # Each keeps a processor busy for up to some seconds.
         self._turns = asyncio.Semaphore(PREVIEWS_AT_ONCE)
 
-    def use(self, exchange: Exchange) -> None:
-        """Read through *exchange* from now on."""
-        self._exchange = exchange
-
     async def raw(self, tenant_id: UUID, identity: str) -> bytes:
         """Return the mail as it came."""
-        exchange = self._exchange
-        if exchange is None:
-            raise Problem(503, "service-starting", "Send the request again.", retry_after=1)
         try:
             async with asyncio.timeout(SECONDS):
-                return await export(exchange, tenant_id, identity)
+                return await export(self._exchange, tenant_id, identity)
         except (M365Error, TimeoutError, NoMailError) as error:
             raise _problem(error) from None
 
@@ -50,12 +43,9 @@ class Reading:
 
     async def headers(self, tenant_id: UUID, identity: str) -> str:
         """Return the header of the mail."""
-        exchange = self._exchange
-        if exchange is None:
-            raise Problem(503, "service-starting", "Send the request again.", retry_after=1)
         try:
             async with asyncio.timeout(SECONDS):
-                rows = await exchange.invoke(tenant_id, "Get-QuarantineMessageHeader", Identity=identity)
+                rows = await self._exchange.invoke(tenant_id, "Get-QuarantineMessageHeader", Identity=identity)
         except (M365Error, TimeoutError) as error:
             raise _problem(error) from None
         return next((str(row["Header"]) for row in rows if row.get("Header")), "")

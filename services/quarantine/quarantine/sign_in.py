@@ -49,6 +49,7 @@ class SignIn:
     def __init__(
         self,
         signer: Signer,
+        graph: Graph,
         *,
         public_url: str,
         authority: str,
@@ -67,10 +68,6 @@ class SignIn:
             # REQUESTS_CA_BUNDLE would win over `verify`.
             self._http.trust_env = False
         self._secure = urlsplit(public_url).scheme == "https"
-        self._graph: Graph | None = None
-
-    def use(self, graph: Graph) -> None:
-        """Look users up through *graph* from now on."""
         self._graph = graph
 
     def close(self) -> None:
@@ -117,7 +114,7 @@ class SignIn:
 
     async def is_recipient(self, person: Person, tenant_id: UUID, recipient: str) -> bool:
         """Tell whether *person* is the user with the mailbox *recipient*, by object id. Raises one of M365Error."""
-        if self._graph is None or person.tenant_id != tenant_id:
+        if person.tenant_id != tenant_id:
             return False
         try:
             user = await self._graph.get(tenant_id, "/v1.0/users/{user}", {"$select": "id"}, ids={"user": recipient})

@@ -110,8 +110,7 @@ class World:
 
     def pages(self, *, sign_in: Any = None, patient: bool = True) -> Pages:
         """Make the users' pages; those that are not patient say soon that something runs."""
-        reading = Reading()
-        reading.use(self.exchange())
+        reading = Reading(self.exchange())
         patience = self.long if patient else self.short
         return Pages(self.db, reading, self.links(), make_templates(), sign_in, patience=patience)
 

@@ -186,15 +186,14 @@ Client = Callable[..., Awaitable[tuple[int, Any]]]
 @pytest.fixture
 async def client(world: Any, call: Any) -> Client:
     """Serve the admins' routes."""
-    reading = Reading()
-    reading.use(world.exchange())
+    reading = Reading(world.exchange())
     return await call(make_router(world.db, reading, patience=world.long))
 
 
 @pytest.fixture
 async def impatient(world: Any, call: Any) -> Client:
     """Serve routes that soon say that something runs."""
-    return await call(make_router(world.db, Reading(), patience=world.short))
+    return await call(make_router(world.db, Reading(world.exchange()), patience=world.short))
 
 
 async def ids(world: Any) -> dict[tuple[str, str], str]:

@@ -166,21 +166,21 @@ async def visitor(world: Any, serve_router: Any, entra: Entra, tmp_path: Path) -
     await world.settle(sign_in=True)
     entra.users[ANNA] = entra.oid
     ca_file = tmp_path / "ca.pem"
-    sign_in = SignIn(
-        Signer([KEY]),
-        public_url="http://quarantine.contoso.example",
-        authority=entra.url,
-        client_id=CLIENT,
-        client_secret=SECRET,
-        ca_file=ca_file,
-    )
     async with open_session(ca_file) as session:
         tokens = Tokens(Credential(client_id=CLIENT, secret=SecretStr(SECRET)), session, authority=entra.url)
-        sign_in.use(Graph(tokens, session, base_url=entra.url))
+        sign_in = SignIn(
+            Signer([KEY]),
+            Graph(tokens, session, base_url=entra.url),
+            public_url="http://quarantine.contoso.example",
+            authority=entra.url,
+            client_id=CLIENT,
+            client_secret=SECRET,
+            ca_file=ca_file,
+        )
         async with serve_router(world.pages(sign_in=sign_in).router()) as url:
             yield Visitor(url, entra, ca_file)
         await tokens.close()
-    sign_in.close()
+        sign_in.close()
 
 
 async def link(world: Any, action: LinkAction = LinkAction.VIEW) -> str:

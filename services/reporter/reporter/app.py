@@ -1,11 +1,13 @@
 """Reporter: the composition root."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
 
-from chassis.app import Service
+from chassis.app import Service, serve
 from chassis.settings import Seconds, ServiceSettings, report_setup_errors
 from mail.settings import MailStoreSettings
 from reporter import handlers
@@ -25,7 +27,8 @@ class Settings(ServiceSettings, MailStoreSettings):
     """Longest time that one upload may take."""
 
 
-def build(settings: Settings) -> Service:
+@asynccontextmanager
+async def build(settings: Settings) -> AsyncIterator[Service]:
     """Compose the service."""
     service = Service(
         "reporter",
@@ -40,15 +43,16 @@ def build(settings: Settings) -> Service:
         seconds=settings.upload_timeout_seconds,
     )
     mails = settings.mail_store
-    service.answers(make_router(service.db, mails, uploads))
+    service.add_router(make_router(service.db, mails, uploads))
     worker = Worker(service.db, mails)
-    service.works("delete_expired_mails", worker.delete_expired_mails, idle=10, woken=False)
-    service.works("sweep", worker.sweep, idle=24 * 3600, woken=False)
-    service.subscribes(handlers.router)
-    return service
+    service.add_worker("delete_expired_mails", worker.delete_expired_mails, idle=10, woken=False)
+    service.add_worker("sweep", worker.sweep, idle=24 * 3600, woken=False)
+    service.subscribe(handlers.router)
+    yield service
 
 
 def main() -> None:
     """Run the service with the settings of the environment."""
     with report_setup_errors():
-        build(Settings()).run()
+        settings = Settings()
+        serve("reporter", settings, build(settings))

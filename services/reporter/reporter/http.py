@@ -23,7 +23,7 @@ from backstop_contracts import (
 from backstop_contracts.api import BlockState
 from backstop_contracts.identity import report_id
 from chassis import telemetry
-from chassis.auth import Caller, require
+from chassis.entra import Caller, require
 from chassis.http import Problem, problems
 from chassis.postgres import Database
 from mail import MailFacts, MailStore, StoreUnavailable, parse

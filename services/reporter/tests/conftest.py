@@ -13,7 +13,7 @@ import pytest
 from fastapi import FastAPI
 
 import reporter
-from chassis.auth import Authenticator
+from chassis.entra import Authenticator
 from chassis.http import make_api
 from chassis.postgres import Database
 from local_stack.backing import own_database

@@ -120,7 +120,7 @@ async def client(
     line: Line, kafka_bootstrap: str, prefix: str, entra: Any, tenant: UUID, audience: str, serving: Any, tmp_path: Path
 ) -> AsyncIterator[aiohttp.ClientSession]:
     """Run the service as its settings compose it, ready; give a client of it."""
-    service = build(
+    building = build(
         Settings(
             authority=entra.url,
             ca_file=entra.ca_file,
@@ -132,7 +132,7 @@ async def client(
             mail_store=(tmp_path / "mails").as_uri(),
         )
     )
-    async with serving(service.api) as url, aiohttp.ClientSession(url) as client:
+    async with building as service, serving(service.api) as url, aiohttp.ClientSession(url) as client:
 
         async def ready() -> bool:
             async with client.get("/readyz") as answer:

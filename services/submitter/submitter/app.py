@@ -8,9 +8,9 @@ from typing import Annotated
 
 from pydantic import Field, PositiveInt
 
-from chassis.app import Service
+from chassis.app import Service, serve
 from chassis.settings import LeaseSeconds, ServiceSettings, report_setup_errors
-from chassis.work import Lease
+from chassis.worker import Lease
 from m365 import M365Settings, connect
 from mail.settings import MailStoreSettings
 from submitter import handlers
@@ -35,8 +35,9 @@ class Settings(ServiceSettings, M365Settings, MailStoreSettings):
     """Age of a call without an answer from which on, not being in Microsoft's list, it counts as not made."""
 
 
-def build(settings: Settings) -> Service:
-    """Compose the service."""
+@asynccontextmanager
+async def build(settings: Settings) -> AsyncIterator[Service]:
+    """Compose the service, with its connections to the outside for the time of the block."""
     service = Service(
         "submitter",
         settings,
@@ -44,33 +45,26 @@ def build(settings: Settings) -> Service:
         description="Submits mails to Microsoft for analysis.",
         migrations=Path(__file__).parent / "migrations",
     )
-    quota = Quota(settings.submissions_per_15_minutes, settings.same_item_per_day)
-    mails = settings.mail_store
-
-    @asynccontextmanager
-    async def microsoft_365() -> AsyncIterator[None]:
-        async with connect(settings, authority=settings.authority, ca_file=settings.ca_file) as (graph, _):
-            together = min(CLAIMED_TOGETHER, settings.submission_batch_size)
-            worker = Worker(
-                service.db,
-                graph,
-                mails,
-                quota,
-                together,
-                lease=Lease(timedelta(seconds=settings.submission_lease_seconds)),
-                missing_after=timedelta(seconds=settings.submission_missing_after_seconds),
-            )
-            for _ in range(settings.submission_batch_size // together):
-                service.works("submit_due", worker.submit_due, due=DUE)
-            service.works("forget_calls", worker.forget_calls, idle=3600, woken=False)
-            yield
-
-    service.resources.append(microsoft_365())
-    service.subscribes(handlers.router)
-    return service
+    service.subscribe(handlers.router)
+    together = min(CLAIMED_TOGETHER, settings.submission_batch_size)
+    async with connect(settings, authority=settings.authority, ca_file=settings.ca_file) as (graph, _):
+        worker = Worker(
+            service.db,
+            graph,
+            settings.mail_store,
+            Quota(settings.submissions_per_15_minutes, settings.same_item_per_day),
+            together,
+            lease=Lease(timedelta(seconds=settings.submission_lease_seconds)),
+            missing_after=timedelta(seconds=settings.submission_missing_after_seconds),
+        )
+        for _ in range(settings.submission_batch_size // together):
+            service.add_worker("submit_due", worker.submit_due, due=DUE)
+        service.add_worker("forget_calls", worker.forget_calls, idle=3600, woken=False)
+        yield service
 
 
 def main() -> None:
     """Run the service with the settings of the environment."""
     with report_setup_errors():
-        build(Settings()).run()
+        settings = Settings()
+        serve("submitter", settings, build(settings))

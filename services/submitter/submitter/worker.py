@@ -21,7 +21,7 @@ from backstop_contracts import (
 )
 from chassis import outbox, telemetry
 from chassis.postgres import Database, Tx
-from chassis.work import Lease, backoff, finish
+from chassis.worker import Lease, backoff, run_all
 from m365 import Graph, M365Error, Refused, Throttled, Unauthorised, Unavailable, until
 from mail import MailCorrupt, MailMissing, MailStore, StoreUnavailable
 from submitter import store
@@ -81,7 +81,7 @@ class Worker:
         by_tenant: defaultdict[UUID, list[Submission]] = defaultdict(list)
         for submission in look:
             by_tenant[submission.tenant_id].append(submission)
-        await finish(
+        await run_all(
             *(self._submit(submission, deadline) for submission in send),
             *(self._look(tenant_id, submissions, deadline) for tenant_id, submissions in by_tenant.items()),
         )

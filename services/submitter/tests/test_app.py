@@ -63,7 +63,6 @@ async def test_one_slow_answer_holds_the_other_mails_back_no_longer(
     async with AIOKafkaProducer(bootstrap_servers=kafka_bootstrap) as producer:
         for event in requested:
             await _publish(producer, environment, event)
-    service = build(settings)
     created: dict[UUID, SubmissionCreated] = {}
     async with (
         asyncio.timeout(90),
@@ -72,6 +71,7 @@ async def test_one_slow_answer_holds_the_other_mails_back_no_longer(
             bootstrap_servers=kafka_bootstrap,
             auto_offset_reset="earliest",
         ) as outcomes,
+        build(settings) as service,
         service.api.router.lifespan_context(service.api),
     ):
 

@@ -26,7 +26,7 @@ from backstop_contracts import (
 )
 from chassis.postgres import Database
 from chassis.testing import deliver
-from chassis.work import Lease
+from chassis.worker import Lease
 from m365 import M365Settings, connect
 from mail import MailStore
 from simulator import DEFAULT_APP, DEFAULT_SECRET, Simulator

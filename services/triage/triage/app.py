@@ -1,5 +1,7 @@
 """Triage: the composition root."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,7 +10,7 @@ from uuid import UUID
 from pydantic import BeforeValidator, Field, field_validator
 from pydantic_settings import NoDecode
 
-from chassis.app import Service
+from chassis.app import Service, serve
 from chassis.settings import ServiceSettings, report_setup_errors
 from triage import handlers
 from triage.http import make_router
@@ -60,7 +62,8 @@ class Settings(ServiceSettings):
         return Retention(self.retention_days, self.retention_days_by_tenant)
 
 
-def build(settings: Settings) -> Service:
+@asynccontextmanager
+async def build(settings: Settings) -> AsyncIterator[Service]:
     """Compose the service."""
     service = Service(
         "triage",
@@ -69,13 +72,14 @@ def build(settings: Settings) -> Service:
         description="User reported messages as cases; admins' decisions on them.",
         migrations=Path(__file__).parent / "migrations",
     )
-    service.subscribes(handlers.router, policy=load_policy(settings.policy_file))
-    service.works("expire_due", partial(expire_due, service.db, settings.retention()), idle=60, woken=False)
-    service.answers(make_router(service.db))
-    return service
+    service.subscribe(handlers.router, policy=load_policy(settings.policy_file))
+    service.add_worker("expire_due", partial(expire_due, service.db, settings.retention()), idle=60, woken=False)
+    service.add_router(make_router(service.db))
+    yield service
 
 
 def main() -> None:
     """Run the service with the settings of the environment."""
     with report_setup_errors():
-        build(Settings()).run()
+        settings = Settings()
+        serve("triage", settings, build(settings))

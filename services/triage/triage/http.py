@@ -21,7 +21,7 @@ from backstop_contracts import (
 )
 from backstop_contracts.api import NO_NUL, BlockInput, BlockState
 from chassis import telemetry
-from chassis.auth import Caller, require
+from chassis.entra import Caller, require
 from chassis.http import Problem, in_utc, problems, read_cursor, write_cursor
 from chassis.postgres import Database, Tx
 from triage import decisions, store

@@ -23,7 +23,7 @@ from backstop_contracts import (
 )
 from chassis.postgres import Database
 from chassis.testing import deliver
-from chassis.work import Lease
+from chassis.worker import Lease
 from m365 import Graph, M365Settings, connect
 from simulator import DEFAULT_APP, DEFAULT_SECRET, Simulator
 from simulator.faults import Fault

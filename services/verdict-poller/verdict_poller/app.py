@@ -9,9 +9,9 @@ from typing import Annotated
 from pydantic import Field, PositiveInt
 from pydantic_settings import NoDecode
 
-from chassis.app import Service
+from chassis.app import Service, serve
 from chassis.settings import CommaSeparated, LeaseSeconds, Seconds, ServiceSettings, report_setup_errors
-from chassis.work import Lease
+from chassis.worker import Lease
 from m365 import M365Settings, connect
 from verdict_poller import handlers
 from verdict_poller.schedule import Schedule
@@ -35,8 +35,9 @@ class Settings(ServiceSettings, M365Settings):
     """How long a submission is held by who asks about it: after a crash, another replica waits that long."""
 
 
-def build(settings: Settings) -> Service:
-    """Compose the service."""
+@asynccontextmanager
+async def build(settings: Settings) -> AsyncIterator[Service]:
+    """Compose the service, with its connections to the outside for the time of the block."""
     service = Service(
         "verdict-poller",
         settings,
@@ -46,28 +47,24 @@ def build(settings: Settings) -> Service:
     )
     schedule = Schedule(settings.verdict_poll_intervals, settings.verdict_grid_seconds)
 
-    @asynccontextmanager
-    async def microsoft_365() -> AsyncIterator[None]:
-        async with connect(settings, authority=settings.authority, ca_file=settings.ca_file) as (graph, exchange):
-            lease = Lease(timedelta(seconds=settings.verdict_lease_seconds))
-            service.works("poll_due", Poller(service.db, graph, schedule, lease).poll_due, due=WATCHING)
-            explainer = Explainer(
-                service.db,
-                exchange,
-                batch=settings.explanation_batch_size,
-                settings_live=timedelta(seconds=settings.tenant_settings_ttl_seconds),
-                lease=lease,
-            )
-            service.works("explain_due", explainer.explain_due, due=JUDGED)
-            service.works("purge_blocks", explainer.purge_blocks, idle=24 * 3600, woken=False)
-            yield
-
-    service.resources.append(microsoft_365())
-    service.subscribes(handlers.router, schedule=schedule)
-    return service
+    service.subscribe(handlers.router, schedule=schedule)
+    lease = Lease(timedelta(seconds=settings.verdict_lease_seconds))
+    async with connect(settings, authority=settings.authority, ca_file=settings.ca_file) as (graph, exchange):
+        service.add_worker("poll_due", Poller(service.db, graph, schedule, lease).poll_due, due=WATCHING)
+        explainer = Explainer(
+            service.db,
+            exchange,
+            batch=settings.explanation_batch_size,
+            settings_live=timedelta(seconds=settings.tenant_settings_ttl_seconds),
+            lease=lease,
+        )
+        service.add_worker("explain_due", explainer.explain_due, due=JUDGED)
+        service.add_worker("purge_blocks", explainer.purge_blocks, idle=24 * 3600, woken=False)
+        yield service
 
 
 def main() -> None:
     """Run the service with the settings of the environment."""
     with report_setup_errors():
-        build(Settings()).run()
+        settings = Settings()
+        serve("verdict-poller", settings, build(settings))

@@ -14,7 +14,7 @@ import structlog
 from backstop_contracts import AppliedBlock, VerdictReady
 from chassis import outbox
 from chassis.postgres import Database
-from chassis.work import Lease, backoff, finish
+from chassis.worker import Lease, backoff, run_all
 from m365 import Exchange, Graph, M365Error, Refused, Throttled, Truncated, Unavailable, until
 from verdict_poller import store
 from verdict_poller.rules import Evidence, Query, Result, conclude, explain, is_final, override_of, queries, read_result
@@ -59,7 +59,7 @@ class Poller:
         by_tenant: defaultdict[UUID, list[Watch]] = defaultdict(list)
         for watch in watches:
             by_tenant[watch.tenant_id].append(watch)
-        await finish(*(self._poll(tenant_id, mine, deadline) for tenant_id, mine in by_tenant.items()))
+        await run_all(*(self._poll(tenant_id, mine, deadline) for tenant_id, mine in by_tenant.items()))
         return len(watches)
 
     async def _poll(self, tenant_id: UUID, watches: list[Watch], deadline: float) -> None:
@@ -185,7 +185,7 @@ class Explainer:
             must_read = any((watch.tenant_id, query) not in self._settings for query in judged.needed)
             groups[watch.tenant_id, must_read].append(judged)
         # A tenant whose Exchange is slow holds up no other, and nothing that is known already.
-        await finish(*(self._explain(tenant_id, mine, deadline) for (tenant_id, _), mine in groups.items()))
+        await run_all(*(self._explain(tenant_id, mine, deadline) for (tenant_id, _), mine in groups.items()))
         return len(watches)
 
     async def purge_blocks(self) -> int:

@@ -9,7 +9,7 @@ from uuid import UUID
 import jwt
 import pytest
 
-from chassis.auth import Authenticator
+from chassis.entra import Authenticator
 from chassis.http import Problem
 from conftest import AUDIENCE
 from simulator import Simulator

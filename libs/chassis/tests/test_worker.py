@@ -3,7 +3,7 @@
 import asyncio
 from datetime import timedelta
 
-from chassis.work import Work, backoff
+from chassis.worker import WorkLoop, backoff
 
 
 def test_backoff_doubles_up_to_its_limit_with_half_of_it_jitter() -> None:
@@ -25,7 +25,7 @@ async def test_a_failed_round_is_followed_by_another() -> None:
         done.set()
         return 0
 
-    work = Work("test", step, idle=60)
+    work = WorkLoop("test", step, idle=60)
     task = asyncio.create_task(work.run())
     await asyncio.wait_for(done.wait(), 10)
     await work.stop()
@@ -40,7 +40,7 @@ async def test_an_idle_worker_is_woken_by_a_commit() -> None:
         rounds.put_nowait(None)
         return 0
 
-    work = Work("test", step, idle=3600)
+    work = WorkLoop("test", step, idle=3600)
     task = asyncio.create_task(work.run())
     await asyncio.wait_for(rounds.get(), 10)
     work.wake()
@@ -65,7 +65,7 @@ async def test_a_round_that_commits_does_not_wake_itself() -> None:
         work.wake()
         rested.set()
 
-    work = Work("test", step, idle=3600)
+    work = WorkLoop("test", step, idle=3600)
     task = asyncio.create_task(work.run())
     await asyncio.wait_for(rested.wait(), 10)
     for _ in range(50):
@@ -83,7 +83,7 @@ async def test_a_round_that_handled_rows_says_so() -> None:
     async def step() -> int:
         return next(handled, 0)
 
-    work = Work("test", step, idle=3600, on_handled=lambda: told.put_nowait(None))
+    work = WorkLoop("test", step, idle=3600, on_handled=lambda: told.put_nowait(None))
     task = asyncio.create_task(work.run())
     await asyncio.wait_for(told.get(), 10)
     await work.stop()

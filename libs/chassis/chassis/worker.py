@@ -46,14 +46,14 @@ class Lease:
         return asyncio.get_running_loop().time() + 0.75 * self.length.total_seconds()
 
 
-async def finish(*jobs: Awaitable[Any]) -> None:
+async def run_all(*jobs: Awaitable[Any]) -> None:
     """Run *jobs* at the same time, each to its end whatever happens to another; then raise the first failure."""
     for outcome in await asyncio.gather(*jobs, return_exceptions=True):
         if isinstance(outcome, BaseException):
             raise outcome
 
 
-class Work:
+class WorkLoop:
     """
     One kind of due work: calls *step* again and again.
 
