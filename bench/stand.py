@@ -19,6 +19,7 @@ import orjson
 import psutil  # type: ignore[import-untyped]
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
+import outcomes
 from chassis.postgres import Database
 from chassis.topics import create_topics
 from local_stack.backing import Backing, backing, own_database
@@ -102,6 +103,9 @@ async def ours(
         yield stack
 
 
+LIBRARIES = {"reporter": [outcomes.MIGRATIONS], "quarantine": [outcomes.MIGRATIONS]}
+
+
 @asynccontextmanager
 async def opened(dsn: str, service: str) -> AsyncIterator[Database]:
     """Open the schema of *service* as its own migrations make it."""
@@ -109,7 +113,7 @@ async def opened(dsn: str, service: str) -> AsyncIterator[Database]:
     assert spec  # noqa: S101 - part of this checkout
     assert spec.origin  # noqa: S101 - as above
     database = Database(dsn, schema=service)
-    await database.open(Path(spec.origin).parent / "migrations")
+    await database.open(Path(spec.origin).parent / "migrations", libraries=LIBRARIES.get(service, ()))
     try:
         yield database
     finally:

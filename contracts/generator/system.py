@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from backstop_contracts import EVENTS, Event
+import outcomes
+from backstop_contracts import EVENTS, BlockRequested, Event
 from chassis.http import FRAMEWORK_PROBLEMS
 
 NAMES = ("reporter", "triage", "submitter", "verdict-poller", "blocklist", "quarantine")
@@ -92,4 +93,6 @@ def _published(package: Path) -> Iterator[str]:
     for file in package.rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                if node.func.id == outcomes.request_block.__name__:
+                    yield BlockRequested.__name__
                 yield node.func.id

@@ -3,7 +3,7 @@
 import asyncio
 import gc
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -49,11 +49,21 @@ class Service:
     `db` may be handed on at once; it is open from the moment the service has started.
     """
 
-    def __init__(self, name: str, settings: ServiceSettings, *, title: str, description: str, migrations: Path) -> None:
+    def __init__(
+        self,
+        name: str,
+        settings: ServiceSettings,
+        *,
+        title: str,
+        description: str,
+        migrations: Path,
+        libraries: Sequence[Path] = (),
+    ) -> None:
         self.name = name
         self.settings = settings
         self.db = Database(settings.postgres_dsn.get_secret_value(), schema=name.replace("-", "_"))
         self._migrations = migrations
+        self._libraries = libraries
         self._workers: list[WorkLoop] = []
         self._due: dict[str, str] = {}
         self._woken: list[WorkLoop] = []
@@ -151,7 +161,7 @@ class Service:
 
     async def _open_database(self, pool_size: int) -> None:
         try:
-            await self.db.open(self._migrations, pool_size=pool_size)
+            await self.db.open(self._migrations, libraries=self._libraries, pool_size=pool_size)
         except UnreadableDsnError:
             raise SetupError(f"BACKSTOP_POSTGRES_DSN: {DSN_WANTED}") from None
         except MigrationError as error:

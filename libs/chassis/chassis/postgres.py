@@ -2,7 +2,7 @@
 
 import asyncio
 import traceback
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -98,14 +98,19 @@ class Database:
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
         self._listeners: list[Callable[[], None]] = []
 
-    async def open(self, migrations: Path, *, pool_size: int = 8) -> None:
+    async def open(self, migrations: Path, *, libraries: Sequence[Path] = (), pool_size: int = 8) -> None:
         """
         Bring the schema up to date and open a pool of *pool_size* connections; wait until PostgreSQL is there.
+
+        *libraries* are the folders `<package>/migrations` of libraries with tables in the schema; they come first.
 
         Raises errors that retrying cannot fix: UnreadableDsnError, rejected logins (unknown database, bad password),
         MigrationError, and errors raised by a migration.
         """
-        files = {**read_sql("chassis", Path(__file__).parent / "migrations"), **read_sql(self._schema, migrations)}
+        files: dict[str, bytes] = {}
+        for folder in (Path(__file__).parent / "migrations", *libraries):
+            files |= read_sql(folder.parent.name, folder)
+        files |= read_sql(self._schema, migrations)
         delay = 0.1
         while self._pool is None:
             try:

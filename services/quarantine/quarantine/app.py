@@ -11,6 +11,7 @@ from uuid import UUID
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import NoDecode
 
+import outcomes
 from chassis.app import Service, serve
 from chassis.settings import CommaSeparated, HttpUrl, LeaseSeconds, Seconds, ServiceSettings, report_setup_errors
 from chassis.worker import Lease
@@ -89,6 +90,7 @@ async def build(settings: Settings) -> AsyncIterator[Service]:
         title="Backstop quarantine",
         description="Quarantined mail: what users and admins do with it.",
         migrations=Path(__file__).parent / "migrations",
+        libraries=[outcomes.MIGRATIONS],
     )
     service.subscribe(handlers.router)
     service.add_worker("forget", partial(forget, service.db), idle=3600, woken=False)

@@ -3,16 +3,16 @@
 import asyncio
 import hashlib
 from collections.abc import Callable, Collection, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from uuid import UUID
 
-from backstop_contracts import Actor, AdminDecision, Block, BlockKind, BlockRequested, BlockScope, Channel
-from backstop_contracts.identity import mailbox_block_id
+from backstop_contracts import Actor, AdminDecision, Channel
 from chassis import outbox, telemetry
 from chassis.postgres import Database, Tx
+from outcomes import MailboxBlock, last_block, request_block
 from quarantine import rules, store
 from quarantine.rules import DONE, Kind
-from quarantine.store import Action, MailboxBlock, QuarantinedMessage
+from quarantine.store import Action, QuarantinedMessage
 
 LOOK_SECONDS = 0.1
 
@@ -68,19 +68,10 @@ def _stands(action: Action, message: QuarantinedMessage) -> bool:
 
 async def block_sender(tx: Tx, message: QuarantinedMessage, sender: str, *, by: Actor) -> MailboxBlock:
     """Ask for a block of *sender* for the recipient's mailbox, unless one stands or is on its way."""
-    last = await store.last_block(tx, message.tenant_id, message.recipient, sender)
-    if last and last.status in ("requested", "applied"):
-        return last
-    round_ = last.round + 1 if last else 1
-    id_ = mailbox_block_id(Channel.QUARANTINE, message.tenant_id, message.recipient, sender, round_)
-    block = MailboxBlock(id_, message.recipient, sender, round_, "requested")
-    if await store.record_block(tx, message.tenant_id, block):
-        wish = Block(
-            block_id=id_, scope=BlockScope.MAILBOX, kind=BlockKind.SENDER, value=sender, mailbox=message.recipient
-        )
-        requested = BlockRequested(
-            tenant_id=message.tenant_id, block=wish, requested_by=by, requested_at=datetime.now(UTC)
-        )
+    block, requested = await request_block(
+        tx, message.tenant_id, channel=Channel.QUARANTINE, mailbox=message.recipient, sender=sender, by=by
+    )
+    if requested:
         await outbox.emit(tx, [(requested, telemetry.current_traceparent())])
     return block
 
@@ -118,7 +109,7 @@ async def block_outcome(db: Database, tenant_id: UUID, block: MailboxBlock, pati
     """Return a block as soon as its outcome is known, and at the latest after *patience*."""
     deadline = asyncio.get_running_loop().time() + patience.total_seconds()
     while True:
-        found = await store.last_block(db.pool, tenant_id, block.mailbox, block.sender) or block
+        found = await last_block(db.pool, tenant_id, block.mailbox, block.sender) or block
         if found.status != "requested" or asyncio.get_running_loop().time() > deadline:
             return found
         await asyncio.sleep(LOOK_SECONDS)

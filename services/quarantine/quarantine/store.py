@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from backstop_contracts import Actor, AdminDecision, CaseStatus, CaseUpdated, Verdict, VerdictReady
+from backstop_contracts import Actor, AdminDecision, CaseStatus, CaseUpdated, Verdict
 from chassis.postgres import Reads, Tx
 from quarantine.rules import Every, Kind, Permissions, Policy, Quarantined, Status, message_id, permitted
 
@@ -462,42 +462,15 @@ async def record_report(tx: Tx, report_id: UUID, message_id: UUID) -> bool:
     )
 
 
-async def assign_cases(tx: Tx, cases: Mapping[UUID, UUID]) -> None:
-    """Note the cases (values) that reports (keys) belong to."""
+async def assign_cases(tx: Tx, updates: Sequence[CaseUpdated]) -> None:
+    """Record which cases reports belong to."""
+    in_order = sorted(updates, key=lambda update: update.changed_at)
+    cases = {report_id: update.case_id for update in in_order for report_id in update.report_ids}
     await tx.execute(
         "UPDATE reports SET case_id = new.case_id FROM unnest($1::uuid[], $2::uuid[]) AS new (report_id, case_id)"
         " WHERE reports.report_id = new.report_id",
         list(cases),
         list(cases.values()),
-    )
-
-
-async def record_cases(tx: Tx, cases: Sequence[CaseUpdated]) -> None:
-    """Keep the status of cases, one event each, unless a later one is known or none of their reports is there."""
-    await tx.execute(
-        "INSERT INTO cases (case_id, status, changed_at)"
-        " SELECT * FROM unnest($1::uuid[], $2::text[], $3::timestamptz[]) AS new (case_id, status, changed_at)"
-        " WHERE EXISTS (SELECT FROM reports WHERE reports.case_id = new.case_id)"
-        # Two topics are handled side by side: whoever takes the rows in one order does not wait in a circle.
-        " ORDER BY case_id ON CONFLICT (case_id)"
-        " DO UPDATE SET status = excluded.status, changed_at = excluded.changed_at"
-        " WHERE cases.changed_at IS NULL OR cases.changed_at <= excluded.changed_at",
-        [case.case_id for case in cases],
-        [case.status for case in cases],
-        [case.changed_at for case in cases],
-    )
-
-
-async def record_verdicts(tx: Tx, verdicts: Sequence[VerdictReady]) -> None:
-    """Keep what Microsoft concluded about cases, one verdict each, unless a later one is known."""
-    await tx.execute(
-        "INSERT INTO cases (case_id, verdict, read_at) SELECT * FROM unnest($1::uuid[], $2::jsonb[], $3::timestamptz[])"
-        " AS new (case_id, verdict, read_at) ORDER BY case_id"
-        " ON CONFLICT (case_id) DO UPDATE SET verdict = excluded.verdict, read_at = excluded.read_at"
-        " WHERE cases.read_at IS NULL OR cases.read_at <= excluded.read_at",
-        [verdict.case_id for verdict in verdicts],
-        [verdict.model_dump(mode="json", include=set(Verdict.model_fields)) for verdict in verdicts],
-        [verdict.read_at for verdict in verdicts],
     )
 
 
@@ -529,59 +502,6 @@ async def submissions(db: Reads, message_ids: Collection[UUID]) -> list[Submissi
         )
         for row in rows
     ]
-
-
-@dataclass(frozen=True, slots=True)
-class MailboxBlock:
-    """A row of `blocks`."""
-
-    block_id: UUID
-    mailbox: str
-    sender: str
-    round: int
-    status: str
-    reason: str | None = None
-    detail: str | None = None
-
-
-async def last_block(db: Reads, tenant_id: UUID, mailbox: str, sender: str) -> MailboxBlock | None:
-    """Return the latest wish to block *sender* for *mailbox*."""
-    row = await db.fetchrow(
-        "SELECT block_id, mailbox, sender, round, status, reason, detail FROM blocks"
-        " WHERE tenant_id = $1 AND mailbox = $2 AND sender = $3 ORDER BY round DESC LIMIT 1",
-        tenant_id,
-        mailbox,
-        sender,
-    )
-    return MailboxBlock(**row) if row else None
-
-
-async def record_block(tx: Tx, tenant_id: UUID, block: MailboxBlock) -> bool:
-    """Store a block that is now requested; tell whether nobody else did so at the same time."""
-    return bool(
-        await tx.fetchval(
-            "INSERT INTO blocks (block_id, tenant_id, mailbox, sender, round, status)"
-            " VALUES ($1, $2, $3, $4, $5, 'requested') ON CONFLICT DO NOTHING RETURNING true",
-            block.block_id,
-            tenant_id,
-            block.mailbox,
-            block.sender,
-            block.round,
-        )
-    )
-
-
-async def settle_blocks(tx: Tx, outcomes: Mapping[UUID, tuple[str, str | None, str | None]]) -> None:
-    """Note what became of blocks: status, reason, detail. One that was removed stays so, whatever comes late."""
-    await tx.execute(
-        "UPDATE blocks SET status = new.status, reason = new.reason, detail = new.detail"
-        " FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[]) AS new (block_id, status, reason, detail)"
-        " WHERE blocks.block_id = new.block_id AND (blocks.status = 'requested' OR new.status = 'removed')",
-        list(outcomes),
-        [status for status, _, _ in outcomes.values()],
-        [reason for _, reason, _ in outcomes.values()],
-        [detail for _, _, detail in outcomes.values()],
-    )
 
 
 async def read_settings(db: Reads, tenant_id: UUID) -> dict[str, Any] | None:

@@ -13,6 +13,7 @@ import pytest
 from fastapi import APIRouter
 from pydantic import SecretStr
 
+import outcomes
 import quarantine
 from backstop_contracts import EVENTS
 from chassis.http import make_api
@@ -194,7 +195,7 @@ class World:
 async def world(database: str, microsoft: Simulator, tenant_id: UUID) -> AsyncIterator[World]:
     """Give an empty database, and Microsoft as if nobody had used it."""
     db = Database(database, schema="quarantine")
-    await db.open(Path(quarantine.__file__).parent / "migrations")
+    await db.open(Path(quarantine.__file__).parent / "migrations", libraries=[outcomes.MIGRATIONS])
     async with open_session(microsoft.ca_file) as session, open_session(microsoft.ca_file) as control:
         world = World(db, microsoft, tenant_id, session, control)
         yield world

@@ -9,7 +9,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from backstop_contracts import Actor, BlockRequested, MessageReported, ReleaseDecided
+from backstop_contracts import Actor, BlockFailed, BlockRequested, MessageReported, ReleaseDecided
+from outcomes import settle_blocks
 from quarantine import filing, store
 from quarantine.language import CATALOGUES, choose
 from quarantine.links import LinkAction, Signer
@@ -258,7 +259,14 @@ async def test_a_sender_is_blocked_for_the_recipients_mailbox(world: Any, impati
         "mailbox", ANNA, "parcels@fabrikam.example",
     )  # fmt: skip
     async with world.db.transaction() as tx:
-        await store.settle_blocks(tx, {event.block.block_id: ("failed", "limit", "the list is full")})
+        failed = BlockFailed(
+            tenant_id=event.tenant_id,
+            block=event.block,
+            reason="limit",
+            detail="the list is full",
+            failed_at=datetime.now(UTC),
+        )
+        await settle_blocks(tx, [failed])
     await impatient.open(await impatient.link(LinkAction.BLOCK))
     await world.db.pool.execute("UPDATE blocks SET status = 'applied'")
     assert await impatient.send() == 200

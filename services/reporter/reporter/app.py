@@ -7,6 +7,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+import outcomes
 from chassis.app import Service, serve
 from chassis.settings import Seconds, ServiceSettings, report_setup_errors
 from mail.settings import MailStoreSettings
@@ -36,6 +37,7 @@ async def build(settings: Settings) -> AsyncIterator[Service]:
         title="Backstop reporter",
         description="Users report mails that the filter let through, and hear what became of them.",
         migrations=Path(__file__).parent / "migrations",
+        libraries=[outcomes.MIGRATIONS],
     )
     uploads = Uploads(
         max_message_bytes=settings.max_message_bytes,

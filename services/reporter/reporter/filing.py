@@ -12,11 +12,11 @@ from typing import Any, TypeAlias
 
 import asyncpg
 
-from backstop_contracts import Actor, Block, BlockKind, BlockRequested, BlockScope, Channel, Event, MessageReported
-from backstop_contracts.identity import mailbox_block_id
+from backstop_contracts import Actor, BlockRequested, Channel, Event, MessageReported
 from chassis import outbox
 from chassis.postgres import Database, PostgresUnavailableError, Tx
 from mail import MailStore
+from outcomes import MailboxBlock, request_block
 from reporter import store
 from reporter.rules import blockable
 
@@ -50,7 +50,7 @@ class Filed:
     """What became of a report. `block` is None when none was asked for, or the mail names no sender."""
 
     repeated: bool
-    block: store.Block | None
+    block: MailboxBlock | None
 
 
 Waiting: TypeAlias = "tuple[Wish, asyncio.Future[Filed]]"
@@ -140,8 +140,7 @@ async def file(tx: Tx, wishes: Sequence[Wish], mails: MailStore) -> list[Filed]:
             await mails.put(wish.report.tenant_id, wish.raw)
         if not one.new:
             await store.add_filer(tx, wish.report, wish.by.id)
-        sender = blockable(wish.report.message)
-        block, requested = await _block(tx, wish, wish.block_for, sender) if wish.block_for and sender else (None, None)
+        block, requested = await _block(tx, wish)
         if one.new:
             blocks = (requested.block,) if requested else ()
             events.append((wish.report.model_copy(update={"blocks": blocks}), wish.cause))
@@ -152,29 +151,18 @@ async def file(tx: Tx, wishes: Sequence[Wish], mails: MailStore) -> list[Filed]:
     return filed
 
 
-async def _block(tx: Tx, asked: Wish, mailbox: str, sender: str) -> tuple[store.Block, BlockRequested | None]:
-    """Request a block unless one stands or is on its way; one that failed or ended is requested anew."""
-    report = asked.report
-    last = await store.last_block(tx, report.tenant_id, mailbox, sender)
-    if last and last.status in ("requested", "applied"):
-        await store.attach_block(tx, report.report_id, last.block_id)
-        return last, None
-    round_ = last.round + 1 if last else 1
-    block_id = mailbox_block_id(Channel.API, report.tenant_id, mailbox, sender, round_)
-    block = store.Block(block_id, sender, round_, "requested")
-    await store.attach_block(tx, report.report_id, block.block_id)
-    if not await store.record_block(tx, report.tenant_id, mailbox, block):
-        return block, None
-    return block, BlockRequested(
-        tenant_id=report.tenant_id,
-        block=Block(
-            block_id=block.block_id,
-            scope=BlockScope.MAILBOX,
-            kind=BlockKind.SENDER,
-            value=sender,
-            mailbox=mailbox,
-            report_id=report.report_id,
-        ),
-        requested_by=asked.by,
-        requested_at=report.reported_at,
+async def _block(tx: Tx, wish: Wish) -> tuple[MailboxBlock | None, BlockRequested | None]:
+    report, sender = wish.report, blockable(wish.report.message)
+    if not wish.block_for or not sender:
+        return None, None
+    block, requested = await request_block(
+        tx,
+        report.tenant_id,
+        channel=Channel.API,
+        mailbox=wish.block_for,
+        sender=sender,
+        by=wish.by,
+        report_id=report.report_id,
     )
+    await store.attach_block(tx, report.report_id, block.block_id)
+    return block, requested

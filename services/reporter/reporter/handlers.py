@@ -3,6 +3,7 @@
 import structlog
 from faststream.kafka import KafkaRouter
 
+import outcomes
 from backstop_contracts import (
     BlockApplied,
     BlockFailed,
@@ -36,39 +37,34 @@ async def on_message_reported(reports: list[Received[MessageReported]], tx: Tx) 
 
 @router.subscriber("case-updated", **BATCH)
 async def on_case_updated(updates: list[Received[CaseUpdated]], tx: Tx) -> None:
-    """Remember which case each report belongs to, and how far the case is."""
-    events = sorted((received.event for received in updates), key=lambda event: event.changed_at)
-    await store.assign_cases(tx, {report_id: event.case_id for event in events for report_id in event.report_ids})
-    await store.record_cases(tx, list({event.case_id: event for event in events}.values()))
+    """Record which case each report belongs to, and how far triage is with it: the reporter's status page says so."""
+    events = [received.event for received in updates]
+    await store.assign_cases(tx, events)
+    await outcomes.record_cases(tx, events)
 
 
 @router.subscriber("verdict-ready", **BATCH)
 async def on_verdict_ready(verdicts: list[Received[VerdictReady]], tx: Tx) -> None:
-    """Remember what Microsoft concluded about cases."""
-    events = sorted((received.event for received in verdicts), key=lambda event: event.read_at)
-    await store.record_verdicts(tx, list({event.case_id: event for event in events}.values()))
+    """Record Microsoft's verdicts, which end what reporters are told."""
+    await outcomes.record_verdicts(tx, [received.event for received in verdicts])
 
 
 @router.subscriber("block-applied", **BATCH)
 async def on_block_applied(applied: list[Received[BlockApplied]], tx: Tx) -> None:
-    """Remember that senders are blocked."""
-    await store.settle_blocks(tx, {received.event.block.block_id: ("applied", None) for received in applied})
+    """Record that senders are blocked for their reporters' mailboxes."""
+    await outcomes.settle_blocks(tx, [received.event for received in applied])
 
 
 @router.subscriber("block-failed", **BATCH)
 async def on_block_failed(failed: list[Received[BlockFailed]], tx: Tx) -> None:
-    """Remember why senders will not be blocked."""
-    await store.settle_blocks(
-        tx, {received.event.block.block_id: ("failed", received.event.reason) for received in failed}
-    )
+    """Record why senders will not be blocked."""
+    await outcomes.settle_blocks(tx, [received.event for received in failed])
 
 
 @router.subscriber("block-removed", **BATCH)
 async def on_block_removed(removed: list[Received[BlockRemoved]], tx: Tx) -> None:
-    """Remember that senders are not blocked any more."""
-    await store.settle_blocks(
-        tx, {received.event.block.block_id: ("removed", received.event.reason) for received in removed}
-    )
+    """Record that blocks have ended."""
+    await outcomes.settle_blocks(tx, [received.event for received in removed])
 
 
 @router.subscriber("case-expired", **BATCH)

@@ -27,6 +27,7 @@ from chassis.entra import Caller, require
 from chassis.http import Problem, problems
 from chassis.postgres import Database
 from mail import MailFacts, MailStore, StoreUnavailable, parse
+from outcomes import MailboxBlock
 from reporter import rules, store
 from reporter.filing import Filing, Wish
 from reporter.openapi import REPORT_REQUEST
@@ -183,7 +184,7 @@ def _report(caller: Caller, said: Attributes, facts: MailFacts) -> tuple[Message
     return report, reporter.mailbox
 
 
-def _block(block: store.Block | None) -> BlockState | None:
+def _block(block: MailboxBlock | None) -> BlockState | None:
     if block is None:
         return None
     return BlockState(

@@ -6,8 +6,9 @@ from datetime import datetime, timedelta
 from typing import TypeAlias
 from uuid import UUID
 
-from backstop_contracts import CaseStatus, CaseUpdated, MessageReported, ReportedAs, VerdictReady
+from backstop_contracts import CaseStatus, CaseUpdated, MessageReported, ReportedAs
 from chassis.postgres import Reads, Tx
+from outcomes import MailboxBlock
 
 Mail: TypeAlias = tuple[UUID, str]
 """A raw mail in the mail store: tenant and SHA-256."""
@@ -19,17 +20,6 @@ class Recorded:
 
     new: bool
     mail_gone: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Block:
-    """A row of `blocks`: a wish to block a sender for a mailbox, and what became of it."""
-
-    block_id: UUID
-    sender: str
-    round: int
-    status: str
-    reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +35,7 @@ class Report:
     status: CaseStatus | None
     conclusion: str | None
     override: str | None
-    block: Block | None
+    block: MailboxBlock | None
 
 
 async def patient_for(tx: Tx, seconds: float) -> None:
@@ -98,34 +88,6 @@ async def add_filer(tx: Tx, report: MessageReported, filed_by: str) -> None:
     )
 
 
-async def last_block(tx: Tx, tenant_id: UUID, mailbox: str, sender: str) -> Block | None:
-    """Return the latest wish to block *sender* for *mailbox*."""
-    row = await tx.fetchrow(
-        "SELECT block_id, sender, round, status, reason FROM blocks"
-        " WHERE tenant_id = $1 AND mailbox = $2 AND sender = $3 ORDER BY round DESC LIMIT 1",
-        tenant_id,
-        mailbox,
-        sender,
-    )
-    return Block(**row) if row else None
-
-
-async def record_block(tx: Tx, tenant_id: UUID, mailbox: str, block: Block) -> bool:
-    """Store a block that is now requested; tell whether nobody else did so at the same time."""
-    return bool(
-        await tx.fetchval(
-            "INSERT INTO blocks (block_id, tenant_id, mailbox, sender, round, status)"
-            " VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT DO NOTHING RETURNING true",
-            block.block_id,
-            tenant_id,
-            mailbox,
-            block.sender,
-            block.round,
-            block.status,
-        )
-    )
-
-
 async def attach_block(tx: Tx, report_id: UUID, block_id: UUID) -> None:
     """Note which block was asked for with a report."""
     await tx.execute("UPDATE reports SET block_id = $2 WHERE report_id = $1", report_id, block_id)
@@ -135,7 +97,8 @@ async def find_report(db: Reads, tenant_id: UUID, report_id: UUID) -> Report | N
     """Return one report of a tenant with what is known of its case and its block."""
     row = await db.fetchrow(
         "SELECT report_id, filed_by, reporter, reported_as, folder, reported_at, cases.status AS case_status,"
-        " conclusion, override, blocks.block_id, sender, round, blocks.status AS block_status, reason"
+        " verdict->>'conclusion' AS conclusion, verdict->>'override' AS override,"
+        " blocks.block_id, mailbox, sender, generation, blocks.status, reason, detail"
         " FROM reports LEFT JOIN cases USING (case_id) LEFT JOIN blocks USING (block_id)"
         " WHERE reports.tenant_id = $1 AND report_id = $2",
         tenant_id,
@@ -153,9 +116,7 @@ async def find_report(db: Reads, tenant_id: UUID, report_id: UUID) -> Report | N
         status=CaseStatus(row["case_status"]) if row["case_status"] else None,
         conclusion=row["conclusion"],
         override=row["override"],
-        block=Block(row["block_id"], row["sender"], row["round"], row["block_status"], row["reason"])
-        if row["block_id"]
-        else None,
+        block=MailboxBlock(**{field: row[field] for field in MailboxBlock.__slots__}) if row["block_id"] else None,
     )
 
 
@@ -186,8 +147,10 @@ async def record_others(tx: Tx, reports: Sequence[MessageReported]) -> list[UUID
     return [row["report_id"] for row in rows]
 
 
-async def assign_cases(tx: Tx, cases: Mapping[UUID, UUID]) -> None:
-    """Note the cases (values) that reports (keys) belong to; of a report that is not here yet, for when it comes."""
+async def assign_cases(tx: Tx, updates: Sequence[CaseUpdated]) -> None:
+    """Record which cases reports belong to; of a report that is not here yet, for when it comes."""
+    in_order = sorted(updates, key=lambda update: update.changed_at)
+    cases = {report_id: update.case_id for update in in_order for report_id in update.report_ids}
     unknown = cases.keys() - await _assign(tx, cases)
     if not unknown:
         return
@@ -214,54 +177,6 @@ async def _assign(tx: Tx, cases: Mapping[UUID, UUID]) -> set[UUID]:
 async def _take_turn(tx: Tx) -> None:
     """Let one transaction at a time bring reports of other channels and their cases together: two topics, any order."""
     await tx.execute("SELECT pg_advisory_xact_lock(hashtext('reporter'), hashtext('early cases'))")
-
-
-async def record_cases(tx: Tx, cases: Sequence[CaseUpdated]) -> None:
-    """Keep the status of cases, one event each, unless a later one is known or none of their reports is there."""
-    await tx.execute(
-        "INSERT INTO cases (case_id, status, changed_at)"
-        " SELECT * FROM unnest($1::uuid[], $2::text[], $3::timestamptz[]) AS new (case_id, status, changed_at)"
-        " WHERE EXISTS (SELECT FROM reports WHERE reports.case_id = new.case_id)"
-        # Two topics are handled side by side: whoever takes the rows in one order does not wait in a circle.
-        " ORDER BY case_id ON CONFLICT (case_id)"
-        " DO UPDATE SET status = excluded.status, changed_at = excluded.changed_at"
-        " WHERE cases.changed_at IS NULL OR cases.changed_at <= excluded.changed_at",
-        [case.case_id for case in cases],
-        [case.status for case in cases],
-        [case.changed_at for case in cases],
-    )
-
-
-async def record_verdicts(tx: Tx, verdicts: Sequence[VerdictReady]) -> None:
-    """Keep what Microsoft concluded about cases, one verdict each, unless a later one is known."""
-    await tx.execute(
-        "INSERT INTO cases (case_id, conclusion, override, read_at)"
-        " SELECT * FROM unnest($1::uuid[], $2::text[], $3::text[], $4::timestamptz[])"
-        " AS new (case_id, conclusion, override, read_at) ORDER BY case_id"
-        " ON CONFLICT (case_id) DO UPDATE SET conclusion = excluded.conclusion, override = excluded.override,"
-        " read_at = excluded.read_at WHERE cases.read_at IS NULL OR cases.read_at <= excluded.read_at",
-        [verdict.case_id for verdict in verdicts],
-        [verdict.conclusion for verdict in verdicts],
-        [verdict.override for verdict in verdicts],
-        [verdict.read_at for verdict in verdicts],
-    )
-
-
-async def settle_blocks(tx: Tx, outcomes: Mapping[UUID, tuple[str, str | None]]) -> None:
-    """
-    Note what became of blocks: status and reason.
-
-    Applied, failed and removed come on topics of their own, in any order: only a block that still waits can be
-    applied or fail, and one that was removed stays so.
-    """
-    await tx.execute(
-        "UPDATE blocks SET status = new.status, reason = new.reason"
-        " FROM unnest($1::uuid[], $2::text[], $3::text[]) AS new (block_id, status, reason)"
-        " WHERE blocks.block_id = new.block_id AND (blocks.status = 'requested' OR new.status = 'removed')",
-        list(outcomes),
-        [status for status, _ in outcomes.values()],
-        [reason for _, reason in outcomes.values()],
-    )
 
 
 async def forget_cases(tx: Tx, case_ids: Sequence[UUID]) -> None:

@@ -12,6 +12,7 @@ import aiohttp
 import pytest
 from fastapi import FastAPI
 
+import outcomes
 import reporter
 from chassis.entra import Authenticator
 from chassis.http import make_api
@@ -75,7 +76,7 @@ async def _database(postgres_dsn: str) -> AsyncIterator[Database]:
     """Open a database that all tests of reporter share: making one for each would take most of their time."""
     async with own_database(postgres_dsn, "reporter") as dsn:
         db = Database(dsn, schema="reporter")
-        await db.open(MIGRATIONS)
+        await db.open(MIGRATIONS, libraries=[outcomes.MIGRATIONS])
         yield db
         await db.close()
 

@@ -276,34 +276,34 @@ async def test_the_loser_of_a_deadlock_is_accepted_all_the_same(
     """Of two transactions that wait for each other PostgreSQL ends that of the report, which is filed once more."""
     raw, headers = make_mail(), await token("Reporter", **ANN)
     _, accepted = await send(running, headers, raw)
-    record_block = filing.store.record_block
-    attempts, has_the_report = 0, asyncio.Event()
+    attach_block = filing.store.attach_block
+    attempts, has_the_block = 0, asyncio.Event()
 
-    async def met(*block: Any) -> bool:
+    async def met(*block: Any) -> None:
         nonlocal attempts
         attempts += 1
         if attempts == 1:
             raise asyncpg.LockNotAvailableError("what reports that are filed together meet when their patience ends")
         if attempts == 2:
-            has_the_report.set()
+            has_the_block.set()
             while not await running.db.pool.fetchval(WAITING):
                 await asyncio.sleep(0.02)
-        return await record_block(*block)
+        await attach_block(*block)
 
-    monkeypatch.setattr(filing.store, "record_block", met)
+    monkeypatch.setattr(filing.store, "attach_block", met)
     async with running.db.transaction() as other:
         try:
             await other.execute("SET LOCAL deadlock_timeout = '1min'")
         except asyncpg.InsufficientPrivilegeError:
             pytest.skip("NO DEADLOCK WAS MADE: the user of this PostgreSQL may not say who loses it")
+        asking = asyncio.create_task(send(running, headers, raw, block_sender=True))
+        await asyncio.wait_for(has_the_block.wait(), 10)
+        await other.execute("UPDATE reports SET block_id = NULL")
         await other.execute(
-            "INSERT INTO blocks (block_id, tenant_id, mailbox, sender, round, status)"
-            " SELECT $1, tenant_id, $2, 'mallory@fabrikam.example', 1, 'requested' FROM reports",
+            "INSERT INTO blocks (block_id, tenant_id, mailbox, sender, generation)"
+            " SELECT $1, tenant_id, $2, 'mallory@fabrikam.example', 1 FROM reports",
             *(uuid4(), ANN["oid"]),
         )
-        asking = asyncio.create_task(send(running, headers, raw, block_sender=True))
-        await asyncio.wait_for(has_the_report.wait(), 10)
-        await other.execute("UPDATE reports SET block_id = NULL")
     status, repeated = await asking
 
     assert (status, repeated["report_id"], repeated["block"]["status"]) == (202, accepted["report_id"], "requested")

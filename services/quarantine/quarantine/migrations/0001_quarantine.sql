@@ -103,15 +103,6 @@ CREATE TABLE actions (
 CREATE INDEX actions_due ON actions (due_at) WHERE state = 'pending';
 CREATE INDEX actions_of_report ON actions (report_id);
 
--- The cases of triage, as far as its events tell. `status` is NULL until case-updated came, `verdict` until verdict-ready.
-CREATE TABLE cases (
-    case_id    uuid        PRIMARY KEY,
-    status     text        CHECK (status IN ('open', 'submitted', 'resolved', 'dismissed')),
-    changed_at timestamptz,
-    verdict    jsonb,
-    read_at    timestamptz
-);
-
 CREATE TABLE reports (
     report_id  uuid PRIMARY KEY,
     message_id uuid NOT NULL REFERENCES messages,
@@ -119,19 +110,6 @@ CREATE TABLE reports (
 );
 CREATE INDEX reports_of_message ON reports (message_id);
 CREATE INDEX reports_of_case ON reports (case_id);
-
--- Blocks that users want for their own mailbox. `round` counts the wishes for one sender after an earlier one ended.
-CREATE TABLE blocks (
-    block_id  uuid    PRIMARY KEY,
-    tenant_id uuid    NOT NULL,
-    mailbox   text    NOT NULL,
-    sender    text    NOT NULL,
-    round     integer NOT NULL,
-    status    text    NOT NULL CHECK (status IN ('requested', 'applied', 'failed', 'removed')),
-    reason    text,
-    detail    text,
-    UNIQUE (tenant_id, mailbox, sender, round)
-);
 
 -- How users hear of their quarantined mail. A tenant without a row sends no digests.
 CREATE TABLE settings (

@@ -15,29 +15,6 @@ CREATE TABLE reports (
 CREATE INDEX reports_of_case ON reports (case_id);
 CREATE INDEX reports_of_mail ON reports (tenant_id, sha256);
 
--- What is known about the cases of triage. `status` is NULL until case-updated came, `conclusion` until verdict-ready.
-CREATE TABLE cases (
-    case_id    uuid        PRIMARY KEY,
-    status     text        CHECK (status IN ('open', 'submitted', 'resolved', 'dismissed')),
-    changed_at timestamptz,
-    conclusion text,
-    -- What a setting did to the message of a case, where Microsoft says no more: allowed or blocked.
-    override   text,
-    read_at    timestamptz
-);
-
--- Blocks that users want for their own mailbox. `round` counts the wishes for one sender after an earlier one ended.
-CREATE TABLE blocks (
-    block_id  uuid    PRIMARY KEY,
-    tenant_id uuid    NOT NULL,
-    mailbox   text    NOT NULL,
-    sender    text    NOT NULL,
-    round     integer NOT NULL,
-    status    text    NOT NULL CHECK (status IN ('requested', 'applied', 'failed', 'removed')),
-    reason    text,
-    UNIQUE (tenant_id, mailbox, sender, round)
-);
-
 -- Raw mails that no report may refer to any more: the worker looks, and deletes them from the mail store.
 CREATE TABLE expired_mails (
     tenant_id uuid        NOT NULL,
