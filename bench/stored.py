@@ -6,7 +6,7 @@ from uuid import UUID, uuid4
 
 import blocklist.store
 import submitter.store
-import triage.store
+import triage.queries
 import verdict_poller.store
 from backstop_contracts import CaseStatus, Envelope, Folder, Message, MessageReported, ReportedAs
 from chassis.events import Received
@@ -136,7 +136,7 @@ async def _claim_watches(tx: Tx, _: Place) -> None:
 
 def _page(*, status: CaseStatus | None = None, sender_domain: str | None = None, deep: bool = False) -> Step:
     async def read(tx: Tx, place: Place) -> None:
-        await triage.store.list_cases(
+        await triage.queries.list_cases(
             tx,
             TENANT,
             status=status,

@@ -37,7 +37,7 @@ def reports_without_natural_key() -> None:
         await tx.execute("ALTER TABLE reports DROP CONSTRAINT IF EXISTS reports_pkey")
         return set(report_ids)
 
-    store.unknown_reports = all_of_them
+    store.find_unknown_reports = all_of_them
 
 
 def repeat_without_looking() -> None:

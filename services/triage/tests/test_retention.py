@@ -34,11 +34,11 @@ from backstop_contracts import (
 from chassis.postgres import Database
 from chassis.testing import deliver
 from conftest import JUDGED
-from triage import decisions, handlers, store
+from triage import cases, handlers, store
 from triage.app import Settings
 from triage.http import make_router
-from triage.rules import Policy, Retention, fitting
-from triage.worker import CASES, expire_due
+from triage.retention import CASES, Retention, expire_due, fitting
+from triage.rules import Policy
 
 MODELS = {model.topic(): model for model in EVENTS}
 TABLES = ("cases", "case_keys", "reports", "timeline", "blocks")
@@ -123,7 +123,7 @@ async def open_case(db: Database, tenant_id: UUID, message_id: str | None = None
 async def dismiss(db: Database, case_id: UUID) -> UUID:
     """Have an admin dismiss a case."""
     async with db.transaction() as tx:
-        await decisions.dismiss(tx, (await store.lock_cases(tx, [case_id]))[case_id], by=ADMIN, note=None, cause=None)
+        await cases.dismiss(tx, (await store.lock_cases(tx, [case_id]))[case_id], by=ADMIN, note=None, cause=None)
     await emitted(db)
     return case_id
 

@@ -14,8 +14,8 @@ from chassis.app import Service, serve
 from chassis.settings import ServiceSettings, report_setup_errors
 from triage import handlers
 from triage.http import make_router
-from triage.rules import Retention, load_policy
-from triage.worker import expire_due
+from triage.retention import Retention, expire_due
+from triage.rules import load_policy
 
 
 def _days_by_tenant(value: Any) -> Any:

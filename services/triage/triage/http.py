@@ -1,6 +1,5 @@
 """Triage over HTTP: admins list cases, read one with its timeline, and decide."""
 
-from dataclasses import asdict
 from datetime import datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
@@ -24,7 +23,8 @@ from chassis import telemetry
 from chassis.entra import Caller, require
 from chassis.http import Problem, in_utc, problems, read_cursor, write_cursor
 from chassis.postgres import Database, Tx
-from triage import decisions, store
+from triage import blocks, cases, queries, store
+from triage.rules import NotPossibleError
 from triage.store import Case
 
 Reader = Annotated[Caller, Depends(require("SecurityReader", "SecurityAdministrator"))]
@@ -124,7 +124,7 @@ def make_router(db: Database) -> APIRouter:
         limit: Annotated[int, Query(ge=1, le=200)] = 50,
     ) -> CasePage:
         """List cases, newest first."""
-        cases = await store.list_cases(
+        rows = await queries.list_cases(
             db.pool,
             caller.tenant_id,
             status=status,
@@ -136,10 +136,10 @@ def make_router(db: Database) -> APIRouter:
             after=read_cursor(cursor, _place) if cursor else None,
             limit=limit + 1,
         )
-        more = len(cases) > limit
+        items = [CaseSummary.model_validate(row) for row in rows[:limit]]
+        more = len(rows) > limit
         return CasePage(
-            items=[CaseSummary(**asdict(case)) for case in cases[:limit]],
-            next_cursor=_write_cursor(cases[limit - 1]) if more else None,
+            items=items, next_cursor=write_cursor(items[-1].opened_at.isoformat(), items[-1].case_id) if more else None
         )
 
     @router.get("/{case_id}", operation_id="read_case", responses=problems(401, 403, 404, 422, 503))
@@ -165,26 +165,25 @@ def make_router(db: Database) -> APIRouter:
                 case = await store.find_case(tx, caller.tenant_id, case_id, lock=True)
                 if case is None:
                     raise _unknown(case_id)
-                await _carry_out(tx, case, decision, by)
-        except decisions.NotPossibleError as error:
+                await _apply(tx, case, decision, by)
+        except NotPossibleError as error:
             raise Problem(409, "not-possible-for-case", f"{error}. Nothing was changed.") from None
         return await _detail(db, caller, case_id)
 
     return router
 
 
-async def _carry_out(tx: Tx, case: Case, decision: Submit | BlockOnly | Dismiss, by: Actor) -> None:
+async def _apply(tx: Tx, case: Case, decision: Submit | BlockOnly | Dismiss, by: Actor) -> None:
     cause = telemetry.current_traceparent()
     if isinstance(decision, Dismiss):
-        await decisions.dismiss(tx, case, by=by, note=decision.note, cause=cause)
+        await cases.dismiss(tx, case, by=by, note=decision.note, cause=cause)
         return
     for asked in decision.blocks:
-        block, kind = asked.decided(), asked.kind
-        await decisions.block(
-            tx, case, kind, url=block.url, expires_at=block.expires_at, by=by, note=decision.note, cause=cause
-        )
+        wanted = asked.decided()
+        one = blocks.Decision(case, asked.kind, wanted.expires_at, by, decision.note, cause, url=wanted.url)
+        await blocks.block(tx, one)
     if isinstance(decision, Submit):
-        await decisions.submit(tx, case, decision.category, by=by, note=decision.note, cause=cause)
+        await cases.submit(tx, case, decision.category, by=by, note=decision.note, cause=cause)
 
 
 async def _detail(db: Database, caller: Caller, case_id: UUID) -> CaseDetail:
@@ -197,8 +196,8 @@ async def _detail(db: Database, caller: Caller, case_id: UUID) -> CaseDetail:
         internet_message_id=case.message.internet_message_id,
         submission_id=case.submission_id,
         verdict=case.verdict,
-        blocks=[BlockState(scope=BlockScope.TENANT, **row) for row in await store.blocks(db.pool, case_id)],
-        timeline=[TimelineEntry(**row) for row in await store.timeline(db.pool, case_id)],
+        blocks=[BlockState(scope=BlockScope.TENANT, **row) for row in await queries.list_blocks(db.pool, case_id)],
+        timeline=[TimelineEntry(**row) for row in await queries.read_timeline(db.pool, case_id)],
     )
 
 
@@ -219,10 +218,6 @@ def _summary(case: Case) -> dict[str, Any]:
 
 def _unknown(case_id: UUID) -> Problem:
     return Problem(404, "unknown-case", f"There is no case {case_id} in your tenant.")
-
-
-def _write_cursor(case: store.CaseSummary) -> str:
-    return write_cursor(case.opened_at.isoformat(), case.case_id)
 
 
 def _place(parts: list[str]) -> tuple[datetime, UUID]:

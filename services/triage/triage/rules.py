@@ -2,25 +2,14 @@
 
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import timedelta
-from itertools import accumulate
 from pathlib import Path
 from typing import Annotated, Literal
 from uuid import UUID
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from backstop_contracts import (
-    BlockRequested,
-    Category,
-    Folder,
-    Message,
-    MessageReported,
-    ReportedAs,
-    SubmissionCreated,
-    SubmissionRequested,
-)
+from backstop_contracts import Actor, ActorKind, Category, Folder, Message, MessageReported, ReportedAs
 from backstop_contracts.identity import CaseKey, case_id, content_key, message_id_key
 
 CATEGORY = {
@@ -39,12 +28,12 @@ def keys_of(message: Message) -> list[CaseKey]:
 
 
 def assign(
-    reports: Iterable[MessageReported], standing: Mapping[CaseKey, UUID]
+    reports: Iterable[MessageReported], active: Mapping[CaseKey, UUID]
 ) -> tuple[list[tuple[MessageReported, UUID]], dict[CaseKey, UUID]]:
     """
     Give each report its case: the one that already has its content, else a new one.
 
-    *standing* are the keys of cases that are neither resolved nor dismissed. A closed case takes in nothing, because
+    *active* are the keys of cases that are neither resolved nor dismissed. A closed case takes in nothing, because
     its answer was given for other mails: a report of its content opens a new case, which takes the key along.
 
     The id of a new case follows from the report that opens it, so that it is another case, with submissions and blocks
@@ -55,18 +44,22 @@ def assign(
     for report in reports:
         keys = keys_of(report.message)
         content = keys[0]
-        opened = standing.get(content) or new.get(content) or case_id(report)
+        opened = active.get(content) or new.get(content) or case_id(report)
         for key in keys:
-            if key not in standing:
+            if key not in active:
                 new.setdefault(key, opened)
         assigned.append((report, opened))
     return assigned, new
 
 
 def gravest(reported_as: Iterable[ReportedAs]) -> ReportedAs:
-    """Pick the gravest of what users said: malware, phishing, junk, not junk."""
+    """Return the gravest of what users said: malware, phishing, junk, not junk."""
     said = set(reported_as)
     return next(word for word in _GRAVITY if word in said)
+
+
+class NotPossibleError(Exception):
+    """The case does not allow the decision; the text says why."""
 
 
 class PolicyError(ValueError):
@@ -107,6 +100,11 @@ class Rule(_Strict):
     name: Annotated[str, Field(min_length=1, max_length=100)]
     when: When = When()
     then: Then
+
+    @property
+    def actor(self) -> Actor:
+        """Who decides when the rule does."""
+        return Actor(kind=ActorKind.POLICY, id=self.name, name=self.name)
 
 
 class Policy(_Strict):
@@ -164,12 +162,12 @@ def load_policy(file: Path | None) -> Policy:
 
 
 def category_of(then: Then, reported_as: Iterable[ReportedAs]) -> Category:
-    """Say what a rule submits a case as."""
+    """Return the category in which a rule submits a case."""
     return CATEGORY[gravest(reported_as)] if then.submit in (None, "as-reported") else Category(then.submit)
 
 
 def why_not_the_sender(message: Message) -> str | None:
-    """Return whom a block of the sender would hit, if Microsoft read another sender than the message shows."""
+    """Return why a block would hit a bystander, if Microsoft read another sender than the message shows."""
     delivery = message.delivery
     if delivery.header_from is None or delivery.header_from == message.sender_domain:
         return None
@@ -180,7 +178,7 @@ def why_not_the_sender(message: Message) -> str | None:
 
 
 def why_unauthenticated(message: Message) -> str | None:
-    """Say why the sender may be innocent: Microsoft did not find that the message comes from its domain."""
+    """Return why the sender may be innocent, if Microsoft did not find that the message comes from its domain."""
     if message.is_authenticated:
         return None
     return (
@@ -189,45 +187,5 @@ def why_unauthenticated(message: Message) -> str | None:
 
 
 def block_lifetime(then: Then) -> timedelta:
-    """Say how long a block of this rule lasts."""
+    """Return how long a block of this rule lasts."""
     return timedelta(days=then.block_days)
-
-
-_TOPIC_DAYS = max(
-    model.RETENTION_DAYS for model in (MessageReported, SubmissionRequested, BlockRequested, SubmissionCreated)
-)
-_SEGMENT_DAYS = 7
-"""A record outlives its topic's retention by up to a log segment: Kafka's `segment.ms`, 7 days by default."""
-LEAST_RETENTION_DAYS = _TOPIC_DAYS + _SEGMENT_DAYS + 1
-
-
-@dataclass(frozen=True, slots=True)
-class Retention:
-    """
-    For how many days a closed case is kept after the last thing that happened to it, in general and by tenant.
-
-    Raises ValueError for fewer than LEAST_RETENTION_DAYS.
-    """
-
-    days: int = 30
-    by_tenant: Mapping[UUID, int] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        for days in (self.days, *self.by_tenant.values()):
-            if days < LEAST_RETENTION_DAYS:
-                raise ValueError(
-                    f"the retention is too short; {LEAST_RETENTION_DAYS} days are the least: Kafka may hold the"
-                    f" events of a case for {_TOPIC_DAYS + _SEGMENT_DAYS} days ({_TOPIC_DAYS} of the topic, a log"
-                    " segment more), and if they were read again after the case is forgotten, its mail would be"
-                    " reported, submitted and blocked once more"
-                )
-
-    def of(self, tenant_id: UUID) -> timedelta:
-        """Say how long a tenant's cases are kept."""
-        return timedelta(days=self.by_tenant.get(tenant_id, self.days))
-
-
-def fitting(counts: Mapping[UUID, int], most: int) -> list[UUID]:
-    """Take ids, in order, while the sum of their counts is at most *most*, and one in any case."""
-    sums = accumulate(counts.values())
-    return [id_ for n, (id_, total) in enumerate(zip(counts, sums, strict=True)) if n == 0 or total <= most]

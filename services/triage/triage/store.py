@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -46,30 +46,8 @@ class Case:
 
 
 @dataclass(frozen=True, slots=True)
-class CaseSummary:
-    """What a list shows of a case."""
-
-    case_id: UUID
-    status: CaseStatus
-    reported_as: tuple[ReportedAs, ...]
-    folders: tuple[str, ...]
-    report_count: int
-    sender: str | None
-    subject: str | None
-    opened_at: datetime
-    last_reported_at: datetime
-    conclusion: str | None
-
-
-_SUMMARY = (
-    "case_id, status, reported_as, folders, report_count, sender, message->>'subject' AS subject, opened_at,"
-    " last_reported_at, conclusion"
-)
-
-
-@dataclass(frozen=True, slots=True)
 class Entry:
-    """One thing that happened to a case. `entry` names the thing itself, so that it is told once."""
+    """One thing that happened to a case. `entry` names the thing itself, so that it is recorded once."""
 
     case_id: UUID
     entry: str
@@ -99,7 +77,7 @@ def _case(row: asyncpg.Record) -> Case:
     )
 
 
-async def take_turn(tx: Tx, tenant_id: UUID) -> None:
+async def lock_tenant(tx: Tx, tenant_id: UUID) -> None:
     """
     Let one transaction at a time match reports of a tenant to cases.
 
@@ -109,7 +87,7 @@ async def take_turn(tx: Tx, tenant_id: UUID) -> None:
     await tx.execute("SELECT pg_advisory_xact_lock(hashtext('triage'), hashtext($1))", str(tenant_id))
 
 
-async def unknown_reports(tx: Tx, report_ids: Sequence[UUID]) -> set[UUID]:
+async def find_unknown_reports(tx: Tx, report_ids: Sequence[UUID]) -> set[UUID]:
     """Return those of *report_ids* that no case has yet."""
     rows = await tx.fetch(
         "SELECT id FROM unnest($1::uuid[]) AS id WHERE NOT EXISTS (SELECT FROM reports WHERE report_id = id)",
@@ -209,7 +187,7 @@ async def record_cases(tx: Tx, cases: Sequence[Case]) -> None:
     )
 
 
-async def join_cases(tx: Tx, cases: Sequence[Case]) -> None:
+async def update_cases(tx: Tx, cases: Sequence[Case]) -> None:
     """Write back what reports changed in *cases*, which are locked."""
     if not cases:
         return
@@ -244,8 +222,8 @@ async def find_case(db: Reads, tenant_id: UUID, case_id: UUID, *, lock: bool = F
     return _case(row) if row else None
 
 
-async def mark_submitted(tx: Tx, cases: Mapping[UUID, UUID]) -> None:
-    """Note that cases (keys) are being submitted as submissions (values)."""
+async def set_submitted(tx: Tx, cases: Mapping[UUID, UUID]) -> None:
+    """Record that cases (keys) are being submitted as submissions (values)."""
     if not cases:
         return
     await tx.execute(
@@ -256,7 +234,7 @@ async def mark_submitted(tx: Tx, cases: Mapping[UUID, UUID]) -> None:
     )
 
 
-async def move(tx: Tx, case_ids: Sequence[UUID], status: CaseStatus) -> None:
+async def set_status(tx: Tx, case_ids: Sequence[UUID], status: CaseStatus) -> None:
     """Set the status of cases."""
     await tx.execute("UPDATE cases SET status = $2 WHERE case_id = ANY($1::uuid[])", case_ids, status)
 
@@ -275,20 +253,20 @@ async def record_verdicts(tx: Tx, verdicts: Sequence[VerdictReady]) -> None:
     )
 
 
-async def tell(tx: Tx, entries: Sequence[Entry]) -> set[str]:
+async def add_to_timeline(tx: Tx, entries: Sequence[Entry]) -> set[str]:
     """
-    Add *entries* to the timelines; return the names of those that were not told before.
+    Add *entries* to the timelines; return the names of those that are new.
 
-    A case that has expired has no timeline any more: what is told of it is dropped.
+    A case that has expired has no timeline any more: its entries are dropped.
     """
     if not entries:
         return set()
     rows = await tx.fetch(
-        "WITH standing AS (SELECT case_id FROM cases WHERE case_id = ANY($1::uuid[]) ORDER BY case_id FOR KEY SHARE)"
+        "WITH present AS (SELECT case_id FROM cases WHERE case_id = ANY($1::uuid[]) ORDER BY case_id FOR KEY SHARE)"
         " INSERT INTO timeline (case_id, entry, at, kind, actor, detail)"
         " SELECT case_id, entry, at, kind, actor, detail FROM unnest($1::uuid[], $2::text[], $3::timestamptz[],"
         " $4::text[], $5::jsonb[], $6::jsonb[]) WITH ORDINALITY AS new (case_id, entry, at, kind, actor, detail, place)"
-        " JOIN standing USING (case_id) ORDER BY place ON CONFLICT DO NOTHING RETURNING entry",
+        " JOIN present USING (case_id) ORDER BY place ON CONFLICT DO NOTHING RETURNING entry",
         [entry.case_id for entry in entries],
         [entry.entry for entry in entries],
         [entry.at for entry in entries],
@@ -299,37 +277,31 @@ async def tell(tx: Tx, entries: Sequence[Entry]) -> set[str]:
     return {row["entry"] for row in rows}
 
 
-async def timeline(db: Reads, case_id: UUID) -> list[dict[str, Any]]:
-    """Return what happened to a case, in order."""
-    rows = await db.fetch("SELECT at, kind, actor, detail FROM timeline WHERE case_id = $1 ORDER BY at, seq", case_id)
-    return [dict(row) for row in rows]
-
-
-async def count_blocks(
+async def find_blocks(
     tx: Tx, wanted: Collection[tuple[UUID, str, str]]
 ) -> dict[tuple[UUID, str, str], tuple[int, bool]]:
     """
-    Look up what cases have already asked for, by case, kind and value; what nobody asked for is left out.
+    Return what cases have requested already, by case, kind and value; what was never requested is left out.
 
-    Returns how many blocks there were, and whether one of them stands or is on its way.
+    Of each: how many generations there were, and whether one is in force or on its way.
     """
     if not wanted:
         return {}
     rows = await tx.fetch(
-        "SELECT case_id, kind, value, count(*) AS rounds, bool_or(status IN ('requested', 'applied')) AS standing"
+        "SELECT case_id, kind, value, count(*) AS generations, bool_or(status IN ('requested', 'applied')) AS in_force"
         " FROM blocks JOIN unnest($1::uuid[], $2::text[], $3::text[]) AS wanted (case_id, kind, value)"
         " USING (case_id, kind, value) GROUP BY case_id, kind, value",
         *map(list, zip(*wanted, strict=True)),
     )
-    return {(row["case_id"], row["kind"], row["value"]): (row["rounds"], row["standing"]) for row in rows}
+    return {(row["case_id"], row["kind"], row["value"]): (row["generations"], row["in_force"]) for row in rows}
 
 
 async def record_blocks(tx: Tx, blocks: Sequence[tuple[Block, int]]) -> None:
-    """Store blocks that are now requested, each with its round."""
+    """Store blocks that are requested now, each with its generation."""
     if not blocks:
         return
     await tx.execute(
-        "INSERT INTO blocks (block_id, case_id, kind, value, expires_at, round, status)"
+        "INSERT INTO blocks (block_id, case_id, kind, value, expires_at, generation, status)"
         " SELECT *, 'requested' FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::timestamptz[],"
         " $6::int[])",
         [block.block_id for block, _ in blocks],
@@ -337,7 +309,7 @@ async def record_blocks(tx: Tx, blocks: Sequence[tuple[Block, int]]) -> None:
         [block.kind for block, _ in blocks],
         [block.value for block, _ in blocks],
         [block.expires_at for block, _ in blocks],
-        [round_ for _, round_ in blocks],
+        [generation for _, generation in blocks],
     )
 
 
@@ -358,120 +330,3 @@ async def settle_blocks(tx: Tx, outcomes: Mapping[UUID, tuple[str, str | None, s
         [entry for _, entry, _ in outcomes.values()],
         [reason for _, _, reason in outcomes.values()],
     )
-
-
-async def blocks(db: Reads, case_id: UUID) -> list[dict[str, Any]]:
-    """Return the blocks of a case."""
-    rows = await db.fetch(
-        "SELECT block_id, kind, value, entry, status, reason, expires_at FROM blocks WHERE case_id = $1"
-        " ORDER BY kind, value, round",
-        case_id,
-    )
-    return [dict(row) for row in rows]
-
-
-async def list_cases(
-    db: Reads,
-    tenant_id: UUID,
-    *,
-    status: CaseStatus | None,
-    sender: str | None,
-    sender_domain: str | None,
-    reported_as: ReportedAs | None,
-    folder: str | None,
-    conclusion: str | None,
-    after: tuple[datetime, UUID] | None,
-    limit: int,
-) -> list[CaseSummary]:
-    """Return a page of cases, newest first, that comes after the place *after*."""
-    conditions = ["tenant_id = $1"]
-    values: list[Any] = [tenant_id, limit]
-    for condition, value in (
-        ("status = ${}", status),
-        ("sender = ${}", sender),
-        ("sender_domain = ${}", sender_domain),
-        ("${} = ANY(reported_as)", reported_as),
-        ("${} = ANY(folders)", folder),
-        ("conclusion = ${}", conclusion),
-    ):
-        if value is not None:
-            values.append(value)
-            conditions.append(condition.format(len(values)))
-    if after:
-        values.extend(after)
-        conditions.append(f"(opened_at, case_id) < (${len(values) - 1}, ${len(values)})")
-    rows = await db.fetch(
-        f"SELECT {_SUMMARY} FROM cases WHERE {' AND '.join(conditions)} ORDER BY opened_at DESC, case_id DESC LIMIT $2",
-        *values,
-    )
-    return [
-        CaseSummary(
-            **{
-                **row,
-                "status": CaseStatus(row["status"]),
-                "reported_as": tuple(map(ReportedAs, row["reported_as"])),
-                "folders": tuple(row["folders"]),
-            }
-        )
-        for row in rows
-    ]
-
-
-async def tenants_of_closed_cases(db: Reads) -> list[UUID]:
-    """Return the tenants that have closed cases, hopping from one to the next along the index."""
-    first = "(SELECT tenant_id FROM cases WHERE status IN ('resolved', 'dismissed'){} ORDER BY tenant_id LIMIT 1)"
-    rows = await db.fetch(
-        f"WITH RECURSIVE found AS ({first.format('')} UNION ALL"
-        f" SELECT {first.format(' AND cases.tenant_id > found.tenant_id')} FROM found WHERE tenant_id IS NOT NULL)"
-        " SELECT tenant_id FROM found WHERE tenant_id IS NOT NULL"
-    )
-    return [row["tenant_id"] for row in rows]
-
-
-async def has_quiet_cases(db: Reads, tenant_id: UUID, retention: timedelta) -> bool:
-    """Tell whether a tenant has closed cases that may have expired."""
-    return bool(
-        await db.fetchval(
-            "SELECT EXISTS (SELECT FROM cases WHERE tenant_id = $1 AND status IN ('resolved', 'dismissed')"
-            " AND quiet_since < now() - $2::interval)",
-            tenant_id,
-            retention,
-        )
-    )
-
-
-async def lock_quiet_cases(tx: Tx, tenant_id: UUID, retention: timedelta, limit: int) -> dict[UUID, int]:
-    """Lock closed cases of a tenant that may have expired; return the number of reports of each."""
-    rows = await tx.fetch(
-        "SELECT case_id, report_count FROM cases WHERE tenant_id = $1 AND status IN ('resolved', 'dismissed')"
-        " AND quiet_since < now() - $2::interval ORDER BY quiet_since LIMIT $3 FOR UPDATE SKIP LOCKED",
-        tenant_id,
-        retention,
-        limit,
-    )
-    return {row["case_id"]: row["report_count"] for row in rows}
-
-
-async def note_last_activity(tx: Tx, case_ids: Sequence[UUID]) -> None:
-    """Write down since when nothing has happened to cases, which are locked."""
-    await tx.execute(
-        "UPDATE cases SET quiet_since = last.at FROM (SELECT case_id, max(at) AS at FROM timeline"
-        " WHERE case_id = ANY($1::uuid[]) GROUP BY case_id) AS last WHERE cases.case_id = last.case_id",
-        case_ids,
-    )
-
-
-async def forget_cases(tx: Tx, case_ids: Sequence[UUID], retention: timedelta) -> list[asyncpg.Record]:
-    """Delete those of the locked cases that have expired, with all that belongs to them; return what they were."""
-    rows = await tx.fetch(
-        "WITH expired AS (DELETE FROM cases WHERE case_id = ANY($1::uuid[]) AND quiet_since < now() - $2::interval"
-        " RETURNING case_id, tenant_id, report_count, quiet_since, traceparent),"
-        " keys AS (DELETE FROM case_keys USING expired WHERE case_keys.case_id = expired.case_id),"
-        " gone AS (DELETE FROM reports USING expired WHERE reports.case_id = expired.case_id),"
-        " told AS (DELETE FROM timeline USING expired WHERE timeline.case_id = expired.case_id),"
-        " wanted AS (DELETE FROM blocks USING expired WHERE blocks.case_id = expired.case_id)"
-        " SELECT * FROM expired",
-        case_ids,
-        retention,
-    )
-    return list(rows)

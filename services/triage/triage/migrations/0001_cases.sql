@@ -51,7 +51,7 @@ CREATE TABLE reports (
 );
 CREATE INDEX reports_of_case ON reports (case_id);
 
--- One row for each thing that happened to a case; `entry` names that thing, so that it is told once.
+-- One row for each thing that happened to a case; `entry` names that thing, so that it is recorded once.
 CREATE TABLE timeline (
     case_id uuid        NOT NULL,
     entry   text        NOT NULL,
@@ -63,18 +63,18 @@ CREATE TABLE timeline (
     PRIMARY KEY (case_id, entry)
 );
 
--- Blocks that were decided in a case. `round` counts the wishes for the same value after an earlier one ended.
+-- Blocks that were decided in a case. Once a block has ended, a new decision makes the next generation.
 CREATE TABLE blocks (
     block_id   uuid        PRIMARY KEY,
     case_id    uuid        NOT NULL,
     kind       text        NOT NULL,
     value      text        NOT NULL,
-    round      integer     NOT NULL,
+    generation integer     NOT NULL,
     status     text        NOT NULL CHECK (status IN ('requested', 'applied', 'failed', 'removed')),
     -- What is in Microsoft's list for a block that was applied.
     entry      text,
     -- Why it failed or ended.
     reason     text,
     expires_at timestamptz,
-    UNIQUE (case_id, kind, value, round)
+    UNIQUE (case_id, kind, value, generation)
 );
