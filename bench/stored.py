@@ -122,7 +122,7 @@ async def _match_reports(tx: Tx, _: Place) -> None:
 
 
 async def _claim_submissions(tx: Tx, _: Place) -> None:
-    due = await submitter.store.due(tx, DUE)
+    due = await submitter.store.lock_due(tx, DUE)
     await submitter.store.claim(tx, [one.submission_id for one in due], LEASE)
 
 

@@ -48,9 +48,9 @@ def repeat_without_looking() -> None:
     async def repeat(self: Any, _tenant_id: UUID, submissions: Any, _deadline: float) -> None:
         for submission in submissions:
             async with self._db.transaction() as tx:
-                await store.retry_now(tx, submission.submission_id)
+                await store.make_due(tx, submission.submission_id)
 
-    Worker._look = repeat  # type: ignore[assignment, method-assign]
+    Worker._look_up = repeat  # type: ignore[assignment, method-assign]
 
 
 def headers_to_faststream() -> None:

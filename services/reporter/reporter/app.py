@@ -13,8 +13,8 @@ from chassis.settings import Seconds, ServiceSettings, report_setup_errors
 from mail.settings import MailStoreSettings
 from reporter import handlers
 from reporter.http import make_router
+from reporter.retention import Retention
 from reporter.upload import Uploads
-from reporter.worker import Worker
 
 
 class Settings(ServiceSettings, MailStoreSettings):
@@ -46,9 +46,9 @@ async def build(settings: Settings) -> AsyncIterator[Service]:
     )
     mails = settings.mail_store
     service.add_router(make_router(service.db, mails, uploads))
-    worker = Worker(service.db, mails)
-    service.add_worker("delete_expired_mails", worker.delete_expired_mails, idle=10, woken=False)
-    service.add_worker("sweep", worker.sweep, idle=24 * 3600, woken=False)
+    retention = Retention(service.db, mails)
+    service.add_worker("delete_expired_mails", retention.delete_expired_mails, idle=10, woken=False)
+    service.add_worker("sweep", retention.sweep, idle=24 * 3600, woken=False)
     service.subscribe(handlers.router)
     yield service
 

@@ -31,7 +31,7 @@ async def on_message_reported(reports: list[Received[MessageReported]], tx: Tx) 
     """
     others = [received.event for received in reports if received.event.channel != Channel.API]
     if others:
-        for report_id in await store.record_others(tx, others):
+        for report_id in await store.record_other_channels(tx, others):
             log.error("mail.may_be_missing", report_id=report_id)
 
 
@@ -76,4 +76,4 @@ async def on_case_expired(expired: list[Received[CaseExpired]], tx: Tx) -> None:
     dropped, and what a verdict leaves is swept up. A report that triage has put into another case by now stays, and so
     does its mail. Blocks stay: they are the mailbox's setting, and their rounds make a later wish a new one.
     """
-    await store.forget_cases(tx, [received.event.case_id for received in expired])
+    await store.purge_cases(tx, [received.event.case_id for received in expired])

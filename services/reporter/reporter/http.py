@@ -29,7 +29,7 @@ from chassis.postgres import Database
 from mail import MailFacts, MailStore, StoreUnavailable, parse
 from outcomes import MailboxBlock
 from reporter import rules, store
-from reporter.filing import Filing, Wish
+from reporter.intake import Intake, ReportRequest
 from reporter.openapi import REPORT_REQUEST
 from reporter.upload import SMALL_BYTES, Attributes, Uploads
 
@@ -50,7 +50,7 @@ NOT_POSSIBLE = BlockState(
 
 
 class Accepted(BaseModel):
-    """The report is durable and acts once. `repeated`: it was filed before, and nothing new comes of the mail."""
+    """The report is durable and acts once. `repeated`: it was sent before, and nothing new comes of the message."""
 
     report_id: UUID
     status_url: str
@@ -75,7 +75,7 @@ class ReportState(BaseModel):
 def make_router(db: Database, mails: MailStore, uploads: Uploads) -> APIRouter:
     """Make reporter's routes over *db* and the mail store."""
     router = APIRouter(prefix="/v1/reports", tags=["reports"])
-    filing = Filing(db, mails)
+    intake = Intake(db, mails)
 
     @router.post(
         "",
@@ -98,20 +98,20 @@ def make_router(db: Database, mails: MailStore, uploads: Uploads) -> APIRouter:
             wanted = upload.said.block_sender
             try:
                 await mails.put(caller.tenant_id, upload.raw)
-                filed = await filing.file(
-                    Wish(report, upload.raw, by, mailbox if wanted else None, telemetry.current_traceparent())
+                recorded = await intake.record(
+                    ReportRequest(report, upload.raw, by, mailbox if wanted else None, telemetry.current_traceparent())
                 )
             except StoreUnavailable:
                 raise Problem(
                     503, "mail-store-unavailable", "Nothing was saved. Send the same request again.", retry_after=5
                 ) from None
-        log.info("report.accepted", report_id=report.report_id, repeated=filed.repeated, block=bool(filed.block))
+        log.info("report.accepted", report_id=report.report_id, repeated=recorded.repeated, block=bool(recorded.block))
         response.headers["Location"] = f"/v1/reports/{report.report_id}"
         return Accepted(
             report_id=report.report_id,
             status_url=response.headers["Location"],
-            repeated=filed.repeated,
-            block=_block(filed.block) or NOT_POSSIBLE if wanted else None,
+            repeated=recorded.repeated,
+            block=_block(recorded.block) or NOT_POSSIBLE if wanted else None,
         )
 
     @router.get("/{report_id}", operation_id="read_report", responses=problems(401, 403, 404, 422, 503))

@@ -16,7 +16,7 @@ import pytest
 from backstop_contracts import BlockFailed, BlockRequested, MessageReported
 from chassis.testing import deliver
 from mail import parse
-from reporter import filing, handlers
+from reporter import handlers, intake
 
 ANN = {"oid": "5d7a2c39-6a54-4e8a-9a0e-0d3c3d1f2b11", "preferred_username": "Ann@contoso.example"}
 ADD_IN = {"app": True, "oid": "c0ffee00-1111-4222-8333-444455556666"}
@@ -276,7 +276,7 @@ async def test_the_loser_of_a_deadlock_is_accepted_all_the_same(
     """Of two transactions that wait for each other PostgreSQL ends that of the report, which is filed once more."""
     raw, headers = make_mail(), await token("Reporter", **ANN)
     _, accepted = await send(running, headers, raw)
-    attach_block = filing.store.attach_block
+    attach_block = intake.store.attach_block
     attempts, has_the_block = 0, asyncio.Event()
 
     async def met(*block: Any) -> None:
@@ -290,7 +290,7 @@ async def test_the_loser_of_a_deadlock_is_accepted_all_the_same(
                 await asyncio.sleep(0.02)
         await attach_block(*block)
 
-    monkeypatch.setattr(filing.store, "attach_block", met)
+    monkeypatch.setattr(intake.store, "attach_block", met)
     async with running.db.transaction() as other:
         try:
             await other.execute("SET LOCAL deadlock_timeout = '1min'")
@@ -313,8 +313,8 @@ async def test_whoever_reports_is_answered_in_time_while_postgresql_is_stuck(
     running: Any, token: Any, make_mail: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is a 503 after some seconds, and nothing goes on waiting; afterwards the report is accepted, once."""
-    monkeypatch.setattr(filing, "PATIENCE_SECONDS", 0.1)
-    monkeypatch.setattr(filing, "ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr(intake, "LOCK_TIMEOUT_SECONDS", 0.1)
+    monkeypatch.setattr(intake, "ANSWER_SECONDS", 0.5)
     raw, headers = make_mail(), await token("Reporter", **ANN)
     async with running.db.transaction() as other:
         await other.execute("LOCK TABLE reports")
@@ -322,11 +322,11 @@ async def test_whoever_reports_is_answered_in_time_while_postgresql_is_stuck(
         async with asyncio.timeout(10):
             while await running.db.pool.fetchval(WAITING):
                 await asyncio.sleep(0.02)
-        monkeypatch.setattr(filing, "ANSWER_SECONDS", 60)
+        monkeypatch.setattr(intake, "ANSWER_SECONDS", 60)
     status, _ = await send(running, headers, raw)
     async with asyncio.timeout(60):
         # Who has given up may be filed all the same: nothing of it shall be left for the next test.
-        while any(f" {filing.Filing.__name__}." in str(task.get_coro()) for task in asyncio.all_tasks()):
+        while any(f" {intake.Intake.__name__}." in str(task.get_coro()) for task in asyncio.all_tasks()):
             await asyncio.sleep(0.02)
 
     assert {status for status, _ in refused} == {503}

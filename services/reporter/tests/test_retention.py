@@ -29,8 +29,8 @@ from chassis.postgres import Database
 from chassis.testing import deliver
 from conftest import JUDGED
 from mail import MailStore
-from reporter import filing, handlers, store
-from reporter.worker import BATCH, Worker
+from reporter import handlers, intake, retention
+from reporter.retention import BATCH, Retention
 
 ANN = {"oid": "5d7a2c39-6a54-4e8a-9a0e-0d3c3d1f2b11", "preferred_username": "ann@contoso.example"}
 BEN = {"oid": "7d7a2c39-6a54-4e8a-9a0e-0d3c3d1f2b22", "preferred_username": "ben@contoso.example"}
@@ -134,7 +134,7 @@ async def due_again(db: Database) -> None:
 
 async def clean(running: Any) -> None:
     """Delete all mails that may be deleted, however often it takes."""
-    worker = Worker(running.db, running.mails)
+    worker = Retention(running.db, running.mails)
     for _ in range(2):
         await due_again(running.db)
         while await worker.delete_expired_mails():
@@ -229,10 +229,10 @@ async def test_a_case_that_expires_twice_or_before_its_other_events_stays_forgot
     assert await running.db.pool.fetchval("SELECT count(*) FROM cases") == 0
 
     await hear(running.db, verdict)
-    await Worker(running.db, running.mails).sweep()
+    await Retention(running.db, running.mails).sweep()
     assert await running.db.pool.fetchval("SELECT count(*) FROM cases") == 1
     await running.db.pool.execute("UPDATE cases SET read_at = read_at - interval '61 days'")
-    await Worker(running.db, running.mails).sweep()
+    await Retention(running.db, running.mails).sweep()
     assert await running.db.pool.fetchval("SELECT count(*) FROM cases") == 0
 
 
@@ -245,7 +245,7 @@ async def test_a_verdict_that_runs_ahead_of_its_case_is_kept_for_it(
     case_id = uuid4()
     await hear(running.db, opened(tenant, case_id, accepted["report_id"]))
     await running.db.pool.execute("UPDATE cases SET changed_at = changed_at - interval '4000 days'")
-    await Worker(running.db, running.mails).sweep()
+    await Retention(running.db, running.mails).sweep()
     assert await running.db.pool.fetchval("SELECT count(*) FROM cases") == 1
 
 
@@ -269,7 +269,7 @@ async def test_an_expired_mail_that_is_reported_again_is_a_new_report_with_its_m
 async def begin_to_delete(gated: Any) -> "asyncio.Task[int]":
     """Have the worker stand right before the deletion of an expired mail, until the gate opens."""
     gated.mails.delete_begins.shut()
-    deleting = asyncio.create_task(Worker(gated.db, gated.mails).delete_expired_mails())
+    deleting = asyncio.create_task(Retention(gated.db, gated.mails).delete_expired_mails())
     await asyncio.wait_for(gated.mails.delete_begins.reached.wait(), 30)
     return deleting
 
@@ -298,7 +298,7 @@ async def test_a_report_that_waits_for_the_deletion_of_its_mail_holds_up_no_othe
     gated: Any, token: Any, make_mail: Any, tenant: UUID, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Reports are filed together, but each waits for its own mail alone."""
-    monkeypatch.setattr(filing, "ANSWER_SECONDS", 60)
+    monkeypatch.setattr(intake, "ANSWER_SECONDS", 60)
     headers, raw = await token("Reporter", **BEN), make_mail()
     await report_and_expire(gated, await token("Reporter", **ANN), raw, tenant)
     deleting = await begin_to_delete(gated)
@@ -325,14 +325,14 @@ async def test_a_mail_whose_report_is_being_recorded_is_not_deleted(
     gated: Any, token: Any, make_mail: Any, tenant: UUID, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The report holds its mail until it has committed; the worker does not wait for it, and comes back."""
-    monkeypatch.setattr(filing, "PATIENCE_SECONDS", 60)
-    monkeypatch.setattr(filing, "ANSWER_SECONDS", 60)
+    monkeypatch.setattr(intake, "LOCK_TIMEOUT_SECONDS", 60)
+    monkeypatch.setattr(intake, "ANSWER_SECONDS", 60)
     headers, raw = await token("Reporter", **BEN), make_mail()
     await report_and_expire(gated, await token("Reporter", **ANN), raw, tenant)
     async with nothing_published(gated.db):
         reporting = asyncio.create_task(send(gated, headers, raw))
         await waiting(gated.db)
-        assert await Worker(gated.db, gated.mails).delete_expired_mails() == 1
+        assert await Retention(gated.db, gated.mails).delete_expired_mails() == 1
         assert len(gated.stored()) == 1
     status, _ = await reporting
     await clean(gated)
@@ -351,7 +351,7 @@ async def test_a_mail_that_is_deleted_between_being_put_and_being_reported_is_pu
     gated.mails.put_done.shut()
     reporting = asyncio.create_task(send(gated, headers, raw))
     await asyncio.wait_for(gated.mails.put_done.reached.wait(), 30)
-    assert await Worker(gated.db, gated.mails).delete_expired_mails() == 1
+    assert await Retention(gated.db, gated.mails).delete_expired_mails() == 1
     assert gated.stored() == []
     gated.mails.put_done.open()
     status, _ = await reporting
@@ -375,7 +375,7 @@ async def test_a_worker_that_is_killed_around_its_deletion_costs_no_report_its_m
         reporting = asyncio.create_task(send(gated, headers, raw))
         await asyncio.wait_for(gated.mails.put_done.reached.wait(), 30)
     getattr(gated.mails, gate).shut()
-    deleting = asyncio.create_task(Worker(gated.db, gated.mails).delete_expired_mails())
+    deleting = asyncio.create_task(Retention(gated.db, gated.mails).delete_expired_mails())
     await asyncio.wait_for(getattr(gated.mails, gate).reached.wait(), 30)
     deleting.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -398,7 +398,7 @@ async def test_a_worker_that_is_killed_leaves_a_mail_that_comes_due_again(
     """Before or after the mail is gone: the next run ends it."""
     await report_and_expire(gated, await token("Reporter", **ANN), make_mail(), tenant)
     getattr(gated.mails, gate).shut()
-    worker = Worker(gated.db, gated.mails)
+    worker = Retention(gated.db, gated.mails)
     deleting = asyncio.create_task(worker.delete_expired_mails())
     await asyncio.wait_for(getattr(gated.mails, gate).reached.wait(), 30)
     deleting.cancel()
@@ -421,7 +421,7 @@ async def test_a_report_whose_mail_cannot_be_put_back_is_refused_for_the_moment(
     gated.mails.put_done.shut()
     reporting = asyncio.create_task(send(gated, headers, raw))
     await asyncio.wait_for(gated.mails.put_done.reached.wait(), 30)
-    assert await Worker(gated.db, gated.mails).delete_expired_mails() == 1
+    assert await Retention(gated.db, gated.mails).delete_expired_mails() == 1
     await asyncio.to_thread(gated.store.rename, tmp_path / "elsewhere")
     await asyncio.to_thread(gated.store.write_text, "a file where the folder was")
     gated.mails.put_done.open()
@@ -474,7 +474,7 @@ async def test_reporting_expiring_and_deleting_at_once_leaves_each_report_its_ma
             await asyncio.sleep(0)
 
     async def delete() -> None:
-        worker = Worker(running.db, running.mails)
+        worker = Retention(running.db, running.mails)
         while not done.is_set():
             await running.db.pool.execute(
                 "UPDATE expired_mails SET due_at = now() WHERE (tenant_id, sha256) IN"
@@ -512,7 +512,7 @@ async def test_a_mail_whose_request_broke_off_before_it_was_a_report_is_swept_up
 ) -> None:
     """Mails that reports refer to, and files that are no mails, stay, whatever their age."""
     await send(running, await token("Reporter", **ANN), make_mail())
-    worker = Worker(running.db, running.mails)
+    worker = Retention(running.db, running.mails)
     young, old = [await running.mails.put(tenant, make_mail()) for _ in range(2)]
     (running.store / "notes.txt").write_text("not a mail")
     past = (datetime.now(UTC) - timedelta(days=31)).timestamp()
@@ -537,7 +537,7 @@ async def many_expired(running: Any, make_mail: Any, tenant: UUID) -> None:
 async def test_mails_are_deleted_in_bounded_batches(running: Any, make_mail: Any, tenant: UUID) -> None:
     """However many there are."""
     await many_expired(running, make_mail, tenant)
-    worker = Worker(running.db, running.mails)
+    worker = Retention(running.db, running.mails)
 
     assert [await worker.delete_expired_mails() for _ in range(3)] == [BATCH, 20, 0]
     assert running.stored() == []
@@ -551,7 +551,7 @@ async def test_replicas_share_the_mails_that_are_to_be_deleted(running: Any, mak
     moment: it comes due again.
     """
     await many_expired(running, make_mail, tenant)
-    counts = await asyncio.gather(*(Worker(running.db, running.mails).delete_expired_mails() for _ in range(2)))
+    counts = await asyncio.gather(*(Retention(running.db, running.mails).delete_expired_mails() for _ in range(2)))
 
     assert sum(counts) == BATCH + 20
     assert max(counts) <= BATCH
@@ -586,7 +586,7 @@ async def test_a_mail_of_another_channel_stays_as_long_as_its_case(
         await hear(running.db, event)
     past = (datetime.now(UTC) - timedelta(days=31)).timestamp()
     os.utime(running.stored()[0], (past, past))
-    await Worker(running.db, running.mails).sweep()
+    await Retention(running.db, running.mails).sweep()
     await clean(running)
     assert len(running.stored()) == 1
 
@@ -628,7 +628,7 @@ async def test_no_other_mails_are_locked_than_those_that_are_deleted(db: Databas
     await db.pool.execute("ANALYZE expired_mails")
     mails = [(tenant, sha) for sha in shas]
     async with db.transaction() as one, db.transaction() as other:
-        assert set(await store.lock_mails(one, mails[::2])) == set(mails[::2])
+        assert set(await retention._lock_mails(one, mails[::2])) == set(mails[::2])
         held = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()"
         assert await one.fetchval(held) == BATCH // 2
-        assert set(await store.lock_mails(other, mails[1::2])) == set(mails[1::2])
+        assert set(await retention._lock_mails(other, mails[1::2])) == set(mails[1::2])

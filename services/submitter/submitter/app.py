@@ -59,7 +59,7 @@ async def build(settings: Settings) -> AsyncIterator[Service]:
         )
         for _ in range(settings.submission_batch_size // together):
             service.add_worker("submit_due", worker.submit_due, due=DUE)
-        service.add_worker("forget_calls", worker.forget_calls, idle=3600, woken=False)
+        service.add_worker("purge_calls", worker.purge_calls, idle=3600, woken=False)
         yield service
 
 

@@ -31,12 +31,12 @@ class Quota:
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """A submission that wants to be made, or, if it *looks*, to be looked for first: that counts against no quota."""
+    """A due submission: to be made or, if `is_lookup`, to be looked for first, which counts against no quota."""
 
     submission_id: UUID
     tenant_id: UUID
     item: str
-    looks: bool = False
+    is_lookup: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,14 +50,14 @@ class Used:
 @dataclass(frozen=True, slots=True)
 class Calls:
     """
-    What was called before: of the tenants in the window, of the items in the last 24 hours.
+    Earlier calls: of the tenants in the window, of the items in the last 24 hours.
 
-    `quiet_until` says until when Microsoft asked to be left alone about a tenant.
+    `paused_until`: when Microsoft accepts calls about a throttled tenant again.
     """
 
     of_tenant: Mapping[UUID, Used]
     of_item: Mapping[tuple[UUID, str], Sequence[datetime]]
-    quiet_until: Mapping[UUID, datetime] = field(default_factory=dict)
+    paused_until: Mapping[UUID, datetime] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,17 +78,17 @@ class Plan:
 
 
 def plan(due: Sequence[Due], calls: Calls, quota: Quota, now: datetime) -> Plan:
-    """Decide about *due*, in its order: no quota is exceeded, and no tenant called about that Microsoft throttles."""
+    """Decide in their order which of *due* may go now, within every quota and not about throttled tenants."""
     result = Plan()
     taken: Counter[UUID] = Counter()
     waiting: Counter[UUID] = Counter()
     items: set[tuple[UUID, str]] = set()
     for one in due:
-        quiet_until = calls.quiet_until.get(one.tenant_id, now)
-        if quiet_until > now:
-            result.wait.append(Wait(one.submission_id, quiet_until, DelayReason.THROTTLED))
+        paused_until = calls.paused_until.get(one.tenant_id, now)
+        if paused_until > now:
+            result.wait.append(Wait(one.submission_id, paused_until, DelayReason.THROTTLED))
             continue
-        if one.looks:
+        if one.is_lookup:
             result.now.append(one.submission_id)
             continue
         place = (one.tenant_id, one.item)
@@ -99,9 +99,9 @@ def plan(due: Sequence[Due], calls: Calls, quota: Quota, now: datetime) -> Plan:
         if free_at > now:
             result.wait.append(Wait(one.submission_id, free_at, DelayReason.SAME_ITEM))
         elif used.calls + taken[one.tenant_id] >= quota.submissions:
-            rounds = 1 + waiting[one.tenant_id] // quota.submissions
+            windows = 1 + waiting[one.tenant_id] // quota.submissions
             waiting[one.tenant_id] += 1
-            result.wait.append(Wait(one.submission_id, used.first + rounds * quota.window, DelayReason.QUOTA))
+            result.wait.append(Wait(one.submission_id, used.first + windows * quota.window, DelayReason.QUOTA))
         else:
             taken[one.tenant_id] += 1
             items.add(place)
@@ -111,7 +111,7 @@ def plan(due: Sequence[Due], calls: Calls, quota: Quota, now: datetime) -> Plan:
 
 def throttles_tenant(pause: timedelta, quota: Quota, *, known: bool) -> bool:
     """
-    Tell whether a 429 that asks for *pause* is about the tenant, and not about the one item.
+    Return whether a 429 that asks for *pause* is about the tenant, and not about the one item.
 
     Microsoft's answer does not say which. A tenant's limit is free again within its window; and when Microsoft may
     have *known* the item already, because an earlier call was never answered, that is the likelier reason.
@@ -131,10 +131,10 @@ def _item_free_at(calls: Sequence[datetime], quota: Quota, now: datetime) -> dat
 
 def link_of(message: Message, place: MailboxMessage | None) -> str | None:
     """
-    Write the `messageUrl` of the mail that lies at *place*; None when its content is to be submitted instead.
+    Return the `messageUrl` of the message at *place*; None if its content is to be submitted instead.
 
-    The reporter names the place, so it may be that of another mail. That can be told by the internet message id only,
-    which Exchange gives to every mail: without one, no link.
+    The reporter names the place, so another message may lie there. Only the internet message id shows that, which
+    Exchange gives to every message: without one, no link.
     """
     if place is None or message.internet_message_id is None or {place.user_id, place.message_id} & {"", ".", ".."}:
         return None
@@ -142,19 +142,19 @@ def link_of(message: Message, place: MailboxMessage | None) -> str | None:
     return f"https://graph.microsoft.com/beta/users/{user}/messages/{mail}"
 
 
-def is_another(entity: Mapping[str, Any], message: Message) -> bool:
-    """Tell whether an emailThreatSubmission of Graph is certainly that of another mail than *message*."""
+def is_other_message(entity: Mapping[str, Any], message: Message) -> bool:
+    """Return whether an emailThreatSubmission of Graph is certainly that of another message than *message*."""
     found = _message_id(entity)
     return bool(found and message.internet_message_id and found != _bare(message.internet_message_id))
 
 
 def item_of(message: Message, recipient: str) -> str:
-    """Name what Microsoft counts as the same item: the message and its recipient."""
+    """Return the key of what Microsoft counts as the same item: the message and its recipient."""
     return _item(message.internet_message_id or message.sha256, recipient)
 
 
-def item_of_another(entity: Mapping[str, Any], recipient: str) -> str:
-    """Name the item of a submission of Graph that turned out to be of another mail."""
+def item_of_other(entity: Mapping[str, Any], recipient: str) -> str:
+    """Return the key of the item that a submission was made of instead."""
     return _item(f"<{_message_id(entity)}>", recipient)
 
 
@@ -162,11 +162,11 @@ def _item(identity: str, recipient: str) -> str:
     return hashlib.sha256(f"{identity}\n{recipient.lower()}".encode()).hexdigest()
 
 
-def is_same(entity: Mapping[str, Any], message: Message, recipient: str) -> bool:
+def matches(entity: Mapping[str, Any], message: Message, recipient: str) -> bool:
     """
-    Tell whether an emailThreatSubmission of Graph is the one of *message* and *recipient*.
+    Return whether an emailThreatSubmission of Graph is that of *message* and *recipient*.
 
-    Its key is the internet message id and the recipient. A mail without that id is known by its sender and subject.
+    Its key is the internet message id and the recipient. A message without that id is known by sender and subject.
     """
     if str(entity.get("recipientEmailAddress") or "").lower() != recipient.lower():
         return False

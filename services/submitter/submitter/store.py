@@ -34,7 +34,7 @@ class Submission:
     sent_at: datetime | None
     unanswered_at: datetime | None
     failing_since: datetime | None
-    delays_told: tuple[str, ...]
+    delays_published: tuple[str, ...]
 
 
 def _submission(row: asyncpg.Record) -> Submission:
@@ -54,7 +54,7 @@ def _submission(row: asyncpg.Record) -> Submission:
         sent_at=row["sent_at"],
         unanswered_at=row["unanswered_at"],
         failing_since=row["failing_since"],
-        delays_told=tuple(row["delays_told"]),
+        delays_published=tuple(row["delays_published"]),
     )
 
 
@@ -83,12 +83,12 @@ async def record(tx: Tx, requests: Sequence[tuple[SubmissionRequested, str | Non
     )
 
 
-async def take_turn(tx: Tx) -> None:
+async def lock_quota(tx: Tx) -> None:
     """Let one replica at a time count against the quota."""
     await tx.execute("SELECT pg_advisory_xact_lock(hashtext('submitter'), hashtext('quota'))")
 
 
-async def due(tx: Tx, limit: int) -> list[Submission]:
+async def lock_due(tx: Tx, limit: int) -> list[Submission]:
     """Lock and return submissions that are due, the longest waiting first."""
     rows = await tx.fetch(
         "SELECT * FROM submissions WHERE state = 'due' AND due_at <= now() ORDER BY due_at LIMIT $1"
@@ -98,7 +98,7 @@ async def due(tx: Tx, limit: int) -> list[Submission]:
     return [_submission(row) for row in rows]
 
 
-async def calls(tx: Tx, wanted: Sequence[Due], window: timedelta) -> Calls:
+async def count_calls(tx: Tx, wanted: Sequence[Due], window: timedelta) -> Calls:
     """Return the calls that count against the quota of *wanted*, and which of their tenants are throttled."""
     tenants, items = {one.tenant_id for one in wanted}, {one.item for one in wanted}
     counted = await tx.fetch(
@@ -123,8 +123,8 @@ async def calls(tx: Tx, wanted: Sequence[Due], window: timedelta) -> Calls:
     return Calls(of_tenant, of_item, {row["tenant_id"]: row["until"] for row in quiet})
 
 
-async def keep_quiet(tx: Tx, tenant_id: UUID, until: datetime) -> None:
-    """Call nobody about a tenant before *until*, in no replica."""
+async def pause_tenant(tx: Tx, tenant_id: UUID, until: datetime) -> None:
+    """Make no call about a tenant before *until*, in any replica."""
     await tx.execute(
         "INSERT INTO throttled VALUES ($1, $2)"
         " ON CONFLICT (tenant_id) DO UPDATE SET until = greatest(throttled.until, excluded.until)",
@@ -144,7 +144,7 @@ async def claim(tx: Tx, submission_ids: Sequence[UUID], lease: timedelta) -> Non
     )
 
 
-async def lease(tx: Tx, submission_ids: Sequence[UUID], length: timedelta) -> None:
+async def claim_lookup(tx: Tx, submission_ids: Sequence[UUID], length: timedelta) -> None:
     """
     Take submissions for a look: they come due again after *length* unless they are settled before.
 
@@ -158,7 +158,7 @@ async def lease(tx: Tx, submission_ids: Sequence[UUID], length: timedelta) -> No
     )
 
 
-async def holds(tx: Tx, submission_id: UUID, attempts: int) -> bool:
+async def is_still_claimed(tx: Tx, submission_id: UUID, attempts: int) -> bool:
     """Lock a submission and tell whether nobody has claimed it since the claim that was its *attempts*-th."""
     return bool(
         await tx.fetchval(
@@ -169,17 +169,17 @@ async def holds(tx: Tx, submission_id: UUID, attempts: int) -> bool:
     )
 
 
-async def look_again(tx: Tx, submission_id: UUID, until: datetime) -> None:
-    """Put off a submission whose call may still turn up in Microsoft's list."""
+async def postpone_lookup(tx: Tx, submission_id: UUID, until: datetime) -> None:
+    """Postpone a submission whose call may still appear in Microsoft's list."""
     await tx.execute("UPDATE submissions SET due_at = $2 WHERE submission_id = $1", submission_id, until)
 
 
-async def wait(tx: Tx, waits: Sequence[Wait]) -> None:
-    """Put off submissions that may not be made or looked for now, and remember that this was told."""
+async def record_waits(tx: Tx, waits: Sequence[Wait]) -> None:
+    """Postpone submissions that may not be made or looked for now, and record that the delay is published."""
     await tx.execute(
         "UPDATE submissions SET due_at = new.until, failing_since = NULL,"
         " sent_at = coalesce(sent_at, unanswered_at),"
-        " delays_told = array_append(array_remove(delays_told, new.reason), new.reason)"
+        " delays_published = array_append(array_remove(delays_published, new.reason), new.reason)"
         " FROM unnest($1::uuid[], $2::timestamptz[], $3::text[]) AS new (submission_id, until, reason)"
         " WHERE submissions.submission_id = new.submission_id",
         [one.submission_id for one in waits],
@@ -191,11 +191,11 @@ async def wait(tx: Tx, waits: Sequence[Wait]) -> None:
 async def postpone(
     tx: Tx, submission_id: UUID, until: datetime, reason: str, *, failing: bool, unanswered: bool
 ) -> None:
-    """Put off a submission after a call: *failing* when Microsoft was away, *unanswered* when it may have happened."""
+    """Postpone a submission after a call: *failing* if Microsoft was away, *unanswered* if it may have happened."""
     await tx.execute(
         "UPDATE submissions SET due_at = $2, sent_at = CASE WHEN $5 THEN sent_at ELSE unanswered_at END,"
         " failing_since = CASE WHEN $4 THEN coalesce(failing_since, now()) END,"
-        " delays_told = array_append(array_remove(delays_told, $3), $3) WHERE submission_id = $1",
+        " delays_published = array_append(array_remove(delays_published, $3), $3) WHERE submission_id = $1",
         submission_id,
         until,
         reason,
@@ -204,8 +204,8 @@ async def postpone(
     )
 
 
-async def retry_now(tx: Tx, submission_id: UUID, *, without_link: bool = False) -> None:
-    """Make a submission due at once, for a call without another look: as far as is known, none has made it."""
+async def make_due(tx: Tx, submission_id: UUID, *, without_link: bool = False) -> None:
+    """Make a submission due now, for a call without another lookup: as far as is known, none has made it."""
     await tx.execute(
         "UPDATE submissions SET due_at = now(), sent_at = NULL,"
         " mailbox_message = CASE WHEN $2 THEN NULL ELSE mailbox_message END WHERE submission_id = $1",
@@ -214,13 +214,13 @@ async def retry_now(tx: Tx, submission_id: UUID, *, without_link: bool = False) 
     )
 
 
-async def uncount(tx: Tx, submission_id: UUID) -> None:
+async def release_item(tx: Tx, submission_id: UUID) -> None:
     """Free the item of a submission whose calls are known not to have happened; they still count for the tenant."""
     await tx.execute("UPDATE calls SET item = NULL WHERE submission_id = $1", submission_id)
 
 
-async def note_stray(tx: Tx, submission_id: UUID, graph_id: str, item: str) -> None:
-    """Remember that a call made a submission of another mail, which is *item* and was not asked for."""
+async def record_stray(tx: Tx, submission_id: UUID, graph_id: str, item: str) -> None:
+    """Record that a call made a submission of another message, which is *item* and was not requested."""
     await tx.execute("UPDATE submissions SET stray_graph_id = $2 WHERE submission_id = $1", submission_id, graph_id)
     await tx.execute("UPDATE calls SET item = $2 WHERE submission_id = $1 AND item IS NOT NULL", submission_id, item)
 
@@ -238,8 +238,8 @@ async def settle(tx: Tx, submission_id: UUID, state: str, graph_id: str | None =
     )
 
 
-async def known_graph_ids(db: Reads, tenant_id: UUID, graph_ids: Sequence[str]) -> set[str]:
-    """Return those of *graph_ids* that belong to submissions of ours already, or are of mails that nobody reported."""
+async def find_known_graph_ids(db: Reads, tenant_id: UUID, graph_ids: Sequence[str]) -> set[str]:
+    """Return those of *graph_ids* that are taken: by submissions of ours, or by messages that nobody reported."""
     rows = await db.fetch(
         "SELECT graph_id FROM submissions WHERE tenant_id = $1 AND graph_id = ANY($2::text[])"
         " UNION SELECT stray_graph_id FROM submissions WHERE tenant_id = $1 AND stray_graph_id = ANY($2::text[])",
@@ -249,12 +249,12 @@ async def known_graph_ids(db: Reads, tenant_id: UUID, graph_ids: Sequence[str]) 
     return {row["graph_id"] for row in rows}
 
 
-async def forget_calls(tx: Tx) -> None:
+async def purge_calls(tx: Tx) -> None:
     """Delete calls that count no more, and pauses that are over."""
     await tx.execute("DELETE FROM calls WHERE at < now() - $1::interval", 2 * DAY)
     await tx.execute("DELETE FROM throttled WHERE until < now()")
 
 
-async def forget(tx: Tx, case_ids: Sequence[UUID]) -> None:
+async def purge(tx: Tx, case_ids: Sequence[UUID]) -> None:
     """Delete the submissions of cases that have ended."""
     await tx.execute("DELETE FROM submissions WHERE case_id = ANY($1::uuid[]) AND state <> 'due'", case_ids)

@@ -1,4 +1,4 @@
-"""Make the submissions that are due: once, within the quota, looking first where an answer was lost."""
+"""Submit what is due to Microsoft: once, within the quota, and looking first where an answer was lost."""
 
 import asyncio
 import base64
@@ -25,7 +25,7 @@ from chassis.worker import Lease, backoff, run_all
 from m365 import Graph, M365Error, Refused, Throttled, Unauthorised, Unavailable, until
 from mail import MailCorrupt, MailMissing, MailStore, StoreUnavailable
 from submitter import store
-from submitter.rules import Due, Quota, is_another, is_same, item_of_another, link_of, plan, throttles_tenant
+from submitter.rules import Due, Quota, is_other_message, item_of_other, link_of, matches, plan, throttles_tenant
 from submitter.store import Submission
 
 log = structlog.get_logger()
@@ -49,7 +49,7 @@ GRAPH_CATEGORIES = {
 
 class Worker:
     """
-    Submits to Microsoft what is due, at most *batch* mails at a time.
+    Submits to Microsoft what is due, at most *batch* messages at a time.
 
     A call whose answer was lost is repeated only when Microsoft's list does not have it although it is older than
     *missing_after*: a list may lag behind what was made, and a repetition would be a second submission.
@@ -75,45 +75,48 @@ class Worker:
         self._missing_after = missing_after
 
     async def submit_due(self) -> int:
-        """Claim what is due, look for what was sent and never answered, submit the rest. Returns how many rows."""
+        """Claim what is due, look for what was sent and never answered, submit the rest. Return how many rows."""
         deadline = self._lease.deadline()
-        send, look = await self._claim()
+        to_send, to_look_up = await self._claim()
         by_tenant: defaultdict[UUID, list[Submission]] = defaultdict(list)
-        for submission in look:
+        for submission in to_look_up:
             by_tenant[submission.tenant_id].append(submission)
         await run_all(
-            *(self._submit(submission, deadline) for submission in send),
-            *(self._look(tenant_id, submissions, deadline) for tenant_id, submissions in by_tenant.items()),
+            *(self._submit(submission, deadline) for submission in to_send),
+            *(self._look_up(tenant_id, submissions, deadline) for tenant_id, submissions in by_tenant.items()),
         )
-        return len(send) + len(look)
+        return len(to_send) + len(to_look_up)
 
-    async def forget_calls(self) -> int:
-        """Delete the record of calls that count against no quota any more."""
+    async def purge_calls(self) -> int:
+        """Delete calls that count against no quota any more."""
         async with self._db.transaction() as tx:
-            await store.forget_calls(tx)
+            await store.purge_calls(tx)
         return 0
 
     async def _claim(self) -> tuple[list[Submission], list[Submission]]:
         async with self._db.transaction() as tx:
-            await store.take_turn(tx)
-            rows = {row.submission_id: row for row in await store.due(tx, self._batch)}
+            await store.lock_quota(tx)
+            rows = {row.submission_id: row for row in await store.lock_due(tx, self._batch)}
             wanted = [
-                Due(row.submission_id, row.tenant_id, row.item, looks=row.sent_at is not None) for row in rows.values()
+                Due(row.submission_id, row.tenant_id, row.item, is_lookup=row.sent_at is not None)
+                for row in rows.values()
             ]
-            planned = plan(wanted, await store.calls(tx, wanted, self._quota.window), self._quota, datetime.now(UTC))
-            look = [rows[submission_id] for submission_id in planned.now if rows[submission_id].sent_at]
-            send = [rows[submission_id] for submission_id in planned.now if not rows[submission_id].sent_at]
-            await store.lease(tx, [row.submission_id for row in look], self._lease.length)
-            await store.claim(tx, [row.submission_id for row in send], self._lease.length)
-            await store.wait(tx, planned.wait)
+            planned = plan(
+                wanted, await store.count_calls(tx, wanted, self._quota.window), self._quota, datetime.now(UTC)
+            )
+            to_look_up = [rows[submission_id] for submission_id in planned.now if rows[submission_id].sent_at]
+            to_send = [rows[submission_id] for submission_id in planned.now if not rows[submission_id].sent_at]
+            await store.claim_lookup(tx, [row.submission_id for row in to_look_up], self._lease.length)
+            await store.claim(tx, [row.submission_id for row in to_send], self._lease.length)
+            await store.record_waits(tx, planned.wait)
             for waiting in planned.wait:
                 text = {
                     DelayReason.QUOTA: f"{self._quota.submissions} submissions per 15 minutes are used up",
                     DelayReason.SAME_ITEM: "Microsoft takes the same item once per 15 minutes and 3 times per 24 hours",
                     DelayReason.THROTTLED: SLOW_DOWN,
                 }[waiting.reason]
-                await _tell_delay(tx, rows[waiting.submission_id], waiting.reason, text, waiting.until)
-        return [_claimed(row) for row in send], [_claimed(row) for row in look]
+                await _publish_delay(tx, rows[waiting.submission_id], waiting.reason, text, waiting.until)
+        return [_claimed(row) for row in to_send], [_claimed(row) for row in to_look_up]
 
     async def _submit(self, submission: Submission, deadline: float) -> None:
         with telemetry.span("submit", submission.traceparent):
@@ -144,13 +147,13 @@ class Worker:
             await self._fail(submission, SubmissionFailure.MAIL_MISSING, str(error))
         else:
             by_link = link_of(submission.message, submission.mailbox_message) is not None
-            if by_link and is_another(entity, submission.message):
+            if by_link and is_other_message(entity, submission.message):
                 await self._strayed(submission, entity)
             else:
                 await self._created(submission, entity, adopted=False)
 
     async def _body(self, submission: Submission) -> dict[str, Any]:
-        """Write the request: the link form where the mail lies in a known mailbox, else the mail itself."""
+        """Return the request: with a link if the message lies in a known mailbox, else with the message itself."""
         common = {"category": GRAPH_CATEGORIES[submission.category], "recipientEmailAddress": submission.recipient}
         if link := link_of(submission.message, submission.mailbox_message):
             return {
@@ -169,25 +172,25 @@ class Worker:
         if link_of(submission.message, submission.mailbox_message) is None:
             await self._fail(submission, SubmissionFailure.REFUSED, error.reason)
             return
-        # The mail is no longer where the link says (users delete what they report): send the mail itself.
+        # The message is no longer where the link says (users delete what they report): send it itself.
         log.info("submission.link_refused", submission_id=submission.submission_id)
         async with self._db.transaction() as tx:
-            if await store.holds(tx, submission.submission_id, submission.attempts):
-                await store.uncount(tx, submission.submission_id)
-                await store.retry_now(tx, submission.submission_id, without_link=True)
+            if await store.is_still_claimed(tx, submission.submission_id, submission.attempts):
+                await store.release_item(tx, submission.submission_id)
+                await store.make_due(tx, submission.submission_id, without_link=True)
 
     async def _strayed(self, submission: Submission, entity: Mapping[str, Any]) -> None:
-        """Submit the mail itself after Microsoft has taken another mail for it, to which the link had led."""
+        """Submit the message itself, because the link led Microsoft to another one."""
         graph_id = str(entity["id"])
         log.warning("submission.strayed", submission_id=submission.submission_id, graph_id=graph_id)
-        item = item_of_another(entity, submission.recipient)
+        item = item_of_other(entity, submission.recipient)
         async with self._db.transaction() as tx:
-            await store.note_stray(tx, submission.submission_id, graph_id, item)
-            if await store.holds(tx, submission.submission_id, submission.attempts):
-                await store.retry_now(tx, submission.submission_id, without_link=True)
+            await store.record_stray(tx, submission.submission_id, graph_id, item)
+            if await store.is_still_claimed(tx, submission.submission_id, submission.attempts):
+                await store.make_due(tx, submission.submission_id, without_link=True)
 
-    async def _look(self, tenant_id: UUID, submissions: list[Submission], deadline: float) -> None:
-        """Find out which of *submissions*, whose calls were never answered, Microsoft has."""
+    async def _look_up(self, tenant_id: UUID, submissions: list[Submission], deadline: float) -> None:
+        """Look up which of *submissions*, whose calls were never answered, Microsoft has."""
         # Not since the last call: an earlier one may turn up late.
         since = min(submission.requested_at for submission in submissions) - CLOCK_SKEW
         query = f"source eq 'administrator' and createdDateTime ge {since:%Y-%m-%dT%H:%M:%SZ}"
@@ -200,23 +203,23 @@ class Worker:
                 ]
         except Throttled as error:
             for submission in submissions:
-                await self._throttled(submission, error, looking=True)
+                await self._throttled(submission, error, is_lookup=True)
             return
         except (M365Error, TimeoutError) as error:
-            # Without a look nothing may be repeated.
+            # Nothing may be repeated before Microsoft's list was read.
             for submission in submissions:
                 pause = backoff(submission.attempts)
                 await self._postpone(
                     submission, DelayReason.UNAVAILABLE, str(error) or NO_ANSWER, pause, unanswered=True
                 )
             return
-        known = await store.known_graph_ids(self._db.pool, tenant_id, [str(entity["id"]) for entity in entities])
+        known = await store.find_known_graph_ids(self._db.pool, tenant_id, [str(entity["id"]) for entity in entities])
         for submission in submissions:
             found = next(
                 (
                     entity
                     for entity in entities
-                    if str(entity["id"]) not in known and is_same(entity, submission.message, submission.recipient)
+                    if str(entity["id"]) not in known and matches(entity, submission.message, submission.recipient)
                 ),
                 None,
             )
@@ -225,21 +228,21 @@ class Worker:
                 known.add(str(found["id"]))
                 await self._created(submission, found, adopted=True)
             else:
-                await self._missed(submission)
+                await self._not_found(submission)
 
-    async def _missed(self, submission: Submission) -> None:
-        """Repeat the call of a submission that Microsoft does not list, or look again while it may yet turn up."""
+    async def _not_found(self, submission: Submission) -> None:
+        """Repeat the call of a submission that Microsoft does not list, or look again while it may still appear."""
         now = datetime.now(UTC)
-        believed = (submission.sent_at or now) + self._missing_after
+        listed_by = (submission.sent_at or now) + self._missing_after
         async with self._db.transaction() as tx:
-            if not await store.holds(tx, submission.submission_id, submission.attempts):
+            if not await store.is_still_claimed(tx, submission.submission_id, submission.attempts):
                 return
-            if now < believed:
-                until = min(believed, now + backoff(submission.attempts))
-                await store.look_again(tx, submission.submission_id, until)
+            if now < listed_by:
+                retry_at = min(listed_by, now + backoff(submission.attempts))
+                await store.postpone_lookup(tx, submission.submission_id, retry_at)
             else:
-                await store.uncount(tx, submission.submission_id)
-                await store.retry_now(tx, submission.submission_id)
+                await store.release_item(tx, submission.submission_id)
+                await store.make_due(tx, submission.submission_id)
 
     async def _created(self, submission: Submission, entity: Mapping[str, Any], *, adopted: bool) -> None:
         graph_id = str(entity["id"])
@@ -269,17 +272,17 @@ class Worker:
             failed_at=datetime.now(UTC),
         )
         async with self._db.transaction() as tx:
-            held = await store.holds(tx, submission.submission_id, submission.attempts)
+            held = await store.is_still_claimed(tx, submission.submission_id, submission.attempts)
             if held and await store.settle(tx, submission.submission_id, "failed"):
                 await outbox.emit(tx, [(event, submission.traceparent)])
 
-    async def _throttled(self, submission: Submission, error: Throttled, *, looking: bool = False) -> None:
-        """Come back when Microsoft says; until then nobody calls about the tenant, because throttled calls count."""
+    async def _throttled(self, submission: Submission, error: Throttled, *, is_lookup: bool = False) -> None:
+        """Try again when Microsoft says; until then no replica calls about the tenant: throttled calls count."""
         pause = timedelta(seconds=error.retry_after) if error.retry_after else backoff(submission.attempts)
-        if looking or throttles_tenant(pause, self._quota, known=submission.unanswered_at is not None):
+        if is_lookup or throttles_tenant(pause, self._quota, known=submission.unanswered_at is not None):
             async with self._db.transaction() as tx:
-                await store.keep_quiet(tx, submission.tenant_id, datetime.now(UTC) + pause)
-        await self._postpone(submission, DelayReason.THROTTLED, SLOW_DOWN, pause, unanswered=looking)
+                await store.pause_tenant(tx, submission.tenant_id, datetime.now(UTC) + pause)
+        await self._postpone(submission, DelayReason.THROTTLED, SLOW_DOWN, pause, unanswered=is_lookup)
 
     async def _postpone(
         self, submission: Submission, reason: DelayReason, detail: str, pause: timedelta, *, unanswered: bool = False
@@ -290,24 +293,24 @@ class Worker:
             await self._fail(submission, SubmissionFailure.GAVE_UP, detail)
             return
         async with self._db.transaction() as tx:
-            if not await store.holds(tx, submission.submission_id, submission.attempts):
+            if not await store.is_still_claimed(tx, submission.submission_id, submission.attempts):
                 return
             await store.postpone(
                 tx, submission.submission_id, now + pause, reason, failing=failing, unanswered=unanswered
             )
             if not unanswered:
-                await store.uncount(tx, submission.submission_id)
-            await _tell_delay(tx, submission, reason, detail, now + pause)
+                await store.release_item(tx, submission.submission_id)
+            await _publish_delay(tx, submission, reason, detail, now + pause)
 
 
 def _claimed(row: Submission) -> Submission:
-    """Count the claim that was just made: the number tells it from later ones."""
+    """Return the row with the claim that was just made counted: the number tells it from later claims."""
     return replace(row, attempts=row.attempts + 1)
 
 
-async def _tell_delay(tx: Tx, submission: Submission, reason: DelayReason, detail: str, until: datetime) -> None:
-    """Publish that a submission waits, unless the same reason was told before."""
-    if reason in submission.delays_told:
+async def _publish_delay(tx: Tx, submission: Submission, reason: DelayReason, detail: str, retry_at: datetime) -> None:
+    """Publish that a submission waits, once for each reason."""
+    if reason in submission.delays_published:
         return
     event = SubmissionDelayed(
         tenant_id=submission.tenant_id,
@@ -315,14 +318,14 @@ async def _tell_delay(tx: Tx, submission: Submission, reason: DelayReason, detai
         case_id=submission.case_id,
         reason=reason,
         detail=detail[:500],
-        retry_at=until,
+        retry_at=retry_at,
         delayed_at=datetime.now(UTC),
     )
     await outbox.emit(tx, [(event, submission.traceparent)])
 
 
 def _when(value: Any) -> datetime:
-    """Read Microsoft's time; now, when it is missing or odd."""
+    """Return Microsoft's time; now, if it is missing or odd."""
     try:
         read = datetime.fromisoformat(str(value))
     except ValueError:

@@ -14,11 +14,11 @@ from submitter.rules import (
     Due,
     Quota,
     Used,
-    is_another,
-    is_same,
+    is_other_message,
     item_of,
-    item_of_another,
+    item_of_other,
     link_of,
+    matches,
     plan,
     throttles_tenant,
 )
@@ -69,12 +69,12 @@ def test_a_backlog_of_many_windows_is_spread_over_them() -> None:
 def test_a_throttled_tenant_is_left_alone_and_others_are_not() -> None:
     """Looks are calls, too; they take nothing of the quota."""
     other = uuid4()
-    look, throttled = Due(uuid4(), TENANT, "item", looks=True), due(2)
-    free = [Due(uuid4(), other, "item", looks=True), *due(1, tenant=other)]
-    quiet_until = NOW + timedelta(minutes=3)
-    planned = plan([look, *throttled, *free], Calls({}, {}, {TENANT: quiet_until}), Quota(1, 3, WINDOW), NOW)
+    look, throttled = Due(uuid4(), TENANT, "item", is_lookup=True), due(2)
+    free = [Due(uuid4(), other, "item", is_lookup=True), *due(1, tenant=other)]
+    paused_until = NOW + timedelta(minutes=3)
+    planned = plan([look, *throttled, *free], Calls({}, {}, {TENANT: paused_until}), Quota(1, 3, WINDOW), NOW)
     assert planned.now == [one.submission_id for one in free]
-    assert [(one.until, one.reason) for one in planned.wait] == [(quiet_until, "throttled")] * 3
+    assert [(one.until, one.reason) for one in planned.wait] == [(paused_until, "throttled")] * 3
 
 
 def test_a_throttled_item_is_told_from_a_throttled_tenant() -> None:
@@ -157,7 +157,7 @@ def mail(**facts: Any) -> Message:
 )
 def test_a_submission_is_recognised_by_message_id_and_recipient(entity: dict[str, Any], same: bool) -> None:
     """Graph's own key of an email submission."""
-    assert is_same(entity, mail(internet_message_id="<a@x.example>"), "user@contoso.example") is same
+    assert matches(entity, mail(internet_message_id="<a@x.example>"), "user@contoso.example") is same
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_a_submission_is_recognised_by_message_id_and_recipient(entity: dict[str
 def test_a_mail_without_message_id_is_recognised_by_sender_and_subject(entity: dict[str, Any], same: bool) -> None:
     """In the documented shape and in the one that Graph's samples show."""
     entity = {"recipientEmailAddress": "user@contoso.example", **entity}
-    assert is_same(entity, mail(sender="a@x.example", subject="Hello you"), "user@contoso.example") is same
+    assert matches(entity, mail(sender="a@x.example", subject="Hello you"), "user@contoso.example") is same
 
 
 def test_an_item_is_a_message_in_a_mailbox() -> None:
@@ -219,11 +219,11 @@ def test_a_submission_of_another_mail_is_known_by_its_id(
 ) -> None:
     """As long as both are known; brackets do not matter."""
     mail = Message(sha256="0" * 64, size=1, internet_message_id=ours)
-    assert is_another({"internetMessageId": microsofts}, mail) is another
+    assert is_other_message({"internetMessageId": microsofts}, mail) is another
 
 
 def test_the_item_of_another_mail_is_the_one_that_its_own_report_would_have() -> None:
     """So that its report waits for as long as Microsoft wants."""
     other = Message(sha256="0" * 64, size=1, internet_message_id="<b@x.example>")
     entity = {"internetMessageId": "<b@x.example>"}
-    assert item_of_another(entity, "User@contoso.example") == item_of(other, "user@contoso.example")
+    assert item_of_other(entity, "User@contoso.example") == item_of(other, "user@contoso.example")

@@ -412,7 +412,7 @@ async def test_who_has_lost_its_claim_changes_nothing_but_what_it_made(
         assert await db.pool.fetchrow("SELECT * FROM submissions") == before
         # Its answer is the truth, whoever holds the submission now.
         await zombie._submit(stale, asyncio.get_running_loop().time() + 60)
-        await successor._look(tenant_id, [held], asyncio.get_running_loop().time() + 60)
+        await successor._look_up(tenant_id, [held], asyncio.get_running_loop().time() + 60)
     (created,) = await emitted(db)
 
     assert isinstance(created, SubmissionCreated)
@@ -577,7 +577,7 @@ async def test_what_is_kept_of_calls_is_forgotten_when_it_counts_no_more(db: Dat
         " FROM unnest(ARRAY[1, 47, 49]) AS hours"
     )
     async with start() as worker:
-        await worker.forget_calls()
+        await worker.purge_calls()
     assert await db.pool.fetchval("SELECT count(*) FROM calls") == 2
 
 

@@ -22,8 +22,8 @@ CREATE TABLE submissions (
     unanswered_at   timestamptz,
     -- Since when every call has failed, Microsoft being away or not letting us; null after a wait for anything else.
     failing_since   timestamptz,
-    -- The reasons for which a delay was told already.
-    delays_told     text[]      NOT NULL DEFAULT '{}',
+    -- The reasons for which a delay was published already.
+    delays_published text[]      NOT NULL DEFAULT '{}',
     graph_id        text,
     -- Microsoft's id of the submission of another message, to which the reporter's link had led. It is nobody's verdict.
     stray_graph_id  text

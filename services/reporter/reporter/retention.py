@@ -1,0 +1,160 @@
+"""
+Delete raw mails that no report refers to from the mail store, and from nowhere else.
+
+A mail lies there under its content, so a new report of it may come at any moment and find it "already there". Why
+none of them can lose it is in docs/adr/0005-retention.md.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import TypeAlias
+from uuid import UUID
+
+import structlog
+
+from chassis.postgres import Database, Tx
+from mail import MailStore
+
+log = structlog.get_logger()
+
+Mail: TypeAlias = tuple[UUID, str]
+"""A raw message in the mail store: tenant and SHA-256."""
+
+BATCH = 100
+DELETION_TIMEOUT = timedelta(seconds=45)
+"""Longest time that the deletions of a batch may take: reports of these mails wait meanwhile."""
+LEASE = timedelta(minutes=5)
+"""Longer than that: mails that are still claimed then were left behind by a crash."""
+REMEMBERED = timedelta(days=1)
+"""Longer than a report can take between its mail being put into the store and its transaction."""
+UNREPORTED = timedelta(days=30)
+"""Age at which a mail goes of which there never was a report, because its request broke off in between."""
+UNKNOWN = timedelta(days=60)
+"""Age at which a verdict goes whose case has no report here; longer than the topic keeps it."""
+
+
+class Retention:
+    """Deletes messages from the mail store once no report refers to them."""
+
+    def __init__(self, db: Database, mails: MailStore) -> None:
+        self._db = db
+        self._mails = mails
+
+    async def delete_expired_mails(self) -> int:
+        """
+        Delete the mails that are due and that no report refers to. Returns how many were due.
+
+        Killed at any point, it leaves rows that come due again.
+        """
+        # The claim is committed before anything is deleted: it is what makes reports put their mail once more.
+        async with self._db.transaction() as tx:
+            due = await _claim_expired_mails(tx, LEASE, BATCH)
+        if due:
+            await self._delete(due)
+        return len(due)
+
+    async def _delete(self, due: list[Mail]) -> None:
+        async with self._db.transaction() as tx:
+            locked = await _lock_mails(tx, due)
+            released = await _release_mails(tx, locked)
+            expired = [mail for mail in locked if mail not in released]
+            async with asyncio.timeout(DELETION_TIMEOUT.total_seconds()):
+                outcomes = await asyncio.gather(
+                    *(self._mails.delete(*mail) for mail in expired), return_exceptions=True
+                )
+            failures = [outcome for outcome in outcomes if outcome is not None]
+            deleted = [mail for mail, outcome in zip(expired, outcomes, strict=True) if outcome is None]
+            await _record_deleted_mails(tx, deleted, REMEMBERED)
+        if deleted:
+            log.info("mails.deleted", mails=len(deleted))
+        for failure in failures:
+            raise failure
+
+    async def sweep(self) -> int:
+        """Make messages due that were never reported, and delete verdicts of cases that have no report here."""
+        async for page in self._mails.older(UNREPORTED):
+            async with self._db.transaction() as tx:
+                await _expire_unreported(tx, page)
+        async with self._db.transaction() as tx:
+            await _purge_unreported_cases(tx, UNKNOWN)
+        return 0
+
+
+async def _claim_expired_mails(tx: Tx, lease: timedelta, limit: int) -> list[Mail]:
+    """Take mails that are due, for *lease*: then they come due again unless they are settled."""
+    rows = await tx.fetch(
+        "WITH due AS (SELECT tenant_id, sha256 FROM expired_mails WHERE due_at <= now() ORDER BY due_at LIMIT $2"
+        " FOR UPDATE SKIP LOCKED)"
+        " UPDATE expired_mails AS mail SET due_at = now() + $1::interval, attempts = attempts + 1 FROM due"
+        " WHERE mail.tenant_id = due.tenant_id AND mail.sha256 = due.sha256"
+        " RETURNING mail.tenant_id, mail.sha256",
+        lease,
+        limit,
+    )
+    return [(row["tenant_id"], row["sha256"]) for row in rows]
+
+
+async def _lock_mails(tx: Tx, mails: Sequence[Mail]) -> list[Mail]:
+    """
+    Keep *mails* from being reported until the transaction ends; return those that nobody else has to do with now.
+
+    It waits for nobody. Which of them reports refer to must be asked in a later statement: only that one sees all.
+    """
+    rows = await tx.fetch(
+        # Locked before the join: within it, PostgreSQL may try the lock of every row of the table.
+        "WITH due AS MATERIALIZED (SELECT * FROM unnest($1::uuid[], $2::text[]) AS due (tenant_id, sha256)"
+        " WHERE pg_try_advisory_xact_lock(mail_lock(tenant_id, sha256)))"
+        " SELECT mail.tenant_id, mail.sha256 FROM expired_mails AS mail JOIN due USING (tenant_id, sha256)"
+        " FOR UPDATE OF mail SKIP LOCKED",
+        [tenant_id for tenant_id, _ in mails],
+        [sha256 for _, sha256 in mails],
+    )
+    return [(row["tenant_id"], row["sha256"]) for row in rows]
+
+
+async def _release_mails(tx: Tx, mails: Sequence[Mail]) -> set[Mail]:
+    """Drop those of *mails*, which are locked, that reports refer to, or that are deleted; return which they were."""
+    rows = await tx.fetch(
+        "DELETE FROM expired_mails AS mail USING unnest($1::uuid[], $2::text[]) AS held (tenant_id, sha256)"
+        " WHERE mail.tenant_id = held.tenant_id AND mail.sha256 = held.sha256 AND (mail.deleted OR EXISTS"
+        " (SELECT FROM reports WHERE reports.tenant_id = mail.tenant_id AND reports.sha256 = mail.sha256))"
+        " RETURNING mail.tenant_id, mail.sha256",
+        [tenant_id for tenant_id, _ in mails],
+        [sha256 for _, sha256 in mails],
+    )
+    return {(row["tenant_id"], row["sha256"]) for row in rows}
+
+
+async def _record_deleted_mails(tx: Tx, mails: Sequence[Mail], remembered: timedelta) -> None:
+    """Note that mails are deleted, and remember it for a while."""
+    await tx.execute(
+        "UPDATE expired_mails AS mail SET deleted = true, due_at = now() + $3::interval"
+        " FROM unnest($1::uuid[], $2::text[]) AS held (tenant_id, sha256)"
+        " WHERE mail.tenant_id = held.tenant_id AND mail.sha256 = held.sha256",
+        [tenant_id for tenant_id, _ in mails],
+        [sha256 for _, sha256 in mails],
+        remembered,
+    )
+
+
+async def _expire_unreported(tx: Tx, mails: Sequence[Mail]) -> None:
+    """Make those of *mails* due that no report refers to."""
+    await tx.execute(
+        "INSERT INTO expired_mails (tenant_id, sha256)"
+        " SELECT * FROM unnest($1::uuid[], $2::text[]) AS mail (tenant_id, sha256) WHERE NOT EXISTS"
+        " (SELECT FROM reports WHERE reports.tenant_id = mail.tenant_id AND reports.sha256 = mail.sha256)"
+        " ON CONFLICT DO NOTHING",
+        [tenant_id for tenant_id, _ in mails],
+        [sha256 for _, sha256 in mails],
+    )
+
+
+async def _purge_unreported_cases(tx: Tx, age: timedelta) -> None:
+    """Delete what was heard, more than *age* ago, of cases of which no report is here."""
+    await tx.execute("DELETE FROM early_cases WHERE noted_at < now() - $1::interval", age)
+    await tx.execute(
+        "DELETE FROM cases WHERE greatest(changed_at, read_at) < now() - $1::interval"
+        " AND NOT EXISTS (SELECT FROM reports WHERE reports.case_id = cases.case_id)",
+        age,
+    )
