@@ -48,7 +48,7 @@ from backstop_contracts.events import (
     Verdict,
     VerdictReady,
 )
-from backstop_contracts.message import ParsedMessage, message_of
+from backstop_contracts.message import ParsedMessage, folder_of, message_of
 
 __all__ = [
     "EVENTS",
@@ -99,6 +99,7 @@ __all__ = [
     "SubmissionRequested",
     "Verdict",
     "VerdictReady",
+    "folder_of",
     "headers_for",
     "message_of",
     "read_headers",

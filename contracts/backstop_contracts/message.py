@@ -5,7 +5,7 @@ from datetime import datetime
 from itertools import accumulate
 from typing import Protocol
 
-from backstop_contracts.events import Attachment, Delivery, Message
+from backstop_contracts.events import Attachment, Delivery, Folder, Message
 
 MAX_URLS = 100
 MAX_URL_CHARACTERS = 32_768
@@ -92,6 +92,8 @@ class ParsedMessage(Protocol):
     @property
     def attachments(self) -> Sequence[File]: ...
     @property
+    def delivery_folder(self) -> str | None: ...
+    @property
     def authentication(self) -> Authentication: ...
     @property
     def antispam(self) -> Antispam: ...
@@ -135,6 +137,11 @@ def message_of(facts: ParsedMessage) -> Message:
             header_from=authentication.header_from,
         ),
     )
+
+
+def folder_of(facts: ParsedMessage) -> Folder:
+    """Return the folder into which Exchange Online put the message, as its headers say; the Inbox if they do not."""
+    return Folder.JUNK if facts.delivery_folder == "junk" else Folder.INBOX
 
 
 def _fitting(urls: Sequence[str]) -> tuple[str, ...]:

@@ -55,6 +55,7 @@ _DELIVERED_TO = ("delivered-to", "x-original-to", "envelope-to", "x-envelope-to"
 _MESSAGE_ID = re.compile(r"<[^<>]+>")
 _GUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _TEXTS = ("text/plain", "text/html")
+_MESSAGES = frozenset({"message/rfc822", "message/global", "application/vnd.ms-outlook"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +108,18 @@ class MailFacts:
     delivery_folder: Literal["inbox", "junk"] | None = None
     fingerprint: str | None = None
     defects: tuple[str, ...] = ()
+
+    @property
+    def carries_messages(self) -> bool:
+        """
+        Whether other messages are attached, whatever type their attachments say they have.
+
+        Report buttons, add-ins and "forward as attachment" wrap what they report in a message of the user's own.
+        """
+        return any(
+            file.content_type in _MESSAGES or (file.name or "").lower().endswith((".eml", ".msg"))
+            for file in self.attachments
+        )
 
 
 def parse(raw: bytes) -> MailFacts:

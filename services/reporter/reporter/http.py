@@ -1,4 +1,4 @@
-"""Reporter over HTTP: report a mail, and hear what became of the report."""
+"""Reporter over HTTP: report a message, and hear what became of the report."""
 
 import asyncio
 from datetime import UTC, datetime
@@ -7,19 +7,9 @@ from uuid import UUID
 
 import structlog
 from fastapi import APIRouter, Depends, Request, Response
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 
-from backstop_contracts import (
-    Actor,
-    ActorKind,
-    BlockKind,
-    BlockScope,
-    Channel,
-    MailboxMessage,
-    MessageReported,
-    ReportedAs,
-    message_of,
-)
+from backstop_contracts import Actor, ActorKind, Channel, MailboxMessage, MessageReported, folder_of, message_of
 from backstop_contracts.api import BlockState
 from backstop_contracts.identity import report_id
 from chassis import telemetry
@@ -27,26 +17,18 @@ from chassis.entra import Caller, require
 from chassis.http import Problem, problems
 from chassis.postgres import Database
 from mail import MailFacts, MailStore, StoreUnavailable, parse
-from outcomes import MailboxBlock
-from reporter import rules, store
+from reporter import status
+from reporter.blocks import NOT_POSSIBLE, block_state
 from reporter.intake import Intake, ReportRequest
 from reporter.openapi import REPORT_REQUEST
-from reporter.upload import SMALL_BYTES, Attributes, Uploads
+from reporter.upload import SMALL_BYTES, Attributes, MailboxPlace, Uploads
 
 log = structlog.get_logger()
 
 Filer = Annotated[Caller, Depends(require("Reporter"))]
-Reader = Annotated[Caller, Depends(require("Reporter", "SecurityReader", "SecurityAdministrator"))]
 
-SECURITY = {"SecurityReader", "SecurityAdministrator"}
 OLE = bytes.fromhex("d0cf11e0a1b11ae1")
 """How the files of Outlook and of older Office begin."""
-NOT_POSSIBLE = BlockState(
-    scope=BlockScope.MAILBOX,
-    kind=BlockKind.SENDER,
-    status="not-possible",
-    explanation="The message names no sender that could be blocked. The report was saved without the block.",
-)
 
 
 class Accepted(BaseModel):
@@ -58,30 +40,20 @@ class Accepted(BaseModel):
     block: BlockState | None = None
 
 
-class ReportState(BaseModel):
-    """A report and what became of it, so far."""
-
-    report_id: UUID
-    reporter: str
-    reported_as: ReportedAs
-    folder: str
-    reported_at: datetime
-    status: rules.Status
-    conclusion: Annotated[str | None, Field(description="Microsoft's verdict; null until there is one.")]
-    explanation: str
-    block: BlockState | None
-
-
 def make_router(db: Database, mails: MailStore, uploads: Uploads) -> APIRouter:
     """Make reporter's routes over *db* and the mail store."""
     router = APIRouter(prefix="/v1/reports", tags=["reports"])
     intake = Intake(db, mails)
+
+    async def allow_upload(request: Request, _caller: Filer) -> None:
+        uploads.allow(request)
 
     @router.post(
         "",
         operation_id="report_mail",
         status_code=202,
         openapi_extra=REPORT_REQUEST,
+        dependencies=[Depends(allow_upload)],
         responses=problems(400, 401, 403, 408, 413, 415, 422, 503),
     )
     async def report_mail(request: Request, response: Response, caller: Filer) -> Accepted:
@@ -111,28 +83,10 @@ def make_router(db: Database, mails: MailStore, uploads: Uploads) -> APIRouter:
             report_id=report.report_id,
             status_url=response.headers["Location"],
             repeated=recorded.repeated,
-            block=_block(recorded.block) or NOT_POSSIBLE if wanted else None,
+            block=(block_state(recorded.block) if recorded.block else NOT_POSSIBLE) if wanted else None,
         )
 
-    @router.get("/{report_id}", operation_id="read_report", responses=problems(401, 403, 404, 422, 503))
-    async def read_report(caller: Reader, report_id: UUID) -> ReportState:
-        """Tell what became of a report: whoever filed it, and security staff. To others it is unknown."""
-        report = await store.find_report(db.pool, caller.tenant_id, report_id)
-        if report is None or not (caller.oid in report.filed_by or caller.roles & SECURITY):
-            raise Problem(404, "unknown-report", f"There is no report {report_id} of yours.")
-        status, explanation = rules.progress(report.status, report.conclusion, report.override)
-        return ReportState(
-            report_id=report_id,
-            reporter=report.reporter,
-            reported_as=report.reported_as,
-            folder=report.folder,
-            reported_at=report.reported_at,
-            status=status,
-            conclusion=report.conclusion if status is rules.Status.VERDICT else None,
-            explanation=explanation,
-            block=_block(report.block),
-        )
-
+    status.add_routes(router, db)
     return router
 
 
@@ -143,7 +97,7 @@ async def _facts(raw: bytes) -> MailFacts:
         if raw.startswith(OLE):
             detail = f"Outlook's .msg files are not read: save the message as .eml. {detail}"
         raise Problem(422, "not-a-message", detail)
-    if rules.carries_messages(facts):
+    if facts.carries_messages:
         raise Problem(
             422,
             "carries-another-message",
@@ -154,45 +108,52 @@ async def _facts(raw: bytes) -> MailFacts:
 
 
 def _report(caller: Caller, said: Attributes, facts: MailFacts) -> tuple[MessageReported, str]:
-    """Make the event of a report, and say which mailbox a block would be for."""
-    place = MailboxMessage(**said.mailbox_message.model_dump()) if said.mailbox_message else None
-    try:
-        if caller.is_app:
-            if said.reporter is None:
-                raise Problem(422, "missing-reporter", "Applications must set `reporter`. The report was not saved.")
-            reporter = rules.Reporter(said.reporter, said.reporter.lower())
-        else:
-            reporter = rules.person(caller.oid, caller.name, said.reporter)
-            if place:
-                own = rules.own_mailbox(caller.oid, caller.name, place.user_id)
-                place = place.model_copy(update={"user_id": own})
-    except rules.NotYoursError as error:
-        raise Problem(403, "not-allowed", f"{error}. Nothing was saved.") from None
+    """Return the event of a report, and the mailbox that a block would be for."""
+    reporter, mailbox = _reporter(caller, said.reporter)
     message = message_of(facts)
     report = MessageReported(
         tenant_id=caller.tenant_id,
-        report_id=report_id(caller.tenant_id, reporter.address, message, said.reported_as),
-        reporter=reporter.address,
+        report_id=report_id(caller.tenant_id, reporter, message, said.reported_as),
+        reporter=reporter,
         reporter_id=None if caller.is_app else caller.oid,
         reported_as=said.reported_as,
-        folder=said.folder or rules.folder_of(facts),
+        folder=said.folder or folder_of(facts),
         channel=Channel.API,
         reported_at=datetime.now(UTC),
         message=message,
-        mailbox_message=place,
+        mailbox_message=_place(caller, said.mailbox_message) if said.mailbox_message else None,
     )
-    return report, reporter.mailbox
+    return report, mailbox
 
 
-def _block(block: MailboxBlock | None) -> BlockState | None:
-    if block is None:
-        return None
-    return BlockState(
-        block_id=block.block_id,
-        scope=BlockScope.MAILBOX,
-        kind=BlockKind.SENDER,
-        value=block.sender,
-        status=block.status,
-        reason=block.reason,
-        explanation=rules.block_explained(block.status, block.reason),
-    )
+def _reporter(caller: Caller, claimed: str | None) -> tuple[str, str]:
+    """
+    Return the address that received the message, and the mailbox for which its sender can be blocked.
+
+    A signed-in person is the reporter and nobody else; their mailbox is that of their object id, never an address that
+    they could choose. Raises Problem if *claimed* is somebody else.
+    """
+    if caller.is_app:
+        if claimed is None:
+            raise Problem(422, "missing-reporter", "Applications must set `reporter`. The report was not saved.")
+        return claimed, claimed.lower()
+    if caller.name is None or "@" not in caller.name:
+        raise _not_allowed("The token's preferred_username is no email address, so the reporter is not known")
+    if claimed is not None and claimed.lower() != caller.name.lower():
+        raise _not_allowed("A signed-in person can report for themselves only: leave out reporter")
+    return caller.name, caller.oid
+
+
+def _place(caller: Caller, said: MailboxPlace) -> MailboxMessage:
+    """Return where the message lies. Raises Problem unless that is the own mailbox of a signed-in person."""
+    place = MailboxMessage(**said.model_dump())
+    if caller.is_app:
+        return place
+    if place.user_id.lower() not in {caller.oid.lower(), (caller.name or caller.oid).lower()}:
+        # Microsoft would be made to read somebody else's mail.
+        raise _not_allowed("A signed-in person can point at their own mailbox only")
+    return place.model_copy(update={"user_id": caller.oid})
+
+
+def _not_allowed(why: str) -> Problem:
+    return Problem(403, "not-allowed", f"{why}. Nothing was saved.")

@@ -18,7 +18,7 @@ from chassis.postgres import Database, PostgresUnavailableError, Tx
 from mail import MailStore
 from outcomes import MailboxBlock, request_block
 from reporter import store
-from reporter.rules import blockable
+from reporter.blocks import blockable_sender
 
 TOGETHER = 50
 """Most reports that are recorded in one transaction."""
@@ -152,7 +152,7 @@ async def record(tx: Tx, requests: Sequence[ReportRequest], mails: MailStore) ->
 
 
 async def _block(tx: Tx, request: ReportRequest) -> tuple[MailboxBlock | None, BlockRequested | None]:
-    report, sender = request.report, blockable(request.report.message)
+    report, sender = request.report, blockable_sender(request.report.message)
     if not request.block_for or not sender:
         return None, None
     block, requested = await request_block(

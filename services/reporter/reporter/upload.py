@@ -89,6 +89,12 @@ class Uploads:
         self._seconds = seconds
         self._patience = patience
 
+    def allow(self, request: Request) -> None:
+        """Let the body of *request* be as large as the largest message makes it, and take as long as an upload may."""
+        body: Body = request.scope[Body.KEY]
+        # A little more than `receive` reads, whose refusal can say how large a message may be.
+        body.allow(self._most_bytes + (1 << 20), self._seconds)
+
     @asynccontextmanager
     async def receive(self, request: Request) -> AsyncIterator[Upload]:
         """Read *request*. A large mail takes up room until the block ends, and waits for it at most *patience* s."""
@@ -126,9 +132,6 @@ class Uploads:
                 "unexpected-query-parameters",
                 "Query parameters go with message/rfc822 only; put them into the body. Nothing was saved.",
             )
-        body: Body = request.scope[Body.KEY]
-        # A little more than is read below, where the refusal can say how large a mail may be.
-        body.allow(self._most_bytes + (1 << 20), self._seconds)
         try:
             return await readers[kind](request, options)
         except ClientDisconnect:

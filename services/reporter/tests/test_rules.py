@@ -5,10 +5,15 @@ from uuid import UUID, uuid4
 import pytest
 
 from backstop_contracts import CaseStatus, Conclusion, Message
-from reporter import rules
-from reporter.rules import NotYoursError, Reporter, Status
+from chassis.entra import Caller
+from chassis.http import Problem
+from reporter import http, rules
+from reporter.blocks import blockable_sender, explain_block
+from reporter.rules import Status
+from reporter.upload import MailboxPlace
 
 TENANT = uuid4()
+OID = str(UUID(int=0xABC))
 OPEN, SUBMITTED, RESOLVED, DISMISSED = CaseStatus
 THREAT, CLEAN, SIMULATION, UNKNOWN = Conclusion
 
@@ -68,14 +73,14 @@ def test_every_state_is_explained_in_words_of_its_own() -> None:
 @pytest.mark.parametrize("reason", ["own-domain", "protected-domain", "invalid", "limit", "refused", "gave-up"])
 def test_every_reason_of_a_failed_block_is_explained(reason: str) -> None:
     """The reporter hears why; a reason that is not known yet is still a sentence."""
-    assert rules.block_explained("failed", reason).startswith("The sender was not blocked: ")
-    assert rules.block_explained("failed", "brand-new").startswith("The sender was not blocked: ")
+    assert explain_block("failed", reason).startswith("The sender was not blocked: ")
+    assert explain_block("failed", "brand-new").startswith("The sender was not blocked: ")
 
 
 def test_an_ended_block_is_explained() -> None:
     """The reporter hears why mail of the sender arrives again."""
-    assert rules.block_explained("removed", "verdict-clean").endswith("Microsoft found the mail clean.")
-    assert rules.block_explained("removed", "expired") != rules.block_explained("removed", "verdict-clean")
+    assert explain_block("removed", "verdict-clean").endswith("Microsoft found the mail clean.")
+    assert explain_block("removed", "expired") != explain_block("removed", "verdict-clean")
 
 
 @pytest.mark.parametrize(
@@ -89,14 +94,18 @@ def test_an_ended_block_is_explained() -> None:
 )
 def test_a_sender_can_be_blocked_when_the_mail_names_one(sender: str | None, value: str | None) -> None:
     """Its length is bounded."""
-    assert rules.blockable(message(sender=sender)) == value
+    assert blockable_sender(message(sender=sender)) == value
+
+
+def caller(name: str | None) -> Caller:
+    """Return a signed-in person whose token says that name."""
+    return Caller(tenant_id=TENANT, oid=OID, name=name, roles=frozenset({"Reporter"}), is_app=False)
 
 
 @pytest.mark.parametrize("claimed", [None, "ann@contoso.example", "ANN@CONTOSO.EXAMPLE"])
 def test_a_person_is_the_reporter(claimed: str | None) -> None:
     """Address and mailbox of a signed-in person come from the token."""
-    oid = str(uuid4())
-    assert rules.person(oid, "Ann@contoso.example", claimed) == Reporter("Ann@contoso.example", oid)
+    assert http._reporter(caller("Ann@contoso.example"), claimed) == ("Ann@contoso.example", OID)
 
 
 @pytest.mark.parametrize(
@@ -104,15 +113,15 @@ def test_a_person_is_the_reporter(claimed: str | None) -> None:
 )
 def test_a_person_is_nobody_else(name: str | None, claimed: str | None) -> None:
     """Neither another address nor an unknown one is taken."""
-    with pytest.raises(NotYoursError):
-        rules.person(str(uuid4()), name, claimed)
+    with pytest.raises(Problem, match="Nothing was saved"):
+        http._reporter(caller(name), claimed)
 
 
 def test_a_persons_own_mailbox_is_known_by_object_id() -> None:
     """However a person writes their own mailbox, its object id is used."""
-    oid = str(UUID(int=0xABC))
-    for user_id in (oid, oid.upper(), "Ann@contoso.example", "ann@contoso.example"):
-        assert rules.own_mailbox(oid, "ann@contoso.example", user_id) == oid
-    for user_id in ("bob@contoso.example", str(uuid4()), ""):
-        with pytest.raises(NotYoursError):
-            rules.own_mailbox(oid, "ann@contoso.example", user_id)
+    ann = caller("ann@contoso.example")
+    for user_id in (OID, OID.upper(), "Ann@contoso.example", "ann@contoso.example"):
+        assert http._place(ann, MailboxPlace(user_id=user_id, message_id="AAMk")).user_id == OID
+    for user_id in ("bob@contoso.example", str(uuid4())):
+        with pytest.raises(Problem, match="own mailbox only"):
+            http._place(ann, MailboxPlace(user_id=user_id, message_id="AAMk"))
