@@ -13,7 +13,7 @@ setup: ## Make .venv with everything that Backstop needs (the other targets do t
 	@exec "$(PYTHON)" deploy/local/bootstrap.py
 
 demo: setup ## Run the whole story on this machine: MAILS=<folder of .eml files>, REPORT=<file for the findings as JSON>
-	@exec $(RUN) backstop demo $(if $(MAILS),--mails "$(MAILS)") $(if $(REPORT),--report "$(REPORT)")
+	@exec $(RUN) demo $(if $(MAILS),--mails "$(MAILS)") $(if $(REPORT),--report "$(REPORT)")
 
 up: setup ## Start everything in the background, and say where it is
 	@exec $(RUN) local_stack up

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import backstop.demo
+import demo
 from bench.report import Cell, Chart, Goal, Result, quantile, spread
 from local_stack.supervisor import STATE
 
@@ -46,7 +46,7 @@ Findings = dict[str, dict[str, Parsed]]
 
 async def run(quick: bool, tell: Callable[[str], None]) -> Result:
     """Measure over the folder that MAILS names, or over the demo's mails."""
-    folder = Path(os.environ.get("MAILS") or Path(backstop.demo.__file__).parent / "mails")
+    folder = Path(os.environ.get("MAILS") or Path(demo.__file__).parent / "mails")
     pythons = dict.fromkeys((OURS, "standard library"), sys.executable)
     pythons |= dict.fromkeys(RIVALS[1:], await _install(tell))
     found = await _compare(pythons, folder, QUICK_ROUNDS if quick else ROUNDS, tell)

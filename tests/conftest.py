@@ -11,10 +11,10 @@ import aiohttp
 import pytest
 from faults.run import LEASES
 
-from backstop.demo.quarantine import SETTINGS
-from backstop.demo.run import Demo
-from backstop.gateway import Gateway
-from backstop.journal import Journal
+from demo.event_log import EventLog
+from demo.gateway import Gateway
+from demo.people import Demo
+from demo.quarantine import SETTINGS
 from local_stack.backing import Backing, own_database
 from local_stack.stack import Stack
 
@@ -64,14 +64,14 @@ async def running(
         found=found,
     ) as stack:
         trust = ssl.create_default_context(cafile=stack.ca_file)
-        journal = Journal(stack.kafka_bootstrap, prefix=prefix, listener=lambda _event, _time: None)
+        event_log = EventLog(stack.kafka_bootstrap, prefix=prefix, listener=lambda _event, _time: None)
         async with (
             Gateway(stack.urls["gateway"]) as gateway,
             aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=trust)) as microsoft,
         ):
-            following = asyncio.create_task(journal.follow())
+            following = asyncio.create_task(event_log.follow())
             try:
-                yield stack, Demo(stack, gateway, microsoft, journal, {})
+                yield stack, Demo(stack, gateway, microsoft, event_log, {})
             finally:
                 following.cancel()
                 with suppress(asyncio.CancelledError):

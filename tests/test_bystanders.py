@@ -6,8 +6,8 @@ from uuid import UUID, uuid4
 
 from test_story import case_that, kinds_of, settled, until, write
 
-from backstop.demo.run import Demo
-from backstop.demo.story import Reported
+from demo.people import Demo
+from demo.story import Reported
 from local_stack.stack import Stack
 
 TWO = ("paul", "petra")

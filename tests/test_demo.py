@@ -11,11 +11,13 @@ from uuid import uuid4
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from backstop.demo.findings import Outcome
-from backstop.demo.run import Demo, bulk_story, run_demo
-from backstop.demo.story import Reported
-from backstop.gateway import Gateway
-from backstop.journal import CaseStory, Journal
+from demo.event_log import CaseStory, EventLog
+from demo.folder import folder_story
+from demo.gateway import Gateway
+from demo.people import Demo
+from demo.report import Outcome
+from demo.run import run_demo
+from demo.story import Reported
 from local_stack.stack import STATE
 
 TEXT = "Please confirm your account {} at https://confirm.phish.example/in before tonight, or it will be closed.\n"
@@ -92,12 +94,12 @@ async def test_a_case_that_is_decided_already_is_no_end(tmp_path: Path) -> None:
 
     app = web.Application()
     app.add_routes([web.get("/v1/cases", cases), web.post("/v1/cases/{id}/decisions", decide)])
-    journal = Journal("", prefix="", listener=lambda _event, _time: None)
-    journal.cases[case_id] = CaseStory(case_id, reports=[report_id])
+    event_log = EventLog("", prefix="", listener=lambda _event, _time: None)
+    event_log.cases[case_id] = CaseStory(case_id, reports=[report_id])
     decision = {"action": "submit", "category": "spam", "blocks": [{"kind": "sender"}]}
     async with TestServer(app) as server, Gateway(str(server.make_url("/"))) as gateway:
         nothing = cast("Any", None)
-        demo = Demo(nothing, gateway, nothing, journal, {})
+        demo = Demo(nothing, gateway, nothing, event_log, {})
         demo.outcomes = [
             Outcome(Reported(tmp_path / "a.eml", ("ann@contoso.example",), decision=decision), [report_id])
         ]
@@ -110,5 +112,5 @@ async def test_a_case_that_is_decided_already_is_no_end(tmp_path: Path) -> None:
 def test_mails_that_share_a_message_id_have_different_reporters(tmp_path: Path) -> None:
     """Microsoft takes an id of one recipient once in 15 minutes, and three times a day."""
     mails = {f"{n:02d}": f"From: a@phish.example\nMessage-Id:\n <same@phish.example>\n\n{n}" for n in range(20)}
-    acts = bulk_story(folder_of(tmp_path, mails))
+    acts = folder_story(folder_of(tmp_path, mails))
     assert len({act.reporters for act in acts}) == 20

@@ -12,7 +12,7 @@ import pytest
 import structlog
 import trustme
 from aiokafka.errors import KafkaError
-from click.testing import Result
+from click.testing import CliRunner, Result
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
@@ -21,7 +21,6 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from faststream.kafka import KafkaRouter
 from pydantic import ValidationError
-from typer.testing import CliRunner
 
 from backstop.app import app
 from backstop_contracts import CaseStatus, CaseUpdated
@@ -154,7 +153,7 @@ async def test_nobody_gets_in_in_the_clear_or_with_another_password(
             prefix="wrong",
             partitions=1,
             replication=1,
-            kafka_security=KafkaSettings().kafka_security(),
+            kafka_security=KafkaSettings().kafka_options(),
         )
     refused = await backstop(environment, "topics", "create")
 

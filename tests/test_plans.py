@@ -9,9 +9,9 @@ from typing import Any
 import asyncpg
 import pytest
 from asyncpg.connection import LoggedQuery
+
 from bench.stand import opened
 from bench.stored import HOT, LARGE, Place, fill, middle
-
 from chassis.postgres import Database, Tx
 from local_stack.backing import own_database
 

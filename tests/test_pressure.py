@@ -10,9 +10,9 @@ from uuid import UUID
 import aiohttp
 import pytest
 
-from backstop.demo.check import differences
-from backstop.demo.run import Demo
-from backstop.demo.story import Reported
+from demo.check import differences
+from demo.people import Demo
+from demo.story import Reported
 from local_stack.stack import Stack
 
 from .conftest import running
@@ -61,11 +61,11 @@ async def settled(demo: Demo) -> None:
     """Wait until every case is decided and every block has its outcome; the ledger agrees with all claims."""
 
     async def quiet() -> bool:
-        return demo.journal.settled(demo.accepted)
+        return demo.event_log.settled(demo.accepted)
 
     await until(quiet, 120)
     ledger = await demo.control("GET", "/ledger")
-    assert differences(demo.journal, demo.accepted, ledger, demo.addresses) == []
+    assert differences(demo.event_log, demo.accepted, ledger, demo.addresses) == []
 
 
 async def test_while_kafka_is_away_intake_goes_on_and_everything_catches_up(
@@ -99,7 +99,7 @@ async def test_while_kafka_is_away_intake_goes_on_and_everything_catches_up(
 
     await stack.supervisor.restart("kafka")
     await settled(demo)
-    assert len(demo.journal.cases) == len(mails)
+    assert len(demo.event_log.cases) == len(mails)
 
     async def nothing_waits() -> bool:
         read = [await metrics(stack, name) for name in SERVICES]
@@ -158,7 +158,7 @@ async def test_while_postgresql_is_away_intake_says_so_and_nothing_accepted_is_l
     await until(lambda: _are_ready(stack, *SERVICES, "gateway"))
 
     async def known() -> bool:
-        return set(accepted) <= demo.journal.case_of.keys()
+        return set(accepted) <= demo.event_log.case_of.keys()
 
     await until(known)
     assert len(set(accepted)) == len(accepted) == 2 * len(mails) + 2

@@ -8,9 +8,9 @@ from typing import Any
 
 import aiohttp
 
-from backstop.demo.check import differences
-from backstop.demo.quarantine import ADMIN_STEPS, RELEASE_POLICY, USER_STEPS, set_up
-from backstop.demo.run import Demo
+from demo.check import differences
+from demo.people import Demo
+from demo.quarantine import ADMIN_STEPS, RELEASE_POLICY, USER_STEPS, set_up
 from local_stack.stack import Stack
 
 
@@ -22,13 +22,13 @@ async def test_users_and_admins_work_in_the_quarantine(demo: Demo) -> None:
     assert set(flows.walked) == {*USER_STEPS, *ADMIN_STEPS}
 
     async with asyncio.timeout(120):
-        while not demo.accepted <= demo.journal.case_of.keys():
+        while not demo.accepted <= demo.event_log.case_of.keys():
             await asyncio.sleep(0.05)
         await demo.triage()
-        while not demo.journal.settled(demo.accepted):
+        while not demo.event_log.settled(demo.accepted):
             await asyncio.sleep(0.05)
     ledger = await demo.control("GET", "/ledger")
-    assert differences(demo.journal, demo.accepted, ledger, demo.addresses) == []
+    assert differences(demo.event_log, demo.accepted, ledger, demo.addresses) == []
 
     done = [(entry["action"], entry["recipient"].partition("@")[0]) for entry in ledger["quarantine_actions"]]
     assert sorted(done) == [("deny", "uma"), ("release", "rita"), ("release", "sam"), ("request", "sam")]

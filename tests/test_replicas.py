@@ -14,10 +14,10 @@ from aiokafka import AIOKafkaConsumer
 from faults.run import LEASES
 from prometheus_client.parser import text_string_to_metric_families
 
-from backstop.demo.run import Demo
-from backstop.demo.story import Reported
-from backstop.journal import BlockStory, CaseStory
 from backstop_contracts import MessageReported, read_headers
+from demo.event_log import BlockStory, CaseStory
+from demo.people import Demo
+from demo.story import Reported
 from local_stack.backing import Backing
 from local_stack.stack import Stack
 
@@ -131,7 +131,7 @@ async def test_the_replicas_of_a_consumer_share_the_partitions(
     wanted = {outcome.report_ids[0] for outcome in outcomes}
 
     async def in_cases() -> bool:
-        return wanted <= demo.journal.case_of.keys()
+        return wanted <= demo.event_log.case_of.keys()
 
     await until(in_cases)
 
@@ -202,7 +202,7 @@ async def test_when_the_leading_relay_is_gone_the_other_leads_within_seconds(
     outcome = await demo.report(Reported(again, USERS[:1], reported_as="junk"))
 
     async def in_a_case() -> bool:
-        return outcome.report_ids[0] in demo.journal.case_of
+        return outcome.report_ids[0] in demo.event_log.case_of
 
     await until(in_a_case)
     assert await until(one_leads) == [follower]
@@ -368,9 +368,9 @@ async def settled(
 
 
 def _cases(demo: Demo, report_ids: list[UUID]) -> list[CaseStory]:
-    ids = {demo.journal.case_of[report_id] for report_id in report_ids if report_id in demo.journal.case_of}
-    return [demo.journal.cases[case_id] for case_id in ids]
+    ids = {demo.event_log.case_of[report_id] for report_id in report_ids if report_id in demo.event_log.case_of}
+    return [demo.event_log.cases[case_id] for case_id in ids]
 
 
 def _blocks(demo: Demo, sender: str) -> list[BlockStory]:
-    return [story for story in demo.journal.blocks.values() if story.wanted and story.wanted.block.value == sender]
+    return [story for story in demo.event_log.blocks.values() if story.wanted and story.wanted.block.value == sender]

@@ -11,10 +11,10 @@ import aiohttp
 import asyncpg
 import pytest
 
-from backstop.demo.check import differences
-from backstop.demo.run import Demo
-from backstop.demo.story import Reported
-from backstop.gateway import RefusedError
+from demo.check import differences
+from demo.gateway import RefusedError
+from demo.people import Demo
+from demo.story import Reported
 from local_stack.stack import Stack
 
 SERVICES = ("reporter", "triage", "submitter", "verdict_poller", "blocklist", "quarantine", "gateway")
@@ -44,7 +44,7 @@ async def case_that(demo: Demo, report_id: UUID, condition: Callable[[dict[str, 
     """Wait until the case of a report is as *condition* wants it; return it as an admin reads it."""
 
     async def ready() -> dict[str, Any] | None:
-        case_id = demo.journal.case_of.get(report_id)
+        case_id = demo.event_log.case_of.get(report_id)
         if case_id is None:
             return None
         case = await demo._gateway.read_case(demo._admin, str(case_id))
@@ -82,11 +82,11 @@ async def settled(demo: Demo) -> dict[str, Any]:
     """Wait until nothing is left to be done; return the ledger, which agrees with every claim."""
 
     async def quiet() -> bool:
-        return demo.journal.settled(demo.accepted)
+        return demo.event_log.settled(demo.accepted)
 
     await until(quiet, 120)
     ledger: dict[str, Any] = await demo.control("GET", "/ledger")
-    assert differences(demo.journal, demo.accepted, ledger, demo.addresses) == []
+    assert differences(demo.event_log, demo.accepted, ledger, demo.addresses) == []
     return ledger
 
 
@@ -165,7 +165,7 @@ async def test_a_malicious_mail_in_junk(demo: Demo, tmp_path: Path) -> None:
     another = await demo.report(Reported(copy, (mia,)))
     assert (await case_with(demo, another.report_ids[0], "open"))["case_id"] != case["case_id"]
     await told(demo, mia, another.report_ids[0], "Your security team is looking at the mail.")
-    await demo._gateway.decide(demo._admin, str(demo.journal.case_of[another.report_ids[0]]), {"action": "dismiss"})
+    await demo._gateway.decide(demo._admin, str(demo.event_log.case_of[another.report_ids[0]]), {"action": "dismiss"})
 
 
 LUNCH = "Lunch is at noon on Thursday in the canteen on the ground floor. Please tell us whether you can come."
@@ -323,8 +323,8 @@ async def test_a_closed_case_expires_everywhere_and_an_open_one_of_the_same_age_
     with pytest.raises(RefusedError) as refused:
         await demo._gateway.read_report(demo._tokens[zoe], str(first.report_ids[0]))
     assert refused.value.status == 404
-    assert demo.journal.cases[cases[0]].expired
-    assert not demo.journal.cases[cases[1]].expired
+    assert demo.event_log.cases[cases[0]].expired
+    assert not demo.event_log.cases[cases[1]].expired
     assert await rows(standing) == kept
     assert mail_of(standing).read_bytes() == waiting.read_bytes()
     assert (await demo._gateway.read_case(demo._admin, standing["case_id"]))["status"] == "open"
@@ -332,7 +332,7 @@ async def test_a_closed_case_expires_everywhere_and_an_open_one_of_the_same_age_
     again = await demo.report(Reported(closing, (zoe,), folder="junk"))
 
     async def reopened() -> UUID | None:
-        case_id = demo.journal.case_of.get(again.report_ids[0])
+        case_id = demo.event_log.case_of.get(again.report_ids[0])
         return case_id if case_id != cases[0] else None
 
     new = await demo._gateway.read_case(demo._admin, str(await until(reopened)))

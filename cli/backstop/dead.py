@@ -2,101 +2,116 @@
 
 import asyncio
 import getpass
-import json
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-import typer
+import click
 
-from backstop.settings import SERVICES, fail, postgres_at
+from backstop.output import Command, fail, json_lines_option, json_option, print_json
+from backstop.settings import SERVICES, postgres_at, postgres_option
 
 if TYPE_CHECKING:
-    from backstop.letters import Letters
-
-dead = typer.Typer(help="Dead letters: events that a service could not handle.", no_args_is_help=True)
+    from backstop.dead_letters import Letters
+    from chassis.dead_letters import Wanted
 
 T = TypeVar("T")
-Id = Annotated[str, typer.Argument(metavar="ID", help="<service>:<number>, from `list`.")]
-Ids = Annotated[list[str] | None, typer.Argument(metavar="ID", help="<service>:<number>, from `list`.")]
-Dsn = Annotated[
-    str,
-    typer.Option(
-        "--postgres-dsn",
-        envvar="BACKSTOP_POSTGRES_DSN",
-        show_envvar=True,
-        help="The services' database, with the right to change the tables in their schemas.",
-    ),
-]
-Service = Annotated[str | None, typer.Option(help="The service that could not handle them.")]
-Error = Annotated[str | None, typer.Option(help="The error's class, exactly.")]
-Reason = Annotated[str | None, typer.Option(help="A part of the reason.")]
-Topic = Annotated[str | None, typer.Option(help="The topic they came from.")]
-Everything = Annotated[bool, typer.Option("--all", help="All of the service that match, instead of single ones.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON: one object a line.")]
+
+dsn_option = postgres_option("The services' database, with the right to change the tables in their schemas.")
+ids_argument = click.argument("ids", metavar="[ID]...", nargs=-1)
+all_option = click.option("--all", "everything", is_flag=True, help="All of --service that match, not single ones.")
+
+
+def filters(command: Command) -> Command:
+    """Add the options that choose letters."""
+    for option in (
+        click.option("--topic", help="Only those from this topic, named with or without the prefix."),
+        click.option("--reason", help="Only those with this text in their reason."),
+        click.option("--error", help="Only those with this error class, exactly."),
+        click.option("--service", help="Only those of this service."),
+    ):
+        command = option(command)
+    return command
+
+
+@click.group()
+def dead() -> None:
+    """See, replay and drop what services could not handle."""
 
 
 @dead.command("list")
+@dsn_option
+@filters
+@click.option("--all", "everything", is_flag=True, help="Also those that were replayed or dropped.")
+@json_lines_option
 def list_letters(
-    dsn: Dsn,
-    service: Service = None,
-    error: Error = None,
-    reason: Reason = None,
-    topic: Topic = None,
-    everything: Annotated[bool, typer.Option("--all", help="Also those that were replayed or dropped.")] = False,
-    as_json: Json = False,
+    dsn: str,
+    service: str | None,
+    error: str | None,
+    reason: str | None,
+    topic: str | None,
+    everything: bool,
+    as_json: bool,
 ) -> None:
     """List the unresolved dead letters, of one service or of all. Never prints a payload."""
-    from backstop.letters import print_list, topic_of  # noqa: PLC0415 - `backstop --help` should be quick
-    from chassis.dead_letters import Wanted  # noqa: PLC0415 - as above
+    from backstop.dead_letters import print_list  # noqa: PLC0415 - `--help` loads no asyncpg
 
-    wanted = Wanted(None, None if everything else "unresolved", topic_of(topic), error, reason)
+    wanted = _wanted(topic, error, reason, unresolved=not everything)
     _run(dsn, lambda letters: print_list(letters, service, wanted, as_json=as_json))
 
 
 @dead.command()
-def show(letter_id: Id, dsn: Dsn, as_json: Json = False) -> None:
+@click.argument("letter_id", metavar="ID")
+@dsn_option
+@json_option
+def show(letter_id: str, dsn: str, as_json: bool) -> None:
     """
-    Show everything about one dead letter, its headers and its PAYLOAD included.
+    Show one dead letter with its headers and its PAYLOAD.
 
-    The payload is an event and may be private: subjects, addresses, what a user wrote. Mind where you show it.
-    A payload that is not JSON is shown as a Python bytes literal.
+    ID is <service>:<number>, from `list`. The payload is an event and may be private: subjects, addresses, what a user
+    wrote. Mind where you show it. A payload that is not JSON is shown as a Python bytes literal.
     """
-    from backstop.letters import json_of, text_of  # noqa: PLC0415 - as above
+    from backstop.dead_letters import json_of, text_of  # noqa: PLC0415 - as above
 
     found = _run(dsn, lambda letters: letters.find(letter_id))
-    typer.echo(json_of(*found) if as_json else text_of(*found))
+    click.echo(json_of(*found) if as_json else text_of(*found))
 
 
 @dead.command()
+@ids_argument
+@dsn_option
+@filters
+@all_option
+@click.option(
+    "--old", is_flag=True, help="Also those parked more than 7 days ago. Services may handle their events twice."
+)
+@json_option
 def replay(
-    dsn: Dsn,
-    ids: Ids = None,
-    service: Service = None,
-    error: Error = None,
-    reason: Reason = None,
-    topic: Topic = None,
-    everything: Everything = False,
-    old: Annotated[
-        bool, typer.Option("--old", help="Also those of more than 7 days. Services may handle their events twice.")
-    ] = False,
-    as_json: Json = False,
+    ids: tuple[str, ...],
+    dsn: str,
+    service: str | None,
+    error: str | None,
+    reason: str | None,
+    topic: str | None,
+    everything: bool,
+    old: bool,
+    as_json: bool,
 ) -> None:
     """
-    Publish dead letters again to the topics they came from, as they were.
+    Publish dead letters again, unchanged.
 
-    The service's relay does it, so the service has to run. Every service that reads the topic sees them again; one
-    that has handled an event before does nothing, unless its case has expired since: hence --old. A letter that fails
-    again becomes a new dead letter.
+    They go to the topics they came from. Name single ones by their IDs from `list`, or all that match with --service
+    and --all. The service's relay publishes them, so the service must run. Every service that reads the topic sees them
+    again; one that has handled an event before does nothing, unless its case has expired since: hence --old. A letter
+    that fails again becomes a new one.
     """
-    from backstop.letters import count_of, topic_of  # noqa: PLC0415 - as above
-    from chassis.dead_letters import Wanted  # noqa: PLC0415 - as above
+    from backstop.dead_letters import count_of  # noqa: PLC0415 - as above
 
     _check_choice(ids, service, everything, error, reason, topic)
-    wanted = Wanted(None, "unresolved", topic_of(topic), error, reason)
+    wanted = _wanted(topic, error, reason)
 
     async def work(letters: "Letters") -> tuple[list[str], list[str]]:
         replayed, refused = [], []
-        for name, chosen in (await letters.choose(ids or [], service, wanted)).items():
+        for name, chosen in (await letters.choose(ids, service, wanted)).items():
             done = await letters.replay(name, chosen, _operator(), old=old)
             replayed += [f"{name}:{number}" for number in done]
             refused += [f"{name}:{number}" for number in chosen if number not in set(done)]
@@ -104,42 +119,50 @@ def replay(
 
     replayed, refused = _run(dsn, work)
     for letter_id in refused:
-        why = (
-            "it is larger than an event may be, or older than 7 days (see --old), or somebody else has just resolved it"
-        )
-        typer.secho(f"Not replayed: {letter_id}: {why}. Nothing was changed about it.", err=True, fg="red")
+        why = "it is larger than an event may be, or older than 7 days (see --old), or was resolved by somebody else"
+        click.secho(f"Not replayed: {letter_id}: {why}. It was left as it is.", err=True, fg="red")
     if as_json:
-        typer.echo(json.dumps({"replayed": replayed, "refused": refused}))
+        print_json({"replayed": replayed, "refused": refused})
     else:
-        typer.echo(f"{count_of(len(replayed))} replayed.")
+        click.echo(f"{count_of(len(replayed))} replayed.")
     if refused:
-        raise typer.Exit(1)
+        raise click.exceptions.Exit(1)
 
 
 @dead.command()
+@ids_argument
+@dsn_option
+@filters
+@all_option
+@click.option("--yes", "sure", is_flag=True, help="Do not ask.")
+@json_option
 def drop(
-    dsn: Dsn,
-    ids: Ids = None,
-    service: Service = None,
-    error: Error = None,
-    reason: Reason = None,
-    topic: Topic = None,
-    everything: Everything = False,
-    sure: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
-    as_json: Json = False,
+    ids: tuple[str, ...],
+    dsn: str,
+    service: str | None,
+    error: str | None,
+    reason: str | None,
+    topic: str | None,
+    everything: bool,
+    sure: bool,
+    as_json: bool,
 ) -> None:
-    """Resolve dead letters without having them handled. For 30 days more `list --all` and `show` find them."""
-    from backstop.letters import count_of, topic_of  # noqa: PLC0415 - as above
-    from chassis.dead_letters import Wanted  # noqa: PLC0415 - as above
+    """
+    Resolve dead letters without having them handled.
+
+    Name single ones by their IDs from `list`, or all that match with --service and --all. `list --all` and `show` find
+    them for 30 more days.
+    """
+    from backstop.dead_letters import count_of  # noqa: PLC0415 - as above
 
     _check_choice(ids, service, everything, error, reason, topic)
-    wanted = Wanted(None, "unresolved", topic_of(topic), error, reason)
+    wanted = _wanted(topic, error, reason)
 
     async def work(letters: "Letters") -> list[str]:
-        chosen = await letters.choose(ids or [], service, wanted)
+        chosen = await letters.choose(ids, service, wanted)
         count = count_of(sum(map(len, chosen.values())))
         if chosen and not sure:
-            typer.confirm(f"Drop {count} of {', '.join(chosen)}? No service will see them again.", abort=True, err=True)
+            click.confirm(f"Drop {count} of {', '.join(chosen)}? No service will see them again.", abort=True, err=True)
         return [
             f"{name}:{number}"
             for name, numbers in chosen.items()
@@ -147,7 +170,17 @@ def drop(
         ]
 
     dropped = _run(dsn, work)
-    typer.echo(json.dumps({"dropped": dropped}) if as_json else f"{count_of(len(dropped))} dropped.")
+    if as_json:
+        print_json({"dropped": dropped})
+    else:
+        click.echo(f"{count_of(len(dropped))} dropped.")
+
+
+def _wanted(topic: str | None, error: str | None, reason: str | None, *, unresolved: bool = True) -> "Wanted":
+    from backstop.dead_letters import topic_of  # noqa: PLC0415 - as above
+    from chassis.dead_letters import Wanted  # noqa: PLC0415 - as above
+
+    return Wanted(None, "unresolved" if unresolved else None, topic_of(topic), error, reason)
 
 
 def _operator() -> str:
@@ -158,15 +191,15 @@ def _operator() -> str:
         return "backstop dead"
 
 
-def _check_choice(ids: list[str] | None, service: str | None, everything: bool, *filters: str | None) -> None:
-    if ids and (service or everything or any(filters)):
-        raise typer.BadParameter("Name single dead letters, or a service with --all; not both.")
+def _check_choice(ids: tuple[str, ...], service: str | None, everything: bool, *chosen: str | None) -> None:
+    if ids and (service or everything or any(chosen)):
+        raise click.UsageError("Name single dead letters, or a service with --all; not both.")
     if not ids and not (service and everything):
-        raise typer.BadParameter("Name the ids of dead letters, or --service and --all.")
+        raise click.UsageError("Name the ids of dead letters, or --service and --all.")
 
 
 def _run(dsn: str, work: "Callable[[Letters], Awaitable[T]]") -> T:
-    from backstop.letters import Letters, LettersError  # noqa: PLC0415 - as above
+    from backstop.dead_letters import Letters, LettersError  # noqa: PLC0415 - as above
 
     async def job() -> T:
         async with Letters(dsn, SERVICES) as letters:

@@ -1,98 +1,129 @@
-"""The gateway as a client sees it."""
+"""
+Backstop's API as a client sees it: one call after the other, with nothing but the standard library.
 
-from types import TracebackType
-from typing import Any, Self
+aiohttp would be a quarter of the whole command.
+"""
 
-import aiohttp
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from http.client import HTTPException, HTTPMessage
+from typing import IO, Any
+from urllib.error import HTTPError, URLError
+from urllib.parse import urlencode
+from urllib.request import HTTPRedirectHandler, Request, build_opener
+
+import click
+
+from backstop.output import Command, fail, printable
+
+TIMEOUT_SECONDS = 120
+
+gateway_option = click.option(
+    "--gateway", envvar="BACKSTOP_GATEWAY_URL", show_envvar=True, required=True, help="The gateway's address."
+)
+
+
+def token_option(*roles: str) -> Callable[[Command], Command]:
+    """Make the option that holds the caller's access token, which needs one of *roles*."""
+    return click.option(
+        "--token",
+        envvar="BACKSTOP_TOKEN",
+        show_envvar=True,
+        required=True,
+        help=f"An access token with the app role {' or '.join(roles)}.",
+    )
 
 
 class RefusedError(Exception):
-    """The gateway said no; the text is its problem's title and detail."""
+    """The gateway refused a request. The text says why: the problem's title, its detail, and each of its errors."""
 
-    def __init__(self, status: int, problem: dict[str, Any]) -> None:
-        super().__init__(f"{problem.get('title', status)}: {problem.get('detail', 'no reason was given')}")
+    def __init__(self, status: int, problem: Mapping[str, Any]) -> None:
+        lines = [f"{problem.get('title') or status}: {problem.get('detail') or 'no reason was given'}"]
+        lines += [f"  {error.get('where')}: {error.get('what')}" for error in problem.get("errors") or ()]
+        super().__init__("\n".join(map(printable, lines)))
         self.status = status
-        self.problem = problem
+
+
+class _NoRedirects(HTTPRedirectHandler):
+    """Follow no redirect: the token is for the gateway alone."""
+
+    def redirect_request(
+        self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
+    ) -> None:
+        """Have the answer raised as it is."""
 
 
 class Gateway:
-    """Calls the gateway at *url*. Each method takes the caller's access token and raises RefusedError on a no."""
+    """Calls the gateway at *url* with an access token. Raises RefusedError, or OSError when there is no answer."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, token: str) -> None:
         self._url = url.rstrip("/")
+        self._token = token
+        self._opener = build_opener(_NoRedirects)
 
-    async def __aenter__(self) -> Self:
-        self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=120))
-        return self
+    def get(self, path: str, **query: object) -> dict[str, Any]:
+        """Read what is at *path*."""
+        return self._call("GET", path, query)
 
-    async def __aexit__(
-        self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
-    ) -> None:
-        await self._session.close()
+    def post(self, path: str, body: bytes, content_type: str, **query: object) -> dict[str, Any]:
+        """Send *body* to *path*."""
+        return self._call("POST", path, query, body, {"Content-Type": content_type})
 
-    async def report(
+    def _call(
         self,
-        token: str,
-        raw: bytes,
-        *,
-        reported_as: str,
-        folder: str | None = None,
-        reporter: str | None = None,
-        block_sender: bool = False,
+        method: str,
+        path: str,
+        query: Mapping[str, object],
+        body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> dict[str, Any]:
-        """Report a raw mail; returns the answer with its `report_id`."""
-        values = {"reported_as": reported_as, "folder": folder, "reporter": reporter}
-        query = {name: value for name, value in values.items() if value} | (
-            {"block_sender": "true"} if block_sender else {}
+        given = urlencode({name: value for name, value in query.items() if value is not None})
+        request = Request(  # noqa: S310 - `gateway_at` has checked the scheme
+            f"{self._url}{path}?{given}".removesuffix("?"),
+            data=body,
+            headers={"Authorization": f"Bearer {self._token}", **(headers or {})},
+            method=method,
         )
-        return await self._call("POST", "/v1/reports", token, params=query, data=raw, content_type="message/rfc822")
+        try:
+            with self._opener.open(request, timeout=TIMEOUT_SECONDS) as response:
+                return _parsed(response.status, response.reason, response.read())
+        except HTTPError as error:
+            with error:
+                raise RefusedError(error.code, _parsed(error.code, error.reason, error.read())) from None
 
-    async def read_report(self, token: str, report_id: str) -> dict[str, Any]:
-        """Ask what became of a report."""
-        return await self._call("GET", f"/v1/reports/{report_id}", token)
 
-    async def list_cases(self, token: str, **filters: str) -> dict[str, Any]:
-        """Return a page of cases: `items` and the cursor `next`."""
-        return await self._call("GET", "/v1/cases", token, params=filters)
+def _parsed(status: int, reason: str, body: bytes) -> dict[str, Any]:
+    try:
+        parsed = json.loads(body)
+    except ValueError:
+        parsed = None
+    if not isinstance(parsed, dict):
+        detail = "this is not an answer of Backstop's. Is it the gateway's address?"
+        raise RefusedError(status, {"title": f"{status} {reason}", "detail": detail})
+    return parsed
 
-    async def read_case(self, token: str, case_id: str) -> dict[str, Any]:
-        """Return a case with its timeline."""
-        return await self._call("GET", f"/v1/cases/{case_id}", token)
 
-    async def decide(self, token: str, case_id: str, decision: dict[str, Any]) -> dict[str, Any]:
-        """Decide on a case."""
-        return await self._call("POST", f"/v1/cases/{case_id}/decisions", token, json=decision)
+@contextmanager
+def gateway_at(url: str, token: str, failed: str, again: str = "Try again.") -> Iterator[Gateway]:
+    """
+    Yield the gateway, and end the command when it refuses, does not answer, or the settings do not fit.
 
-    async def list_quarantine(self, token: str, **filters: str) -> dict[str, Any]:
-        """Return a page of quarantined mails, pending release requests first: `items` and the cursor `next`."""
-        return await self._call("GET", "/v1/quarantine", token, params=filters)
+    *failed* begins what is said then; *again* says what to do when no answer came.
+    """
+    from chassis.settings import check_url  # noqa: PLC0415 - `--help` loads no Kafka
 
-    async def read_quarantined(self, token: str, message_id: str) -> dict[str, Any]:
-        """Return a quarantined mail, with what was reported of it."""
-        return await self._call("GET", f"/v1/quarantine/{message_id}", token)
-
-    async def preview_quarantined(self, token: str, message_id: str) -> dict[str, Any]:
-        """Return what can be shown of a quarantined mail without danger."""
-        return await self._call("GET", f"/v1/quarantine/{message_id}/preview", token)
-
-    async def act_on_quarantine(self, token: str, wish: dict[str, Any]) -> dict[str, Any]:
-        """Release, deny or submit quarantined mails; returns what became of each."""
-        return await self._call("POST", "/v1/quarantine/actions", token, json=wish)
-
-    async def write_quarantine_settings(self, token: str, settings: dict[str, Any]) -> dict[str, Any]:
-        """Decide how users hear of their quarantined mail."""
-        return await self._call("PUT", "/v1/quarantine/settings", token, json=settings)
-
-    async def _call(
-        self, method: str, path: str, token: str, *, content_type: str | None = None, **request: Any
-    ) -> dict[str, Any]:
-        headers = {"Authorization": f"Bearer {token}"} | ({"Content-Type": content_type} if content_type else {})
-        async with self._session.request(method, self._url + path, headers=headers, **request) as response:
-            try:
-                body: dict[str, Any] = await response.json(content_type=None)
-            except ValueError:
-                detail = "this is no answer of Backstop's: is it the gateway's address?"
-                raise RefusedError(response.status, {"title": response.reason, "detail": detail}) from None
-            if response.status >= 400:
-                raise RefusedError(response.status, body)
-            return body
+    try:
+        check_url(url)
+    except ValueError as error:
+        fail(f"{failed}: BACKSTOP_GATEWAY_URL: {error}.", 2)
+    if not (token.isprintable() and token.isascii()):
+        fail(f"{failed}: BACKSTOP_TOKEN must be one line of ASCII text.", 2)
+    try:
+        yield Gateway(url, token)
+    except RefusedError as error:
+        fail(f"{failed}: {error}")
+    except (OSError, HTTPException) as error:
+        cause = error.reason if isinstance(error, URLError) else error
+        name = cause if isinstance(cause, str) else type(cause).__name__
+        fail(f"{failed}: the gateway at {url} does not answer ({name}). {again}")

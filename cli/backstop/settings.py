@@ -1,24 +1,51 @@
-"""What commands read from the environment beside their options, and how they say that something is wrong."""
+"""Where Kafka and PostgreSQL are, and what a command says when one of them is away, refuses, or is misconfigured."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NoReturn
+from typing import Any
 
-import typer
+import click
 
-if TYPE_CHECKING:
-    from faststream.security import BaseSecurity
+from backstop.output import Command, fail
 
 SERVICES = ("reporter", "triage", "submitter", "verdict-poller", "blocklist", "quarantine")
+"""The services that have a schema and read topics."""
+
+kafka_option = click.option(
+    "--kafka-bootstrap",
+    envvar="BACKSTOP_KAFKA_BOOTSTRAP",
+    show_envvar=True,
+    required=True,
+    help="Kafka's addresses, as host:port, several by comma.",
+)
+prefix_option = click.option(
+    "--prefix",
+    envvar="BACKSTOP_TOPIC_PREFIX",
+    show_envvar=True,
+    default="backstop",
+    help="What the names of the topics begin with.",
+)
 
 
-def kafka_security() -> "BaseSecurity | None":
+def postgres_option(help_text: str) -> Callable[[Command], Command]:
+    """Make the option that names the services' database."""
+    return click.option(
+        "--postgres-dsn",
+        "dsn",
+        envvar="BACKSTOP_POSTGRES_DSN",
+        show_envvar=True,
+        required=True,
+        help=help_text,
+    )
+
+
+def kafka_options() -> dict[str, Any]:
     """Return how to speak to Kafka, as services do; ends the command when `BACKSTOP_KAFKA_...` do not fit together."""
-    from chassis.settings import KafkaSettings, report_setup_errors  # noqa: PLC0415 - `backstop --help` should not load Kafka
+    from chassis.settings import KafkaSettings, report_setup_errors  # noqa: PLC0415 - `--help` loads no Kafka
 
     with report_setup_errors():
-        return KafkaSettings().kafka_security()
+        return KafkaSettings().kafka_options()
 
 
 @contextmanager
@@ -32,7 +59,7 @@ def kafka_at(kafka_bootstrap: str, kept: str) -> Iterator[None]:
         check_bootstrap(kafka_bootstrap)
     except ValueError as error:
         fail(f"BACKSTOP_KAFKA_BOOTSTRAP: {error}. {kept}", 2)
-    # What aiokafka has to say about a Kafka that is away is said below, in one line.
+    # What aiokafka logs about a Kafka that is away is said below, in one line.
     logging.getLogger("aiokafka").addHandler(logging.NullHandler())
     try:
         yield
@@ -45,7 +72,7 @@ def kafka_at(kafka_bootstrap: str, kept: str) -> Iterator[None]:
 @contextmanager
 def postgres_at(dsn: str, kept: str) -> Iterator[None]:
     """End the command when PostgreSQL is away or refuses something in the block. Never repeats the DSN, a secret."""
-    import asyncpg  # noqa: PLC0415 - `backstop --help` should be quick
+    import asyncpg  # noqa: PLC0415 - `--help` loads no asyncpg
 
     from chassis.settings import DSN_WANTED  # noqa: PLC0415 - as above
 
@@ -59,9 +86,3 @@ def postgres_at(dsn: str, kept: str) -> Iterator[None]:
         fail(f"PostgreSQL refused: {type(error).__name__} (SQLSTATE {error.sqlstate}). {kept}")
     except (OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
         fail(f"PostgreSQL does not answer ({type(error).__name__}). {kept}")
-
-
-def fail(message: str, code: int = 1) -> NoReturn:
-    """End the command with one line that says why; exit code 2 when options or settings do not fit."""
-    typer.secho(message, err=True, fg="red")
-    raise typer.Exit(code)

@@ -8,8 +8,7 @@ from uuid import uuid4
 import pytest
 from aiokafka import AIOKafkaProducer
 from aiokafka.record.default_records import _DefaultRecordBatchBuilderPy
-from click.testing import Result
-from typer.testing import CliRunner
+from click.testing import CliRunner, Result
 
 from backstop.app import app
 from chassis.topics import create_topics
@@ -69,7 +68,7 @@ async def test_what_is_skipped_is_said(kafka_bootstrap: str, prefix: str) -> Non
 
     result = await skip(kafka_bootstrap, prefix, "reporter", "case-updated", "0", "0")
     assert result.stdout.startswith("Skipped offsets 0 to 2: those behind 0")
-    assert "reporter goes on at 3" in result.stdout
+    assert "reporter continues at offset 3" in result.stdout
 
 
 async def test_a_service_that_is_none_is_refused(kafka_bootstrap: str, prefix: str) -> None:

@@ -21,12 +21,12 @@ import aiohttp
 import typer
 from aiokafka import AIOKafkaConsumer, ConsumerRecord
 
-from backstop.demo.check import differences
-from backstop.journal import Journal
-from backstop.letters import Letters
+from backstop.dead_letters import Letters
 from backstop.settings import SERVICES
 from backstop_contracts import EVENTS, CaseStatus, CaseUpdated, Event, NotAnEventError, read_headers
 from chassis.dead_letters import Wanted
+from demo.check import differences
+from demo.event_log import EventLog
 
 ONCE = {model.TOPIC for model in EVENTS} - {CaseUpdated.TOPIC}
 """Events that are told once about their thing: report, submission, block."""
@@ -83,12 +83,12 @@ async def _records(kafka_bootstrap: str, topics: Sequence[str]) -> AsyncIterator
                     yield record
 
 
-def journal_of(topics: Topics) -> Journal:
+def event_log_of(topics: Topics) -> EventLog:
     """Keep the events by case and block."""
-    journal = Journal("", prefix="", listener=lambda _event, _time: None)
+    event_log = EventLog("", prefix="", listener=lambda _event, _time: None)
     for record, event in topics.first:
-        journal.take(event, datetime.fromisoformat(dict(record.headers)["ce_time"].decode()))
-    return journal
+        event_log.take(event, datetime.fromisoformat(dict(record.headers)["ce_time"].decode()))
+    return event_log
 
 
 def check(
@@ -99,16 +99,16 @@ def check(
     addresses: Mapping[str, str],
 ) -> list[str]:
     """List everything that is not as it was promised; nothing when all is well."""
-    journal = journal_of(topics)
+    event_log = event_log_of(topics)
     accepted = {UUID(line["report_id"]) for line in diary if line["kind"] == "accepted"}
     return [
-        *differences(journal, accepted, ledger, addresses),
+        *differences(event_log, accepted, ledger, addresses),
         *_told_once(topics),
         *_cases_in_order(topics),
-        *_outcomes(journal, diary),
+        *_outcomes(event_log, diary),
         *_dead_letters(topics, diary),
-        *_timelines(journal, diary),
-        *_digests(journal, diary, mails),
+        *_timelines(event_log, diary),
+        *_digests(event_log, diary, mails),
     ]
 
 
@@ -153,25 +153,25 @@ def _cases_in_order(topics: Topics) -> Iterator[str]:
             status = update.status
 
 
-def _outcomes(journal: Journal, diary: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def _outcomes(event_log: EventLog, diary: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """Look whether what was decided has happened, and each submission and each block has exactly one outcome."""
     for line in diary:
         if line["kind"] != "decided":
             continue
-        case = journal.cases.get(UUID(line["case_id"]))
+        case = event_log.cases.get(UUID(line["case_id"]))
         if case is None or (line["decision"]["action"] == "submit" and not case.requested):
             yield f"case {line['case_id']} was decided on, and nothing came of it"
-    for case in journal.cases.values():
+    for case in event_log.cases.values():
         for submission_id in case.requested:
             outcomes = (submission_id in case.failed) + (submission_id in case.verdicts)
             if outcomes != 1:
                 yield f"submission {submission_id} of case {case.case_id} has {outcomes} outcomes"
-    for block_id, block in journal.blocks.items():
+    for block_id, block in event_log.blocks.items():
         # A clean verdict may withdraw a block before it is made: then it is removed, and never was applied.
         if (outcomes := bool(block.applied or block.removed) + bool(block.failed)) != 1:
             yield f"block {block_id} has {outcomes} outcomes"
     wanted = {UUID(line["block_id"]) for line in diary if line["kind"] == "accepted" and line["block_id"]}
-    for block_id in wanted - journal.blocks.keys():
+    for block_id in wanted - event_log.blocks.keys():
         yield f"block {block_id} was promised to its reporter, and nobody heard of it"
 
 
@@ -189,11 +189,11 @@ def _dead_letters(topics: Topics, diary: Sequence[Mapping[str, Any]]) -> Iterato
         yield f"{service} did not park the poison on {topic}, partition {partition}, offset {offset}"
 
 
-def _timelines(journal: Journal, diary: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def _timelines(event_log: EventLog, diary: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """Compare what an admin is shown of a case with its events: each thing once, in order of time, the same end."""
     shown = {UUID(line["case"]["case_id"]): line["case"] for line in diary if line["kind"] == "shown"}
     for case_id, case in shown.items():
-        story = journal.cases.get(case_id)
+        story = event_log.cases.get(case_id)
         if story is None:
             yield f"case {case_id} is shown, and no event tells of it"
             continue
@@ -218,15 +218,15 @@ def _timelines(journal: Journal, diary: Sequence[Mapping[str, Any]]) -> Iterator
             yield f"the reporter of {line['report']['report_id']} was never told that it is in a case"
 
 
-def _digests(journal: Journal, diary: Sequence[Mapping[str, Any]], mails: Sequence[str]) -> Iterator[str]:
+def _digests(event_log: EventLog, diary: Sequence[Mapping[str, Any]], mails: Sequence[str]) -> Iterator[str]:
     """Look whether each held mail is told of once, in a mail to its recipient, and each decision about one once."""
-    decided = Counter(one.message_id for one in journal.releases.values() if one.succeeded and not one.already_done)
+    decided = Counter(one.message_id for one in event_log.releases.values() if one.succeeded and not one.already_done)
     for message_id, count in decided.items():
         if count > 1:
             yield f"held mail {message_id} was decided on {count} times"
     for line in diary:
         if line["kind"] == "carried-out" and not any(
-            one.succeeded and one.message_id == UUID(line["message_id"]) for one in journal.releases.values()
+            one.succeeded and one.message_id == UUID(line["message_id"]) for one in event_log.releases.values()
         ):
             yield f"{line['action']} of held mail {line['message_id']} was promised, and nobody heard of it"
     # One that was decided on before its digest was due is not told of.

@@ -15,9 +15,9 @@ import aiohttp
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.errors import KafkaError
 
-from backstop.demo.quarantine import ASK_POLICY, set_up
-from backstop.gateway import Gateway, RefusedError
 from backstop_contracts import EVENTS, MessageReported
+from demo.gateway import Gateway, RefusedError
+from demo.quarantine import ASK_POLICY, set_up
 
 READERS = {
     "message-reported": ("reporter", "triage"),

@@ -21,8 +21,8 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
-from backstop.gateway import Gateway
-from backstop.journal import Journal
+from demo.event_log import EventLog
+from demo.gateway import Gateway
 from faults.load import USERS, Diary, Load
 from faults.proxy import Proxy
 from faults.schedule import Disturbance
@@ -138,7 +138,7 @@ class Run:
         name: str,
         stack: Stack,
         load: Load,
-        journal: Journal,
+        event_log: EventLog,
         diary: Diary,
         microsoft: aiohttp.ClientSession,
         control: Callable[..., Awaitable[Any]],
@@ -148,7 +148,7 @@ class Run:
         self.ground = place
         self.stack = stack
         self.load = load
-        self.journal = journal
+        self.event_log = event_log
         self.diary = diary
         self.broken: list[str] = []
         self.killed = 0
@@ -336,11 +336,11 @@ class Run:
             await connection.close()
 
     async def _missing(self) -> str | None:
-        journal = self.journal
-        homeless = len(self.load.accepted - journal.case_of.keys())
-        cases = sum(not case.has_outcome for case in journal.cases.values())
-        blocks = sum(not block.outcome for block in journal.blocks.values())
-        decided = {one.message_id for one in journal.releases.values()}
+        event_log = self.event_log
+        homeless = len(self.load.accepted - event_log.case_of.keys())
+        cases = sum(not case.has_outcome for case in event_log.cases.values())
+        blocks = sum(not block.outcome for block in event_log.blocks.values())
+        decided = {one.message_id for one in event_log.releases.values()}
         undecided = len(self.load.released - decided)
         unpublished, unread, untold = await self.unpublished(), await self.unread(), await self._untold()
         if homeless or cases or blocks or undecided or unpublished or unread or untold:
@@ -409,11 +409,11 @@ class Run:
 
     def line(self) -> str:
         """Say in one line what is broken and what is in flight."""
-        journal = self.journal
-        waiting = sum(not case.has_outcome for case in journal.cases.values())
+        event_log = self.event_log
+        waiting = sum(not case.has_outcome for case in event_log.cases.values())
         return (
-            f"{len(self.load.accepted)} accepted, {len(self.load.accepted - journal.case_of.keys())} without case,"
-            f" {len(journal.cases)} cases, {waiting} in flight | {'; '.join(self.broken) or 'all is whole'}"
+            f"{len(self.load.accepted)} accepted, {len(self.load.accepted - event_log.case_of.keys())} without case,"
+            f" {len(event_log.cases)} cases, {waiting} in flight | {'; '.join(self.broken) or 'all is whole'}"
         )
 
 
@@ -498,12 +498,12 @@ async def running(
             control=control,
             tenant_id=stack.tenant_id,
         )
-        journal = Journal(place.kafka_bootstrap, prefix=name, listener=lambda _event, _time: None)
-        run = Run(place, name, stack, load, journal, diary, microsoft, control)
+        event_log = EventLog(place.kafka_bootstrap, prefix=name, listener=lambda _event, _time: None)
+        run = Run(place, name, stack, load, event_log, diary, microsoft, control)
         run.died = died
         await run.control("PATCH", "/settings", SIMULATOR)
         await _sign_in(run)
-        for job in (_follow(journal), run.keep_alive()):
+        for job in (_follow(event_log), run.keep_alive()):
             life.push_async_callback(_end, asyncio.create_task(job))
         yield run
 
@@ -519,15 +519,15 @@ def _write(file: Path, text: str) -> None:
     file.write_text(text)
 
 
-async def _follow(journal: Journal) -> None:
+async def _follow(event_log: EventLog) -> None:
     """Follow, and begin anew when nothing was heard for a while: after Kafka was killed a consumer may hear no more."""
     while True:
-        following = asyncio.create_task(journal.follow())
+        following = asyncio.create_task(event_log.follow())
         try:
             while True:
-                journal.changed.clear()
+                event_log.changed.clear()
                 async with asyncio.timeout(SILENCE_SECONDS):
-                    await journal.changed.wait()
+                    await event_log.changed.wait()
         except TimeoutError:
             pass
         finally:
@@ -576,7 +576,7 @@ async def judge(run: Run, patience: float) -> Report:
     """Wait for quiet, have everything read once more by the people, and run the checker over what is there."""
     missing = await run.quiet(patience)
     if missing is None:
-        await run.load.read_all(list(run.journal.cases))
+        await run.load.read_all(list(run.event_log.cases))
     arguments = {
         "--kafka-bootstrap": run.ground.kafka_bootstrap,
         "--prefix": run.name,

@@ -24,7 +24,7 @@ CHECKOUT = Path(__file__).parents[3]
 POLICY = Path(
     os.environ.get("BACKSTOP_POLICY_FILE") or CHECKOUT / "services" / "triage" / "policy.example.toml"
 ).absolute()
-MAIL = CHECKOUT / "cli" / "backstop" / "demo" / "mails" / "08-password-page-that-the-filter-missed.eml"
+MAIL = CHECKOUT / "demo" / "mails" / "08-password-page-that-the-filter-missed.eml"
 # The simulator needs no hour to judge: neither need we to ask.
 _SETTINGS = {"verdict_poller": {"verdict_poll_intervals": "1,1,1,2,5", "verdict_grid_seconds": 0.5}}
 _VERDICT_SECONDS = 2

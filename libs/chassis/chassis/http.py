@@ -19,9 +19,10 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from chassis import telemetry
-from chassis.limits import Bounded, Limits
+from chassis.limits import Bounded
 from chassis.postgres import POSSIBLY_TRANSIENT, is_transient, reason_of
 from chassis.problem import Problem
+from chassis.settings import Limits
 
 __all__ = ["Check", "Moment", "Problem", "Told", "in_utc", "make_api", "problems"]
 

@@ -7,7 +7,6 @@ text/plain when there is too much to do. FastAPI's `max_body_size` does so too.
 
 import asyncio
 import re
-from dataclasses import dataclass
 from typing import Any
 
 import h11
@@ -18,36 +17,12 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from chassis import telemetry
 from chassis.problem import Problem
+from chassis.settings import Limits
 
 HEALTH = frozenset({"/livez", "/readyz", "/metrics"})
 _LOOSE_LINE = re.compile(rb"(?<!\r)\n|\n[ \t]")
 HEALTH_REQUESTS = 20
 """Requests for health and metrics that are answered beside a full house."""
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """How much is taken on. A service sets them by environment variables: see `chassis.settings.HttpSettings`."""
-
-    requests: int = 100
-    """Requests in hand; the next one is answered 503."""
-    connections: int = 1000
-    """Open connections; for the next one the longest idle one is closed."""
-    body_bytes: int = 1 << 20
-    """Bytes of a body, unless the route takes more: see `Body.allow`."""
-    body_timeout_seconds: float = 30
-    """Time for a body to arrive, unless the route gives more."""
-    header_timeout_seconds: float = 10
-    """Time for the header of a request to arrive, and for the rest of a body that was answered before its end."""
-    stall_timeout_seconds: float = 30
-    """Time in which a client must take something of its answer."""
-    idle_seconds: int = 120
-    """
-    Time between two requests on one connection. No setting: whoever calls us relies on it.
-
-    It must be longer than a client or a load balancer keeps an unused connection (httpx 5 s, aiohttp 15 s, nginx and
-    AWS's load balancers 60 s, Go 90 s): a request that comes just when the service closes is lost for its sender.
-    """
 
 
 class Body:

@@ -1,13 +1,10 @@
 """Numbered SQL files, each applied once to the schema of a service."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import asyncpg
-import structlog
-
-log = structlog.get_logger()
 
 MIGRATION_SECONDS = 600
 """Longest time that one statement of a migration may take, and that replicas wait for each other's."""
@@ -17,12 +14,18 @@ class MigrationError(RuntimeError):
     """The schema in the database is not the one that this code was written for."""
 
 
-async def migrate(connection: "asyncpg.Connection[asyncpg.Record]", schema: str, files: Mapping[str, bytes]) -> None:
+async def migrate(
+    connection: "asyncpg.Connection[asyncpg.Record]",
+    schema: str,
+    files: Mapping[str, bytes],
+    on_applied: Callable[[str], None],
+) -> None:
     """
     Apply those of *files*, which are SQL by name, that *schema* does not have yet, in their order.
 
-    Each file runs in one transaction. Replicas that start together take turns. Raises MigrationError when a file
-    that was applied before has changed since, or is not there any more.
+    *on_applied* is called with the name of each file that was applied. Each file runs in one transaction. Replicas
+    that start together take turns. Raises MigrationError when a file that was applied before has changed since, or is
+    not there any more.
     """
     await connection.execute("SELECT pg_advisory_lock(hashtext('migrate'), hashtext($1))", schema)
     try:
@@ -38,7 +41,7 @@ async def migrate(connection: "asyncpg.Connection[asyncpg.Record]", schema: str,
                 async with connection.transaction():
                     await connection.execute(sql.decode())
                     await connection.execute("INSERT INTO migrations VALUES ($1, $2)", name, _sha256(sql))
-                log.info("migration.applied", name=name)
+                on_applied(name)
     finally:
         await connection.execute("SELECT pg_advisory_unlock(hashtext('migrate'), hashtext($1))", schema)
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import traceback
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -84,6 +84,10 @@ class UnreadableDsnError(ValueError):
     """The DSN cannot be parsed. What is wrong is not repeated: more often than not it is a piece of the password."""
 
 
+def _log_migration(name: str) -> None:
+    log.info("migration.applied", name=name)
+
+
 class Database:
     """
     The service's database: a pool whose search path is the service's own schema.
@@ -107,14 +111,11 @@ class Database:
         Raises errors that retrying cannot fix: UnreadableDsnError, rejected logins (unknown database, bad password),
         MigrationError, and errors raised by a migration.
         """
-        files: dict[str, bytes] = {}
-        for folder in (Path(__file__).parent / "migrations", *libraries):
-            files |= read_sql(folder.parent.name, folder)
-        files |= read_sql(self._schema, migrations)
         delay = 0.1
         while self._pool is None:
             try:
-                self._pool = await self._open(files, pool_size)
+                await self.migrate(migrations, libraries=libraries)
+                self._pool = await self._make_pool(pool_size)
             except Exception as error:
                 if not is_transient(error):
                     raise
@@ -122,7 +123,22 @@ class Database:
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, 5.0)
 
-    async def _open(self, files: Mapping[str, bytes], pool_size: int) -> "asyncpg.Pool[asyncpg.Record]":
+    async def migrate(
+        self,
+        migrations: Path,
+        *,
+        libraries: Sequence[Path] = (),
+        on_applied: Callable[[str], None] = _log_migration,
+    ) -> None:
+        """
+        Bring the schema up to date, as `open` does; *on_applied* is called with the name of each file that was applied.
+
+        Raises what `open` raises, and transient errors: it does not wait for PostgreSQL.
+        """
+        files: dict[str, bytes] = {}
+        for folder in (Path(__file__).parent / "migrations", *libraries):
+            files |= read_sql(folder.parent.name, folder)
+        files |= read_sql(self._schema, migrations)
         try:
             connection = await asyncpg.connect(
                 self._dsn, timeout=10, command_timeout=MIGRATION_SECONDS, server_settings=self._session()
@@ -130,13 +146,15 @@ class Database:
         except (asyncpg.ClientConfigurationError, ValueError, OverflowError):
             raise UnreadableDsnError from None
         try:
-            await migrate(connection, self._schema, files)
+            await migrate(connection, self._schema, files, on_applied)
         finally:
             await connection.close(timeout=2)
+
+    async def _make_pool(self, size: int) -> "asyncpg.Pool[asyncpg.Record]":
         return await asyncpg.create_pool(
             self._dsn,
             min_size=1,
-            max_size=pool_size,
+            max_size=size,
             command_timeout=60,
             timeout=10,
             connect=_connect,

@@ -8,13 +8,13 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, Self
 from urllib.parse import parse_qsl, urlsplit
 from uuid import UUID
 
 from aiokafka.conn import collect_hosts
-from faststream.security import BaseSecurity, SASLPlaintext, SASLScram256, SASLScram512
 from pydantic import (
     AfterValidator,
     BeforeValidator,
@@ -27,7 +27,8 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
 
-from chassis.limits import Limits
+if TYPE_CHECKING:
+    from faststream.security import BaseSecurity
 
 SCOPE = "access_as_user"
 """The scope of the API that users' tokens have, unless it is told to be another."""
@@ -35,6 +36,32 @@ SCOPE = "access_as_user"
 DSN_WANTED = (
     "write it as postgresql://user:password@host/database; characters like @ : / ? # % in a password as %40 and so on"
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much is taken on. A service sets them by environment variables: see `HttpSettings`."""
+
+    requests: int = 100
+    """Requests in hand; the next one is answered 503."""
+    connections: int = 1000
+    """Open connections; for the next one the longest idle one is closed."""
+    body_bytes: int = 1 << 20
+    """Bytes of a body, unless the route takes more: see `chassis.limits.Body.allow`."""
+    body_timeout_seconds: float = 30
+    """Time for a body to arrive, unless the route gives more."""
+    header_timeout_seconds: float = 10
+    """Time for the header of a request to arrive, and for the rest of a body that was answered before its end."""
+    stall_timeout_seconds: float = 30
+    """Time in which a client must take something of its answer."""
+    idle_seconds: int = 120
+    """
+    Time between two requests on one connection. No setting: whoever calls us relies on it.
+
+    It must be longer than a client or a load balancer keeps an unused connection (httpx 5 s, aiohttp 15 s, nginx and
+    AWS's load balancers 60 s, Go 90 s): a request that comes just when the service closes is lost for its sender.
+    """
+
 
 _LIMITS = Limits()
 
@@ -232,20 +259,32 @@ class KafkaSettings(EnvironmentSettings):
             )
         return self
 
-    def kafka_security(self) -> BaseSecurity | None:
-        """Return how to speak to Kafka, for FastStream and (by its `parse_security`) aiokafka; None: in the clear."""
-        tls = None
+    def kafka_options(self) -> dict[str, Any]:
+        """Return how to speak to Kafka, as options of aiokafka's clients; none: in the clear."""
+        options: dict[str, Any] = {"security_protocol": self.kafka_security_protocol}
         if self.kafka_security_protocol.endswith("SSL"):
-            tls = ssl.create_default_context()
+            options["ssl_context"] = ssl.create_default_context()
             if self.kafka_ca_file:
-                tls.load_verify_locations(self.kafka_ca_file)
-        if not self.kafka_security_protocol.startswith("SASL_"):
+                options["ssl_context"].load_verify_locations(self.kafka_ca_file)
+        if self.kafka_security_protocol.startswith("SASL_"):
+            assert self.kafka_password is not None  # noqa: S101 - the validator has seen to it
+            options["sasl_mechanism"] = self.kafka_sasl_mechanism
+            options["sasl_plain_username"] = self.kafka_username
+            options["sasl_plain_password"] = self.kafka_password.get_secret_value()
+        return options if self.kafka_security_protocol != "PLAINTEXT" else {}
+
+    def kafka_security(self) -> "BaseSecurity | None":
+        """Return the same for FastStream; None: in the clear."""
+        # Only services have FastStream.
+        from faststream.security import BaseSecurity, SASLPlaintext, SASLScram256, SASLScram512  # noqa: PLC0415
+
+        options = self.kafka_options()
+        tls = options.get("ssl_context")
+        if "sasl_mechanism" not in options:
             return BaseSecurity(ssl_context=tls) if tls else None
-        assert self.kafka_username is not None  # noqa: S101 - the validator has seen to it
-        assert self.kafka_password is not None  # noqa: S101 - as above
         kind = {"PLAIN": SASLPlaintext, "SCRAM-SHA-256": SASLScram256, "SCRAM-SHA-512": SASLScram512}
-        return kind[self.kafka_sasl_mechanism](
-            self.kafka_username, self.kafka_password.get_secret_value(), ssl_context=tls
+        return kind[options["sasl_mechanism"]](
+            options["sasl_plain_username"], options["sasl_plain_password"], ssl_context=tls
         )
 
 

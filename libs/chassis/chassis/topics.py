@@ -1,7 +1,9 @@
 """Topics: made once, told apart by Kafka's own id, and moved past a record that nobody can read."""
 
+import asyncio
+from collections.abc import Mapping
 from io import BytesIO
-from typing import ClassVar
+from typing import Any, ClassVar, TypeAlias
 from uuid import UUID
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -20,10 +22,11 @@ from aiokafka.protocol.abstract import AbstractType
 from aiokafka.protocol.api import Request, RequestStruct, Response
 from aiokafka.protocol.types import Boolean, CompactArray, CompactString, Int16, Int32, Schema, TaggedFields
 from aiokafka.structs import OffsetAndMetadata
-from faststream.kafka.security import parse_security
-from faststream.security import BaseSecurity
 
 from backstop_contracts import EVENTS
+
+KafkaOptions: TypeAlias = Mapping[str, Any]
+"""Options of aiokafka's clients: see `chassis.settings.KafkaSettings.kafka_options`."""
 
 EVENT_BYTES = 4 << 20
 """The largest record that a topic takes."""
@@ -39,9 +42,9 @@ class SkipError(Exception):
     """A record cannot be skipped; the text says why, and nothing was changed."""
 
 
-async def copies_for(kafka_bootstrap: str, kafka_security: BaseSecurity | None = None) -> int:
+async def copies_for(kafka_bootstrap: str, kafka_security: KafkaOptions | None = None) -> int:
     """Return how many copies of each event this Kafka should keep: three, or as many as it has brokers."""
-    admin = AIOKafkaAdminClient(bootstrap_servers=kafka_bootstrap, **parse_security(kafka_security))
+    admin = AIOKafkaAdminClient(bootstrap_servers=kafka_bootstrap, **(kafka_security or {}))
     try:
         await admin.start()
         return min(3, len((await admin.describe_cluster())["brokers"]))
@@ -55,7 +58,7 @@ async def create_topics(
     prefix: str,
     partitions: int,
     replication: int,
-    kafka_security: BaseSecurity | None = None,
+    kafka_security: KafkaOptions | None = None,
 ) -> list[str]:
     """
     Create the topics of all events that do not exist yet, and return the names of those created.
@@ -76,7 +79,7 @@ async def create_topics(
         )
         for model in EVENTS
     ]
-    admin = AIOKafkaAdminClient(bootstrap_servers=kafka_bootstrap, **parse_security(kafka_security))
+    admin = AIOKafkaAdminClient(bootstrap_servers=kafka_bootstrap, **(kafka_security or {}))
     try:
         await admin.start()
         response = await admin.create_topics(topics)
@@ -92,7 +95,7 @@ async def create_topics(
 
 
 async def skip(
-    kafka_bootstrap: str, *, group: str, topic: str, partition: int, offset: int, kafka_security: BaseSecurity | None
+    kafka_bootstrap: str, *, group: str, topic: str, partition: int, offset: int, kafka_security: KafkaOptions | None
 ) -> int:
     """
     Move *group* past the unreadable record at *offset*, and return the offset at which it goes on.
@@ -103,7 +106,7 @@ async def skip(
     place = TopicPartition(topic, partition)
     consumer = AIOKafkaConsumer(
         bootstrap_servers=kafka_bootstrap,
-        **parse_security(kafka_security),
+        **(kafka_security or {}),
         group_id=group,
         enable_auto_commit=False,
         auto_offset_reset="none",
@@ -136,18 +139,32 @@ async def skip(
         await consumer.stop()
 
 
-async def _check_is_idle(kafka_bootstrap: str, group: str, kafka_security: BaseSecurity | None) -> None:
-    admin = AIOKafkaAdminClient(bootstrap_servers=kafka_bootstrap, **parse_security(kafka_security))
+async def _check_is_idle(kafka_bootstrap: str, group: str, kafka_security: KafkaOptions | None) -> None:
+    admin = AIOKafkaAdminClient(bootstrap_servers=kafka_bootstrap, **(kafka_security or {}))
     try:
         await admin.start()
-        for answer in await admin.describe_consumer_groups([group]):
-            for code, _, state, *_ in answer.groups:
-                # Of a group that was never there Kafka says Dead, and newer versions an error besides.
-                if state in ("Empty", "Dead"):
-                    continue
-                raise for_code(code)(f"group {group}") if code else _active(group)
+        for attempt in range(50):
+            code = await _state_of(admin, group)
+            if not code:
+                return
+            if not for_code(code).retriable or attempt == 49:
+                raise for_code(code)(f"group {group}")
+            await asyncio.sleep(0.2)  # the group's coordinator is still being chosen, or has just moved
     finally:
         await admin.close()
+
+
+async def _state_of(admin: AIOKafkaAdminClient, group: str) -> int:
+    """Return 0 when *group* has no members, or the code of Kafka's error. Raises SkipError when it has some."""
+    for answer in await admin.describe_consumer_groups([group]):
+        for code, _, state, *_ in answer.groups:
+            # Of a group that was never there Kafka says Dead, and newer versions an error besides.
+            if state in ("Empty", "Dead"):
+                continue
+            if not code:
+                raise _active(group)
+            return int(code)
+    return 0
 
 
 def _active(group: str) -> SkipError:

@@ -14,7 +14,8 @@ from fastapi.responses import StreamingResponse
 
 from chassis.app import server
 from chassis.http import make_api
-from chassis.limits import Body, Limits
+from chassis.limits import Body
+from chassis.settings import Limits
 from conftest import running
 
 BODY_BYTES = 1000

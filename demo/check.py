@@ -6,13 +6,13 @@ from typing import Any
 from urllib.parse import unquote
 from uuid import UUID
 
-from backstop.journal import Journal
+from demo.event_log import EventLog
 
 NONE: Counter[str] = Counter()
 
 
 def differences(
-    journal: Journal, accepted: set[UUID], ledger: Mapping[str, Any], addresses: Mapping[str, str]
+    event_log: EventLog, accepted: set[UUID], ledger: Mapping[str, Any], addresses: Mapping[str, str]
 ) -> list[str]:
     """
     List every claim that does not hold; none when all is well.
@@ -23,28 +23,28 @@ def differences(
     *addresses* names the mailboxes by the object ids of their users.
     """
     return [
-        *_reports(journal, accepted),
+        *_reports(event_log, accepted),
         *_compare(
             "submission",
-            Counter(str(created.graph_id) for case in journal.cases.values() for created in case.created.values()),
+            Counter(str(created.graph_id) for case in event_log.cases.values() for created in case.created.values()),
             Counter(str(entry["id"]) for entry in ledger["submissions"]),
         ),
-        *_submissions_per_case(journal),
+        *_submissions_per_case(event_log),
         *_compare(
             "tenant block",
-            _applied(journal, "tenant", addresses),
+            _applied(event_log, "tenant", addresses),
             _entries(ledger["tenant_blocks"]),
-            _withdrawn(journal, addresses),
+            _withdrawn(event_log, addresses),
         ),
         *_twice(ledger),
-        *_compare("mailbox block", _applied(journal, "mailbox", addresses), _entries(ledger["mailbox_blocks"])),
-        *_compare("quarantine action", _carried_out(journal), _quarantine_actions(ledger)),
+        *_compare("mailbox block", _applied(event_log, "mailbox", addresses), _entries(ledger["mailbox_blocks"])),
+        *_compare("quarantine action", _carried_out(event_log), _quarantine_actions(ledger)),
         *_digests(ledger),
     ]
 
 
-def _reports(journal: Journal, accepted: set[UUID]) -> list[str]:
-    cases = journal.cases.values()
+def _reports(event_log: EventLog, accepted: set[UUID]) -> list[str]:
+    cases = event_log.cases.values()
     places = Counter(report_id for case in cases if not case.expired for report_id in case.reports)
     expired = {report_id for case in cases if case.expired for report_id in case.reports}
     wrong = [
@@ -55,19 +55,19 @@ def _reports(journal: Journal, accepted: set[UUID]) -> list[str]:
     return wrong + [f"report {report_id} was never accepted" for report_id in places.keys() - accepted]
 
 
-def _submissions_per_case(journal: Journal) -> list[str]:
+def _submissions_per_case(event_log: EventLog) -> list[str]:
     wrong = []
-    for case in journal.cases.values():
+    for case in event_log.cases.values():
         expected = len(case.requested) - len(case.failed)
         if len(case.created) != expected:
             wrong.append(f"case {case.case_id} has {len(case.created)} submissions, not {expected}")
     return wrong
 
 
-def _applied(journal: Journal, scope: str, addresses: Mapping[str, str]) -> Counter[str]:
+def _applied(event_log: EventLog, scope: str, addresses: Mapping[str, str]) -> Counter[str]:
     """Count what should be in the ledger: an entry for each block that did not find one there."""
     applied = [
-        story.applied for story in journal.blocks.values() if story.applied and not story.applied.already_present
+        story.applied for story in event_log.blocks.values() if story.applied and not story.applied.already_present
     ]
     return Counter(
         _place(addresses.get(event.block.mailbox or "", event.block.mailbox), event.entry or event.block.value)
@@ -76,10 +76,10 @@ def _applied(journal: Journal, scope: str, addresses: Mapping[str, str]) -> Coun
     )
 
 
-def _carried_out(journal: Journal) -> Counter[str]:
+def _carried_out(event_log: EventLog) -> Counter[str]:
     return Counter(
         f"{one.decision} {one.identity} for {one.recipient}".lower()
-        for one in journal.releases.values()
+        for one in event_log.releases.values()
         if one.succeeded and not one.already_done
     )
 
@@ -96,9 +96,9 @@ def _digests(ledger: Mapping[str, Any]) -> list[str]:
     return [f"mail {name} was sent {count} times" for name, count in sent.items() if count > 1]
 
 
-def _withdrawn(journal: Journal, addresses: Mapping[str, str]) -> Counter[str]:
+def _withdrawn(event_log: EventLog, addresses: Mapping[str, str]) -> Counter[str]:
     """Count the blocks that a clean verdict met half-way: an entry may have been made and removed, untold."""
-    blocks = [story.removed.block for story in journal.blocks.values() if story.removed and not story.applied]
+    blocks = [story.removed.block for story in event_log.blocks.values() if story.removed and not story.applied]
     return Counter(_place(addresses.get(block.mailbox or "", block.mailbox), block.value) for block in blocks)
 
 

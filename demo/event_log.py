@@ -72,7 +72,7 @@ class BlockStory:
         return "removed" if self.removed else "applied" if self.applied else "failed" if self.failed else None
 
 
-class Journal:
+class EventLog:
     """Follows all topics from their beginning; *listener* hears of each event once, with its time."""
 
     def __init__(self, kafka_bootstrap: str, *, prefix: str, listener: Callable[[Event, datetime], None]) -> None:

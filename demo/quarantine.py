@@ -11,7 +11,7 @@ from uuid import UUID
 
 import aiohttp
 
-from backstop.gateway import Gateway
+from demo.gateway import Gateway
 from local_stack.stack import Stack
 from local_stack.supervisor import StackError
 

@@ -9,7 +9,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from backstop.journal import CaseStory, Journal
 from backstop_contracts import (
     Actor,
     Block,
@@ -28,6 +27,7 @@ from backstop_contracts import (
     SubmissionRequested,
     VerdictReady,
 )
+from demo.event_log import CaseStory, EventLog
 
 COLOURS: Mapping[str, str] = {
     Conclusion.THREAT: "red",
@@ -151,23 +151,23 @@ def _block(block: Block) -> str:
     return f"{block.kind} {escape(block.value)} for {where}"
 
 
-def _sender(journal: Journal, case: CaseStory) -> str:
-    first = journal.reports.get(case.reports[0]) if case.reports else None
+def _sender(event_log: EventLog, case: CaseStory) -> str:
+    first = event_log.reports.get(case.reports[0]) if case.reports else None
     return (first and first.message.sender) or ""
 
 
-def table(journal: Journal) -> Table:
+def table(event_log: EventLog) -> Table:
     """Lay out every case."""
     result = Table(title="Every case", title_justify="left", header_style="bold")
     for column in ("case", "reports", "status", "as"):
         result.add_column(column, no_wrap=True)
     for column in ("mail from", "blocks", "verdict", "why it was allowed"):
         result.add_column(column, overflow="fold")
-    for case in journal.cases.values():
+    for case in event_log.cases.values():
         verdict = case.verdict
         blocks = [
             f"{story.wanted.block.value}: {story.failed.reason if story.failed else story.outcome}"
-            for story in journal.blocks.values()
+            for story in event_log.blocks.values()
             if story.wanted and story.wanted.block.case_id == case.case_id
         ]
         result.add_row(
@@ -175,7 +175,7 @@ def table(journal: Journal) -> Table:
             str(len(case.reports)),
             case.status,
             ", ".join(request.category for request in case.requested.values()),
-            escape(_sender(journal, case)),
+            escape(_sender(event_log, case)),
             escape("\n".join(blocks)),
             f"[{COLOURS.get(verdict.conclusion, 'yellow')}]{escape(verdict.verdict)}[/]" if verdict else "",
             escape(f"{verdict.causes[0].rule} {verdict.causes[0].title}") if verdict and verdict.causes else "",

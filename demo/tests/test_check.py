@@ -6,8 +6,6 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from backstop.demo.check import differences
-from backstop.journal import BlockStory, CaseStory, Journal
 from backstop_contracts import (
     Block,
     BlockApplied,
@@ -19,6 +17,8 @@ from backstop_contracts import (
     SubmissionCreated,
     SubmissionRequested,
 )
+from demo.check import differences
+from demo.event_log import BlockStory, CaseStory, EventLog
 
 TENANT, REPORT, CASE, SUBMISSION = (uuid4() for _ in range(4))
 OID = str(uuid4())
@@ -33,9 +33,9 @@ def applied(scope: Any, value: str, **more: Any) -> BlockStory:
 
 
 @pytest.fixture
-async def journal() -> Journal:
-    """Make a journal of one report, one case, one submission, one block of each scope."""
-    journal = Journal("127.0.0.1:1", prefix="test", listener=lambda _event, _time: None)
+async def event_log() -> EventLog:
+    """Make a event_log of one report, one case, one submission, one block of each scope."""
+    event_log = EventLog("127.0.0.1:1", prefix="test", listener=lambda _event, _time: None)
     common: dict[str, Any] = {
         "tenant_id": TENANT,
         "submission_id": SUBMISSION,
@@ -49,15 +49,15 @@ async def journal() -> Journal:
         **common, requested_by={"kind": "policy", "id": "test"}, requested_at=NOW
     )
     case.created[SUBMISSION] = SubmissionCreated(**common, graph_id="graph-1", adopted=False, created_at=NOW)
-    journal.cases[CASE] = case
+    event_log.cases[CASE] = case
     tenant = applied("tenant", "bad@fabrikam.example", case_id=CASE)
     mailbox = applied("mailbox", "bad@fabrikam.example", mailbox=OID, report_id=REPORT)
-    journal.blocks = {uuid4(): tenant, uuid4(): mailbox}
-    return journal
+    event_log.blocks = {uuid4(): tenant, uuid4(): mailbox}
+    return event_log
 
 
 def ledger(**changes: Any) -> dict[str, Any]:
-    """Make the ledger that bears the journal out, but for *changes*."""
+    """Make the ledger that bears the event_log out, but for *changes*."""
     return {
         "submissions": [{"id": "graph-1"}],
         "tenant_blocks": [{"value": "Bad@fabrikam.example"}],
@@ -67,14 +67,14 @@ def ledger(**changes: Any) -> dict[str, Any]:
     }
 
 
-def found(journal: Journal, ledger: dict[str, Any], accepted: set[UUID] | None = None) -> list[str]:
+def found(event_log: EventLog, ledger: dict[str, Any], accepted: set[UUID] | None = None) -> list[str]:
     """Check, with the one mailbox's address known."""
-    return differences(journal, accepted or {REPORT}, ledger, {OID: "user@contoso.example"})
+    return differences(event_log, accepted or {REPORT}, ledger, {OID: "user@contoso.example"})
 
 
-async def test_a_true_story_has_no_differences(journal: Journal) -> None:
+async def test_a_true_story_has_no_differences(event_log: EventLog) -> None:
     """Claims and ledger agree."""
-    assert found(journal, ledger()) == []
+    assert found(event_log, ledger()) == []
 
 
 @pytest.mark.parametrize(
@@ -88,49 +88,49 @@ async def test_a_true_story_has_no_differences(journal: Journal) -> None:
         {"mailbox_blocks": [{"mailbox": "other@contoso.example", "value": "bad@fabrikam.example"}]},
     ],
 )
-async def test_what_is_missing_or_too_much_in_the_ledger_is_found(journal: Journal, changes: dict[str, Any]) -> None:
+async def test_what_is_missing_or_too_much_in_the_ledger_is_found(event_log: EventLog, changes: dict[str, Any]) -> None:
     """Done twice is as wrong as not done."""
-    assert found(journal, ledger(**changes)) != []
+    assert found(event_log, ledger(**changes)) != []
 
 
-async def test_a_report_without_case_and_one_in_two_cases_are_found(journal: Journal) -> None:
+async def test_a_report_without_case_and_one_in_two_cases_are_found(event_log: EventLog) -> None:
     """Each accepted report is in exactly one case."""
     lost = uuid4()
-    assert found(journal, ledger(), {REPORT, lost}) == [f"report {lost} is in 0 cases"]
-    journal.cases[uuid4()] = CaseStory(uuid4(), CaseStatus.DISMISSED, [REPORT])
-    assert found(journal, ledger()) == [f"report {REPORT} is in 2 cases"]
+    assert found(event_log, ledger(), {REPORT, lost}) == [f"report {lost} is in 0 cases"]
+    event_log.cases[uuid4()] = CaseStory(uuid4(), CaseStatus.DISMISSED, [REPORT])
+    assert found(event_log, ledger()) == [f"report {REPORT} is in 2 cases"]
 
 
-async def test_a_sender_that_was_lifted_and_blocked_again_has_two_entries(journal: Journal) -> None:
+async def test_a_sender_that_was_lifted_and_blocked_again_has_two_entries(event_log: EventLog) -> None:
     """One block for each case that wanted it, and never two at the same time."""
-    journal.blocks[uuid4()] = applied("tenant", "bad@fabrikam.example", case_id=uuid4())
+    event_log.blocks[uuid4()] = applied("tenant", "bad@fabrikam.example", case_id=uuid4())
     entries = [{"value": "bad@fabrikam.example"}] * 2
 
-    assert found(journal, ledger(tenant_blocks=entries, removals=[{"value": "bad@fabrikam.example"}])) == []
-    assert found(journal, ledger(tenant_blocks=entries)) == ["tenant block bad@fabrikam.example stands 2 times"]
+    assert found(event_log, ledger(tenant_blocks=entries, removals=[{"value": "bad@fabrikam.example"}])) == []
+    assert found(event_log, ledger(tenant_blocks=entries)) == ["tenant block bad@fabrikam.example stands 2 times"]
 
 
-async def test_a_block_that_a_clean_verdict_met_half_way_may_have_had_an_entry(journal: Journal) -> None:
+async def test_a_block_that_a_clean_verdict_met_half_way_may_have_had_an_entry(event_log: EventLog) -> None:
     """Whoever withdraws a block whose call was never answered removes the entry, if any, and tells no more."""
     withdrawn = applied("tenant", "good@fabrikam.example", case_id=uuid4()).applied
     assert withdrawn
     removed = BlockRemoved(tenant_id=TENANT, block=withdrawn.block, reason="verdict-clean", removed_at=NOW)
-    journal.blocks[uuid4()] = BlockStory(removed=removed)
+    event_log.blocks[uuid4()] = BlockStory(removed=removed)
     entries = [{"value": "bad@fabrikam.example"}, {"value": "good@fabrikam.example"}]
 
-    assert found(journal, ledger()) == []
-    assert found(journal, ledger(tenant_blocks=entries)) == []
-    assert found(journal, ledger(tenant_blocks=[*entries, entries[1]])) != []
+    assert found(event_log, ledger()) == []
+    assert found(event_log, ledger(tenant_blocks=entries)) == []
+    assert found(event_log, ledger(tenant_blocks=[*entries, entries[1]])) != []
 
 
-async def test_a_report_of_an_expired_case_may_be_in_none_or_in_a_new_one(journal: Journal) -> None:
+async def test_a_report_of_an_expired_case_may_be_in_none_or_in_a_new_one(event_log: EventLog) -> None:
     """Reported again, it opens another case; in two that stand it must not be."""
-    journal.cases[CASE].expired = CaseExpired(
+    event_log.cases[CASE].expired = CaseExpired(
         tenant_id=TENANT, case_id=CASE, report_count=1, last_active_at=NOW, expired_at=NOW
     )
-    assert found(journal, ledger()) == []
+    assert found(event_log, ledger()) == []
     new, other = CaseStory(uuid4(), reports=[REPORT]), CaseStory(uuid4(), reports=[REPORT])
-    journal.cases[new.case_id] = new
-    assert found(journal, ledger()) == []
-    journal.cases[other.case_id] = other
-    assert found(journal, ledger()) == [f"report {REPORT} is in 2 cases"]
+    event_log.cases[new.case_id] = new
+    assert found(event_log, ledger()) == []
+    event_log.cases[other.case_id] = other
+    assert found(event_log, ledger()) == [f"report {REPORT} is in 2 cases"]

@@ -2,13 +2,13 @@
 
 import json
 from collections.abc import AsyncIterator, Sequence
-from datetime import UTC, datetime
 from typing import Any, Self
 
 import asyncpg
-import typer
+import click
 from pydantic import ValidationError
 
+from backstop.output import cell, print_json, print_rows, printable, utc
 from backstop_contracts import EVENTS, NotAnEventError, read_headers
 from chassis import dead_letters
 from chassis.dead_letters import DeadLetter, Wanted
@@ -69,7 +69,7 @@ class Letters:
         for letter_id in dict.fromkeys(ids):
             name, letter, _ = await self.find(letter_id)
             if letter.state != "unresolved":
-                raise LettersError(f"{letter_id} was {letter.state} {_when(letter.resolved_at)}. Nothing was done.")
+                raise LettersError(f"{letter_id} was {letter.state} {utc(letter.resolved_at)}. Nothing was done.")
             chosen.setdefault(name, []).append(letter.id)
         if not ids:
             async for name, letter in self.read(service, wanted):
@@ -99,21 +99,24 @@ class Letters:
 async def print_list(letters: Letters, service: str | None, wanted: Wanted, *, as_json: bool) -> None:
     """Print the letters that are meant: as a table that ends with their number, or as one JSON object a line."""
     count = unresolved = 0
-    rows: list[Sequence[str]] = []
+    rows: list[Sequence[str]] = [TITLES]
     widths: list[int] = []
     async for name, letter in letters.read(service, wanted):
         count += 1
         unresolved += letter.state == "unresolved"
         if as_json:
-            typer.echo(json.dumps(about(name, letter)))
+            print_json(about(name, letter))
         else:
             rows.append(_row(name, letter))
         if len(rows) == PAGE:
-            _print_rows(rows, widths)
-    _print_rows(rows, widths)
-    if not as_json:
-        total = f"{count_of(count)}, " if wanted.state is None and count else ""
-        typer.echo(f"{total}{unresolved or 'none'} unresolved." if total or unresolved else "No dead letters.")
+            print_rows(rows, widths)
+            rows.clear()
+    if as_json:
+        return
+    if count:
+        print_rows(rows, widths)
+    total = f"{count_of(count)}, " if wanted.state is None and count else ""
+    click.echo(f"{total}{unresolved or 'none'} unresolved." if total or unresolved else "No dead letters.")
 
 
 def about(service: str, letter: DeadLetter) -> dict[str, Any]:
@@ -144,9 +147,9 @@ def json_of(service: str, letter: DeadLetter, value: bytes | None) -> str:
 
 def text_of(service: str, letter: DeadLetter, value: bytes | None) -> str:
     """Write out everything about a letter, its payload included."""
-    resolved = f" {_when(letter.resolved_at)} by {letter.resolved_by}" if letter.resolved_at else ""
+    resolved = f" {utc(letter.resolved_at)} by {letter.resolved_by}" if letter.resolved_at else ""
     facts = {
-        "parked": _when(letter.parked_at),
+        "parked": utc(letter.parked_at),
         "from": f"{letter.topic}, partition {letter.partition}, offset {letter.offset}",
         "error": letter.error,
         "reason": letter.reason,
@@ -158,9 +161,9 @@ def text_of(service: str, letter: DeadLetter, value: bytes | None) -> str:
     return "\n".join(
         [
             f"{service}:{letter.id}",
-            *(f"  {name:<8}{_printable(fact)}" for name, fact in facts.items()),
+            *(f"  {name:<8}{printable(fact)}" for name, fact in facts.items()),
             "  headers",
-            *(f"    {_printable(name)}: {_exact(content)}" for name, content in letter.headers),
+            *(f"    {printable(name)}: {_exact(content)}" for name, content in letter.headers),
             f"  {size}",
             *([] if value is None else [_payload(value)]),
         ]
@@ -185,22 +188,11 @@ def _row(service: str, letter: DeadLetter) -> list[str]:
     facts = about(service, letter)
     cells = (
         facts["id"],
-        _when(letter.parked_at),
+        utc(letter.parked_at),
         f"{letter.topic}:{letter.partition}:{letter.offset}",
         *(facts[name] for name in ("error", "type", "event_id", "key", "state", "reason")),
     )
-    return ["-" if cell is None else _printable(str(cell)) for cell in cells]
-
-
-def _print_rows(rows: list[Sequence[str]], widths: list[int]) -> None:
-    """Print columns as wide as the first rows need; rows that come later may be wider."""
-    if rows and not widths:
-        rows.insert(0, TITLES)
-        widths.extend(max(map(len, column)) for column in zip(*rows, strict=True))
-    for row in rows:
-        cells = zip(row, widths, strict=True)
-        typer.echo("  ".join(cell.ljust(width) for cell, width in cells).rstrip())
-    rows.clear()
+    return [cell(value) for value in cells]
 
 
 def _now(letter: DeadLetter, value: bytes | None) -> str:
@@ -239,14 +231,3 @@ def _exact(value: bytes | None) -> str:
 
 def _readable(value: bytes | None) -> str | None:
     return None if value is None else value.decode(errors="backslashreplace")
-
-
-def _printable(text: str) -> str:
-    """Escape what a terminal might obey: the text may come from anybody."""
-    if text.isprintable():
-        return text
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
-
-
-def _when(time: datetime | None) -> str:
-    return time.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ") if time else "-"
