@@ -9,6 +9,8 @@ import click
 from backstop.output import fail, json_option, print_json
 from backstop.settings import SERVICES, postgres_at, postgres_option
 
+LIBRARIES = {"reporter": ("outcomes",), "quarantine": ("outcomes",)}
+"""Libraries that keep tables in a service's schema, as its `app.py` names them: a test compares the two."""
 KEPT = "Migrations that were applied before stay applied. Fix this, then run the command again."
 
 
@@ -22,7 +24,7 @@ def migrate(dsn: str, as_json: bool) -> None:
     Each service does this itself when it starts. Run it first when the services' own role may not change tables.
     Migrations that were applied before are not applied again.
     """
-    from chassis.migrate import MigrationError  # noqa: PLC0415 - `--help` loads no asyncpg
+    from chassis.migrations import MigrationError  # noqa: PLC0415 - `--help` loads no asyncpg
     from chassis.postgres import Database  # noqa: PLC0415 - as above
 
     folders = {service: folder for service in SERVICES if (folder := migrations_of(service))}
@@ -33,7 +35,9 @@ def migrate(dsn: str, as_json: bool) -> None:
         for service, folder in folders.items():
             database = Database(dsn, schema=service.replace("-", "_"))
             try:
-                asyncio.run(database.migrate(folder, applied[service].append))
+                asyncio.run(
+                    database.migrate(folder, libraries=libraries_of(service), on_applied=applied[service].append)
+                )
             except MigrationError as error:
                 fail(f"The schema of {service} is of another version: {error}. {KEPT}")
             if not as_json:
@@ -46,8 +50,16 @@ def migrate(dsn: str, as_json: bool) -> None:
         click.echo(f"Not installed here, so not migrated: {', '.join(missing)}.")
 
 
-def migrations_of(service: str) -> Path | None:
-    """Return the folder with the migrations of *service*, without importing it; None when it is not installed."""
-    spec = find_spec(service.replace("-", "_"))
+def libraries_of(service: str) -> list[Path]:
+    """Return the folders with the migrations of the libraries that *service* uses, which pip installs along with it."""
+    folders = [(library, migrations_of(library)) for library in LIBRARIES.get(service, ())]
+    if missing := [library for library, folder in folders if folder is None]:
+        fail(f"{service} is installed without its library {', '.join(missing)}. Install it again. {KEPT}")
+    return [folder for _, folder in folders if folder]
+
+
+def migrations_of(part: str) -> Path | None:
+    """Return the folder with the migrations of a service or library, without importing it; None when there is none."""
+    spec = find_spec(part.replace("-", "_"))
     folders = [Path(place) / "migrations" for place in (spec.submodule_search_locations or ())] if spec else []
     return next((folder for folder in folders if folder.is_dir()), None)

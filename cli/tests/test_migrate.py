@@ -1,8 +1,11 @@
 """`backstop migrate` brings the schemas of the installed services up to date, once, or says in one line why not."""
 
+import ast
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from importlib.util import find_spec
+from pathlib import Path
 
 import asyncpg
 import pytest
@@ -47,10 +50,22 @@ async def test_every_installed_service_is_migrated_and_the_second_time_changes_n
     assert json.loads((await run(database, "--json")).stdout) == {"applied": applied, "not_installed": []}
 
 
+@pytest.mark.parametrize("service", SERVICES)
+def test_the_libraries_of_a_service_are_those_that_it_names_itself(service: str) -> None:
+    """Its schema would lack tables otherwise, or have them in another order."""
+    (folder,) = find_spec(service.replace("-", "_")).submodule_search_locations
+    stated = [
+        ast.unparse(library).removesuffix(".MIGRATIONS")
+        for node in ast.walk(ast.parse((Path(folder) / "app.py").read_text()))
+        if isinstance(node, ast.keyword) and node.arg == "libraries"
+        for library in node.value.elts
+    ]
+    assert list(migrate.LIBRARIES.get(service, ())) == stated
+
+
 async def test_services_that_are_not_installed_are_named(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those that are there are migrated; with none there is nothing to do, and that is an error."""
-    monkeypatch.setattr(migrate, "find_spec", lambda name: spec if name == "triage" else None)
-    spec = __import__("importlib.util").util.find_spec("triage")
+    monkeypatch.setattr(migrate, "find_spec", lambda name: find_spec(name) if name == "triage" else None)
     done = await run(database)
     assert done.stdout.splitlines()[1:] == [
         "Not installed here, so not migrated: reporter, submitter, verdict-poller, blocklist, quarantine."
