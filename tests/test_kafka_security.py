@@ -153,7 +153,7 @@ async def test_nobody_gets_in_in_the_clear_or_with_another_password(
             prefix="wrong",
             partitions=1,
             replication=1,
-            kafka_security=KafkaSettings().kafka_options(),
+            kafka_options=KafkaSettings().kafka_options(),
         )
     refused = await backstop(environment, "topics", "create")
 

@@ -41,7 +41,7 @@ def create(kafka_bootstrap: str, prefix: str, partitions: int, replication: int 
     async def make() -> tuple[list[str], int]:
         copies = replication or await copies_for(kafka_bootstrap, security)
         created = await create_topics(
-            kafka_bootstrap, prefix=prefix, partitions=partitions, replication=copies, kafka_security=security
+            kafka_bootstrap, prefix=prefix, partitions=partitions, replication=copies, kafka_options=security
         )
         return created, copies
 
@@ -92,7 +92,7 @@ def skip(
                     topic=f"{prefix}.{name}",
                     partition=partition,
                     offset=offset,
-                    kafka_security=security,
+                    kafka_options=security,
                 )
             )
         except SkipError as error:

@@ -71,7 +71,7 @@ class Service:
             self.db,
             service=name,
             kafka_bootstrap=settings.kafka_bootstrap,
-            kafka_security=settings.kafka_security(),
+            kafka_options=settings.kafka_options(),
             topic_prefix=settings.topic_prefix,
         )
         self._consumer: Consumer | None = None
@@ -94,7 +94,7 @@ class Service:
             service=self.name,
             database=self.db,
             kafka_bootstrap=self.settings.kafka_bootstrap,
-            kafka_security=self.settings.kafka_security(),
+            kafka_options=self.settings.kafka_options(),
             topic_prefix=self.settings.topic_prefix,
             max_batch=self.settings.kafka_max_batch,
             session_seconds=self.settings.kafka_session_timeout_seconds,

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, get_type_hints
 
@@ -12,7 +12,6 @@ from aiokafka.errors import KafkaError
 from faststream import AckPolicy
 from faststream.kafka import KafkaBroker, KafkaRouter
 from faststream.kafka.subscriber.usecase import BatchSubscriber
-from faststream.security import BaseSecurity
 
 from chassis import telemetry
 from chassis.delivery import Delivery
@@ -23,11 +22,15 @@ from chassis.topics import DAY_MS
 
 log = structlog.get_logger()
 
-STUCK_LOOKS = 24
+STUCK_SAMPLES = 24
 """
-Looks (one every 5 s) without progress while records wait and Kafka answers, after which the process asks to be
-restarted. Looks and not seconds: whoever was frozen is given the same time as anybody else.
+Samples (one every 5 s) without progress while records wait and Kafka answers, after which the process asks to be
+restarted. Counted in samples, not seconds, so that a process that was suspended gets the same allowance.
 """
+
+
+Ends = dict[TopicPartition, tuple[int, int]]
+"""Of partitions: the position up to which this member has fetched, and the end."""
 
 
 class Consumer:
@@ -45,7 +48,7 @@ class Consumer:
         service: str,
         database: Database,
         kafka_bootstrap: str,
-        kafka_security: BaseSecurity | None = None,
+        kafka_options: Mapping[str, Any] | None = None,
         topic_prefix: str,
         max_batch: int,
         session_seconds: float = 30,
@@ -54,6 +57,7 @@ class Consumer:
     ) -> None:
         self._delivery = Delivery(database, service=service, halt_after=halt_after)
         self._session_ms = int(session_seconds * 1000)
+        self._options = kafka_options or {}
         self._broker = make_broker(
             router,
             self._delivery,
@@ -61,7 +65,6 @@ class Consumer:
             service=service,
             context=context or {},
             bootstrap_servers=kafka_bootstrap,
-            security=kafka_security,
         )
         self._subscribers = {subscriber.topic_names[0]: subscriber for subscriber in subscribers_of(self._broker)}
         self._unmoved: dict[TopicPartition, tuple[int, int]] = {}
@@ -71,7 +74,7 @@ class Consumer:
 
     @property
     def topics(self) -> list[str]:
-        """Name the topics, with the prefix."""
+        """Return the topics, with the prefix."""
         return sorted(self._subscribers)
 
     async def start(self) -> None:
@@ -90,7 +93,7 @@ class Consumer:
             # A batch that waits for PostgreSQL is not a reason to leave the group.
             "max_poll_interval_ms": DAY_MS,
         }
-        return Fetcher(**{**connection, **options, **ours})
+        return Fetcher(**{**connection, **options, **ours, **self._options})
 
     async def _join(self, subscriber: BatchSubscriber) -> None:
         while not self._delivery.stopping.is_set():
@@ -128,50 +131,58 @@ class Consumer:
 
     @property
     def unassigned(self) -> set[str]:
-        """Return the topics whose group has not told this member its partitions yet (it may be told none)."""
+        """Return the topics of which this member has not been assigned its partitions yet (it may get none)."""
         return {topic for topic, subscriber in self._subscribers.items() if not _is_assigned(subscriber.consumer)}
 
     @property
     def stuck(self) -> bool:
-        """Return whether records have waited in some partition for STUCK_LOOKS looks without progress."""
-        return any(looks > STUCK_LOOKS for _, looks in self._unmoved.values())
+        """Return whether records have waited in some partition for STUCK_SAMPLES samples without progress."""
+        return any(samples > STUCK_SAMPLES for _, samples in self._unmoved.values())
 
-    async def look(self, patience: float) -> None:
+    async def sample_lag(self, timeout_seconds: float) -> None:
         """
-        See how many records of this member's partitions are not handled yet: the lag, and whether it is stuck.
+        Measure how many records of this member's partitions are not handled yet: the lag, and whether it is stuck.
 
-        Raises KafkaError or TimeoutError when Kafka does not say so within *patience* seconds; the last lag stays then.
+        Of a topic about which Kafka does not answer, such as one that was deleted, the last lag stays. Raises
+        KafkaError or TimeoutError if it answers about none within *timeout_seconds*.
         """
-        fetchers = list(self._fetchers())
-        if not fetchers:
+        if not any(fetcher.assignment() for fetcher in self._fetchers()):
             return
         try:
-            async with asyncio.timeout(patience):
-                places = [place for fetcher in fetchers for place in fetcher.assignment()]
-                # One of them asks for all: with a question for each an idle service would do little else.
-                ends = await fetchers[0].end_offsets(places)
-                fetched = {
-                    place: await fetcher.position(place)
-                    for fetcher in fetchers
-                    for place in fetcher.assignment()
-                    if place in ends
-                }
-        except BaseException:
+            async with asyncio.timeout(timeout_seconds / 2):
+                # One question for all topics: with one for each an idle service would do little else.
+                found = await _ends(list(self._fetchers()))
+        except (KafkaError, TimeoutError):
+            found = await self._ends_by_topic(timeout_seconds / 2)
+        else:
+            # Partitions that another member has now are none of this member's lag.
+            telemetry.consumer_lag.clear()
+        self._record_lag(found)
+
+    async def _ends_by_topic(self, timeout_seconds: float) -> Ends:
+        jobs = [asyncio.wait_for(_ends([fetcher]), timeout_seconds) for fetcher in self._fetchers()]
+        answers = await asyncio.gather(*jobs, return_exceptions=True)
+        failures = [answer for answer in answers if isinstance(answer, BaseException)]
+        if len(failures) == len(answers):
             self._unmoved.clear()
-            raise
+            raise failures[0]
+        for failure in failures:
+            log.warning("consumer.lag_unknown", error=type(failure).__name__)
+        return {place: end for answer in answers if isinstance(answer, dict) for place, end in answer.items()}
+
+    def _record_lag(self, found: Ends) -> None:
         unreadable, in_hand = self.unreadable, self._delivery.in_hand
-        done = {place: in_hand.get(place, position) for place, position in fetched.items()}
-        telemetry.consumer_lag.clear()
+        excused = self.waiting | self.halted
         telemetry.consumer_unreadable.clear()
-        unmoved = {}
-        for place, position in done.items():
-            telemetry.consumer_lag.labels(place.topic, place.partition).set(max(0, ends[place] - position))
-            before, looks = self._unmoved.get(place, (None, 0))
-            excused = place.topic in self.waiting | self.halted or place in unreadable
-            stands = position < ends[place] and position == before and not excused
-            unmoved[place] = (position, looks + 1 if stands else 0)
         for place in unreadable:
             telemetry.consumer_unreadable.labels(place.topic, place.partition).set(1)
+        unmoved = {}
+        for place, (position, end) in found.items():
+            done = in_hand.get(place, position)
+            telemetry.consumer_lag.labels(place.topic, place.partition).set(max(0, end - done))
+            before, samples = self._unmoved.get(place, (None, 0))
+            is_waiting = done < end and place.topic not in excused and place not in unreadable
+            unmoved[place] = (done, samples + 1 if is_waiting and done == before else 0)
         self._unmoved = unmoved
 
     def _fetchers(self) -> Iterable[Fetcher]:
@@ -240,6 +251,19 @@ def _check(subscriber: Any, known: set[str]) -> str:
     if missing := asked - known:
         raise WiringError(f"{name}: nobody provides {', '.join(sorted(missing))}")
     return name
+
+
+async def _ends(fetchers: Sequence[Fetcher]) -> Ends:
+    places = [place for fetcher in fetchers for place in fetcher.assignment()]
+    if not places:
+        return {}
+    ends = await fetchers[0].end_offsets(places)
+    return {
+        place: (await fetcher.position(place), ends[place])
+        for fetcher in fetchers
+        for place in fetcher.assignment()
+        if place in ends
+    }
 
 
 def _is_assigned(consumer: Any) -> bool:

@@ -21,8 +21,6 @@ from aiokafka.errors import (
 )
 from aiokafka.partitioner import murmur2
 from aiokafka.producer.message_accumulator import BatchBuilder
-from faststream.kafka.security import parse_security
-from faststream.security import BaseSecurity
 
 from chassis import telemetry
 from chassis.postgres import Database, PostgresUnavailableError, is_transient, reason_of
@@ -80,13 +78,13 @@ class Relay:
         *,
         service: str,
         kafka_bootstrap: str,
-        kafka_security: BaseSecurity | None = None,
+        kafka_options: Mapping[str, Any] | None = None,
         topic_prefix: str,
     ) -> None:
         self._database = database
         self._service = service
         self._bootstrap = kafka_bootstrap
-        self._security = kafka_security
+        self._options = kafka_options or {}
         self._prefix = topic_prefix
         self._wake = asyncio.Event()
         self._stopping = asyncio.Event()
@@ -132,7 +130,7 @@ class Relay:
                     return
             producer = AIOKafkaProducer(
                 bootstrap_servers=self._bootstrap,
-                **parse_security(self._security),
+                **self._options,
                 client_id=f"backstop-{self._service}-relay",
                 acks="all",
                 enable_idempotence=True,

@@ -15,8 +15,8 @@ from chassis.postgres import Database, is_transient
 log = structlog.get_logger()
 
 SAMPLE_SECONDS = 5.0
-PATIENCE_SECONDS = 4.0
-"""Longest time that one look may take: a metric must not wait for what it is to report on."""
+TIMEOUT_SECONDS = 4.0
+"""Longest time that one sample may take: a metric must not wait for what it is to report on."""
 MOST = 100_000
 """Rows that are counted at most: after hours of waiting there may be millions."""
 
@@ -38,26 +38,26 @@ class Sampler:
     """
     Reads every SAMPLE_SECONDS what waits, in every replica, whether it leads or not.
 
-    *works* names the due rows of each work: a query for their `due_at`. While PostgreSQL is away nothing can be added
+    *due* names the due rows of each worker: a query for their `due_at`. While PostgreSQL is away nothing can be added
     to what waits or taken from it: the last numbers stay, and the ages go on growing. When they were read is a metric
-    as well. The same holds for the lag while Kafka is away. A look that fails is logged and repeated.
+    as well. The same holds for the lag while Kafka is away. A sample that fails is logged and repeated.
     """
 
-    def __init__(self, database: Database, works: Mapping[str, str], consumer: Consumer | None) -> None:
+    def __init__(self, database: Database, due: Mapping[str, str], consumer: Consumer | None) -> None:
         self._database = database
-        self._works = works
+        self._queries = due
         self._consumer = consumer
         self._outbox = Backlog()
-        self._due = dict.fromkeys(works, Backlog())
+        self._due = dict.fromkeys(due, Backlog())
         self._stopped = asyncio.Event()
 
     async def run(self) -> None:
         """Sample until stopped."""
         while not self._stopped.is_set():
-            for look in (self._look_into_postgres, self._look_into_kafka):
+            for sample in (self._sample_postgres, self._sample_kafka):
                 # A service does not end because it cannot count.
                 try:
-                    await look()
+                    await sample()
                 except Exception as error:
                     expected = is_transient(error) or isinstance(error, KafkaError | TimeoutError)
                     log.warning("sample.failed", error=type(error).__name__, exc_info=not expected)
@@ -71,15 +71,15 @@ class Sampler:
         """Let `run` return."""
         self._stopped.set()
 
-    async def _look_into_kafka(self) -> None:
+    async def _sample_kafka(self) -> None:
         if self._consumer:
-            await self._consumer.look(PATIENCE_SECONDS)
+            await self._consumer.sample_lag(TIMEOUT_SECONDS)
 
-    async def _look_into_postgres(self) -> None:
-        async with asyncio.timeout(PATIENCE_SECONDS):
+    async def _sample_postgres(self) -> None:
+        async with asyncio.timeout(TIMEOUT_SECONDS):
             outbox = await self._read("SELECT created_at FROM outbox ORDER BY id LIMIT 1", "SELECT FROM outbox")
             due = {}
-            for work, rows in self._works.items():
+            for work, rows in self._queries.items():
                 waiting = f"SELECT due_at FROM ({rows}) AS rows WHERE due_at <= now()"
                 due[work] = await self._read(f"SELECT min(due_at) FROM ({waiting}) AS waiting", waiting)
             unresolved = await self._database.pool.fetchval(

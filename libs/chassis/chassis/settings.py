@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, Self
+from typing import Annotated, Any, Literal, NoReturn, Self
 from urllib.parse import parse_qsl, urlsplit
 from uuid import UUID
 
@@ -26,9 +26,6 @@ from pydantic import (
     model_validator,
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
-
-if TYPE_CHECKING:
-    from faststream.security import BaseSecurity
 
 SCOPE = "access_as_user"
 """The scope of the API that users' tokens have, unless it is told to be another."""
@@ -272,20 +269,6 @@ class KafkaSettings(EnvironmentSettings):
             options["sasl_plain_username"] = self.kafka_username
             options["sasl_plain_password"] = self.kafka_password.get_secret_value()
         return options if self.kafka_security_protocol != "PLAINTEXT" else {}
-
-    def kafka_security(self) -> "BaseSecurity | None":
-        """Return the same for FastStream; None: in the clear."""
-        # Only services have FastStream.
-        from faststream.security import BaseSecurity, SASLPlaintext, SASLScram256, SASLScram512  # noqa: PLC0415
-
-        options = self.kafka_options()
-        tls = options.get("ssl_context")
-        if "sasl_mechanism" not in options:
-            return BaseSecurity(ssl_context=tls) if tls else None
-        kind = {"PLAIN": SASLPlaintext, "SCRAM-SHA-256": SASLScram256, "SCRAM-SHA-512": SASLScram512}
-        return kind[options["sasl_mechanism"]](
-            options["sasl_plain_username"], options["sasl_plain_password"], ssl_context=tls
-        )
 
 
 class ServiceSettings(HttpSettings, KafkaSettings):

@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +15,7 @@ from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExport
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.trace import StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from prometheus_client import Counter, Gauge
 
@@ -49,6 +51,8 @@ REPEAT_SECONDS = 10
 _propagator = TraceContextTextMapPropagator()
 _tracer = trace.get_tracer("backstop")
 
+_QUOTE_VALUES = ("asyncpg.", "pydantic_core.")
+
 
 def configure(service: str, level: str) -> None:
     """Send logs to standard output as JSON lines; export spans when OTEL_EXPORTER_OTLP_ENDPOINT is set."""
@@ -62,7 +66,7 @@ def configure(service: str, level: str) -> None:
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             _add_trace_id,
-            structlog.processors.format_exc_info,
+            structlog.processors.ExceptionRenderer(format_exception),
             structlog.processors.JSONRenderer(
                 serializer=lambda record, **_: orjson.dumps(record, default=str).decode()
             ),
@@ -80,13 +84,36 @@ def configure(service: str, level: str) -> None:
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
                 structlog.processors.add_log_level,
                 structlog.processors.TimeStamper(fmt="iso", utc=True),
-                structlog.processors.format_exc_info,
+                structlog.processors.ExceptionRenderer(format_exception),
                 structlog.processors.JSONRenderer(),
             ]
         )
     )
     handler.addFilter(_Seldom())
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+
+
+def format_exception(exc_info: Any) -> str:
+    """
+    Return a traceback without the messages of exceptions that quote values: those of asyncpg and pydantic.
+
+    A parameter or an input may be a message's subject or somebody's address.
+    """
+    text = "".join(traceback.format_exception(*exc_info)).rstrip()
+    for error in _chain(exc_info[1]):
+        if type(error).__module__.startswith(_QUOTE_VALUES):
+            for line in filter(None, str(error).splitlines()):
+                text = text.replace(line, "(not logged: it may quote values)")
+    return text
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    if error is None:
+        return
+    yield error
+    for inner in error.exceptions if isinstance(error, BaseExceptionGroup) else ():
+        yield from _chain(inner)
+    yield from _chain(error.__cause__ or error.__context__)
 
 
 class _Seldom(logging.Filter):
@@ -115,12 +142,19 @@ def _add_trace_id(_logger: Any, _method: str, record: Any) -> Any:
 def span(name: str, traceparent: str | None = None, **attributes: str | int) -> Iterator[str]:
     """Run a block as a span below *traceparent* (or the current span); yields the span's own traceparent."""
     parent = _propagator.extract({"traceparent": traceparent}) if traceparent else None
-    with _tracer.start_as_current_span(name, context=parent, attributes=attributes):
-        yield current_traceparent() or ""
+    # The SDK would send the message of an exception along, which may quote values.
+    with _tracer.start_as_current_span(
+        name, context=parent, attributes=attributes, record_exception=False, set_status_on_exception=False
+    ) as current:
+        try:
+            yield current_traceparent() or ""
+        except Exception as error:
+            current.set_status(StatusCode.ERROR, type(error).__name__)
+            raise
 
 
 def current_traceparent() -> str | None:
-    """Write the current span as a W3C traceparent; None outside of any span."""
+    """Return the current span as a W3C traceparent; None outside of any span."""
     carrier: dict[str, str] = {}
     _propagator.inject(carrier)
     return carrier.get("traceparent")

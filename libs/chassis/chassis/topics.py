@@ -42,9 +42,9 @@ class SkipError(Exception):
     """A record cannot be skipped; the text says why, and nothing was changed."""
 
 
-async def copies_for(kafka_bootstrap: str, kafka_security: KafkaOptions | None = None) -> int:
+async def copies_for(kafka_bootstrap: str, kafka_options: KafkaOptions | None = None) -> int:
     """Return how many copies of each event this Kafka should keep: three, or as many as it has brokers."""
-    admin = AIOKafkaAdminClient(bootstrap_servers=kafka_bootstrap, **(kafka_security or {}))
+    admin = AIOKafkaAdminClient(bootstrap_servers=kafka_bootstrap, **(kafka_options or {}))
     try:
         await admin.start()
         return min(3, len((await admin.describe_cluster())["brokers"]))
@@ -58,7 +58,7 @@ async def create_topics(
     prefix: str,
     partitions: int,
     replication: int,
-    kafka_security: KafkaOptions | None = None,
+    kafka_options: KafkaOptions | None = None,
 ) -> list[str]:
     """
     Create the topics of all events that do not exist yet, and return the names of those created.
@@ -79,7 +79,7 @@ async def create_topics(
         )
         for model in EVENTS
     ]
-    admin = AIOKafkaAdminClient(bootstrap_servers=kafka_bootstrap, **(kafka_security or {}))
+    admin = AIOKafkaAdminClient(bootstrap_servers=kafka_bootstrap, **(kafka_options or {}))
     try:
         await admin.start()
         response = await admin.create_topics(topics)
@@ -95,7 +95,7 @@ async def create_topics(
 
 
 async def skip(
-    kafka_bootstrap: str, *, group: str, topic: str, partition: int, offset: int, kafka_security: KafkaOptions | None
+    kafka_bootstrap: str, *, group: str, topic: str, partition: int, offset: int, kafka_options: KafkaOptions | None
 ) -> int:
     """
     Move *group* past the unreadable record at *offset*, and return the offset at which it goes on.
@@ -106,7 +106,7 @@ async def skip(
     place = TopicPartition(topic, partition)
     consumer = AIOKafkaConsumer(
         bootstrap_servers=kafka_bootstrap,
-        **(kafka_security or {}),
+        **(kafka_options or {}),
         group_id=group,
         enable_auto_commit=False,
         auto_offset_reset="none",
@@ -117,7 +117,7 @@ async def skip(
             raise SkipError(f"There is no partition {partition} of a topic {topic}.")
         consumer.assign([place])
         stands = await consumer.committed(place)
-        await _check_is_idle(kafka_bootstrap, group, kafka_security)
+        await _check_is_idle(kafka_bootstrap, group, kafka_options)
         if stands is None:
             stands = (await consumer.beginning_offsets([place]))[place]
         if stands != offset:
@@ -139,8 +139,8 @@ async def skip(
         await consumer.stop()
 
 
-async def _check_is_idle(kafka_bootstrap: str, group: str, kafka_security: KafkaOptions | None) -> None:
-    admin = AIOKafkaAdminClient(bootstrap_servers=kafka_bootstrap, **(kafka_security or {}))
+async def _check_is_idle(kafka_bootstrap: str, group: str, kafka_options: KafkaOptions | None) -> None:
+    admin = AIOKafkaAdminClient(bootstrap_servers=kafka_bootstrap, **(kafka_options or {}))
     try:
         await admin.start()
         for attempt in range(50):

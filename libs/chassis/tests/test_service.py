@@ -19,7 +19,7 @@ from faststream.kafka import KafkaRouter
 from backstop_contracts import CaseStatus, CaseUpdated, headers_for
 from chassis import telemetry
 from chassis.app import Service, server
-from chassis.consumer import STUCK_LOOKS, Consumer
+from chassis.consumer import STUCK_SAMPLES, Consumer
 from chassis.events import BATCH, Received, Tx
 from chassis.http import make_api
 from chassis.settings import ServiceSettings
@@ -262,8 +262,8 @@ async def test_a_halted_consumer_makes_a_worker_not_ready_but_is_no_reason_to_re
 
         consumer = made._consumer
         assert consumer is not None
-        for _ in range(STUCK_LOOKS + 2):
-            await consumer.look(30)
+        for _ in range(STUCK_SAMPLES + 2):
+            await consumer.sample_lag(30)
         (lag,) = telemetry.consumer_lag.collect()
         assert max(sample.value for sample in lag.samples) > 0, "records must wait, or it could not be stuck"
         assert await ask(session, f"{url}/livez") == (200, {"consumer": "ok", "tasks": "ok"})

@@ -25,7 +25,7 @@ async def skipped(world: Any, offset: int, *, partition: int = 0) -> int:
         topic=f"{world.prefix}.case-updated",
         partition=partition,
         offset=offset,
-        kafka_security=None,
+        kafka_options=None,
     )
 
 
@@ -47,7 +47,7 @@ async def test_a_header_whose_name_is_not_utf8_stops_its_own_partition_and_loses
             await world.all_seen([more])
             place = next(iter(consumer.unreadable))
             assert (place.partition, consumer.unreadable) == (1, {place: 4})
-            await consumer.look(30)
+            await consumer.sample_lag(30)
             labels = (f"{world.prefix}.case-updated", 1)
             assert telemetry.consumer_unreadable.labels(*labels)._value.get() == 1
             assert not consumer.stuck
