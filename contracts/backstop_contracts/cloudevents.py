@@ -36,13 +36,13 @@ class Envelope:
 
 @cache
 def type_of(model: type[Event]) -> str:
-    """Name the CloudEvents type of an event model, e.g. `io.backstop.message-reported.v1`."""
+    """Return the CloudEvents type of an event model, e.g. `io.backstop.message-reported.v1`."""
     return f"io.backstop.{model.TOPIC}.v{model.VERSION}"
 
 
 @cache
 def schema_of(model: type[Event]) -> str:
-    """Name the schema of an event model: the CloudEvents dataschema, a URI."""
+    """Return the schema of an event model: the CloudEvents dataschema, a URI."""
     return f"urn:backstop:schema:{model.TOPIC}:v{model.VERSION}"
 
 
@@ -54,7 +54,7 @@ def headers_for(
     time: datetime | None = None,
     event_id: str | None = None,
 ) -> dict[str, str]:
-    """Make the Kafka headers of *event*: a new id and the present time unless they are given."""
+    """Return the Kafka headers of *event*: a new id and the present time unless they are given."""
     headers = {
         "ce_id": event_id or str(uuid4()),
         "ce_source": source,

@@ -37,7 +37,7 @@ class _Comparison:
         self._current = current
 
     def changes(self, old: Schema, new: Schema, at: str, seen: frozenset[tuple[str, str]]) -> Iterator[str]:
-        """Compare what stands at one place; *seen* ends the recursion of a model that contains itself."""
+        """Compare two schemas at one place; *seen* ends the recursion of a model that contains itself."""
         pair = (old.get("$ref", ""), new.get("$ref", ""))
         if all(pair):
             if pair in seen:
@@ -109,7 +109,7 @@ class _Comparison:
 
 
 def _resolve(schema: Schema, document: Schema) -> Schema:
-    """Follow `$ref`; what stands beside it, such as a description or a default, stays."""
+    """Follow `$ref`; what is beside it, such as a description or a default, stays."""
     while "$ref" in schema:
         beside = {keyword: value for keyword, value in schema.items() if keyword != "$ref"}
         schema = {**document["$defs"][schema["$ref"].removeprefix("#/$defs/")], **beside}
@@ -145,7 +145,7 @@ def _default(old: Schema, new: Schema, at: str) -> Iterator[str]:
 
 
 def _kept(old: Any, new: Any) -> bool:
-    """Tell whether *new* says all that *old* said; the default of an object grows with its optional fields."""
+    """Return whether *new* says all that *old* said; the default of an object grows with its optional fields."""
     if isinstance(old, dict) and isinstance(new, dict):
         return all(name in new and _kept(value, new[name]) for name, value in old.items())
     return bool(old == new)

@@ -590,7 +590,7 @@ class CaseExpired(Event):
     """
     A closed case has reached the end of its retention and is gone from triage, with its reports and its timeline.
 
-    Published by triage. Whoever keeps something of the case deletes it now; the id never comes back, because a later
+    Published by triage. Consumers delete what they keep of the case; the id never comes back, because a later
     report of the same message opens a case of its own. The event is kept longer than others, so that a consumer which
     was away for weeks still deletes.
     """

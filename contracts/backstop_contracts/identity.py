@@ -39,7 +39,7 @@ def content_key(message: Message) -> CaseKey:
 
 def message_id_key(internet_message_id: str) -> CaseKey:
     """
-    Return the key of a Message-ID. It tells which case a decision about a quarantined message belongs to.
+    Return the key of a Message-ID. By it a decision about a quarantined message finds its case.
 
     The sender chooses the Message-ID: two messages that share it alone are not the same.
     """

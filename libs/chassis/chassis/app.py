@@ -19,7 +19,7 @@ from chassis import dead_letters, telemetry
 from chassis.consumer import Consumer
 from chassis.dead_letters_api import make_router
 from chassis.entra import Authenticator
-from chassis.http import Check, Told, make_api
+from chassis.http import Check, Info, make_api
 from chassis.limits import Connection
 from chassis.migrations import MigrationError
 from chassis.postgres import Database, UnreadableDsnError, is_transient
@@ -32,7 +32,7 @@ log = structlog.get_logger()
 
 
 def authenticator(settings: HttpSettings) -> Authenticator:
-    """Make the token check that *settings* describe."""
+    """Return the token check that *settings* describe."""
     return Authenticator(
         authority=settings.authority,
         tenants=settings.tenants,
@@ -209,7 +209,7 @@ class Service:
 
         async def consumer() -> str | None:
             state = self._consumer_state()
-            return Told(state) if state and self._has_routes else state
+            return Info(state) if state and self._has_routes else state
 
         async def tasks() -> str | None:
             if not self._tasks:
@@ -228,7 +228,7 @@ class Service:
             return f"waiting for the group's assignment: {', '.join(sorted(unassigned))}"
         if unreadable := sorted(self._consumer.unreadable.items()):
             places = "; ".join(f"{place.topic} {place.partition} {offset}" for place, offset in unreadable)
-            return Told(f"unreadable records at {places}; see `backstop topics skip --help`")
+            return Info(f"unreadable records at {places}; see `backstop topics skip --help`")
         return None
 
     def _alive(self) -> dict[str, Check]:
@@ -242,7 +242,7 @@ class Service:
         return {"consumer": progress, "tasks": tasks}
 
     def _dead_task(self) -> str | None:
-        """Say whether the relay or a worker has ended though nobody asked it to."""
+        """Return which background task has ended unasked, if any."""
         for task in self._tasks:
             if task.done() and not task.cancelled() and (error := task.exception()):
                 return f"a background task ended: {type(error).__name__}"
@@ -316,7 +316,7 @@ class Server(uvicorn.Server):
 
 
 def server(api: FastAPI, *, host: str = "127.0.0.1", port: int = 0) -> Server:
-    """Make the HTTP server of an application of `make_api`, with its limits."""
+    """Return the HTTP server of an application of `make_api`, with its limits."""
     return Server(
         api,
         uvicorn.Config(

@@ -69,7 +69,7 @@ class Resolved(BaseModel):
 
 
 def make_router(database: Database) -> APIRouter:  # noqa: C901 - four routes
-    """Make the routes."""
+    """Return the routes."""
     router = APIRouter(prefix="/v1/dead-letters", tags=["dead letters"], responses=problems(401, 403, 422, 503))
 
     @router.get("")

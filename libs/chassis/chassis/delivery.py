@@ -53,16 +53,16 @@ class Delivery:
         self.parked_in_a_row: Counter[str] = Counter()
 
     def __call__(self, records: Any, /, *, context: Any) -> "_Batch":
-        """Make the middleware of one batch, as FastStream asks for it."""
+        """Return the middleware of one batch: FastStream calls this."""
         return _Batch(self, records, context=context)
 
     @property
     def halted(self) -> set[str]:
-        """Return the topics of which so many events were parked in a row that going on would only empty them."""
+        """Return the topics of which *halt_after* events in a row were parked."""
         return {topic for topic, count in self.parked_in_a_row.items() if count >= self.halt_after}
 
     async def stops_within(self, seconds: float) -> bool:
-        """Wait, but not longer than until the consumer is told to stop; return whether it is."""
+        """Wait for *seconds*, or until the consumer is to stop; return whether it is."""
         try:
             await asyncio.wait_for(self.stopping.wait(), seconds)
         except TimeoutError:
@@ -71,7 +71,7 @@ class Delivery:
 
 
 class _Batch(BaseMiddleware):
-    """One batch: the records that one look at one topic has found."""
+    """One batch: the records that one fetch from one topic has returned."""
 
     def __init__(self, delivery: Delivery, records: Any, /, *, context: Any) -> None:
         super().__init__(records, context=context)
@@ -106,7 +106,7 @@ class _Batch(BaseMiddleware):
                 delivery.in_hand.pop(place, None)
 
     async def _refresh_topic_id(self, records: Sequence[ConsumerRecord]) -> None:
-        """Ask Kafka for the topic's id when a partition does not go on where it stood: the topic may be a new one."""
+        """Ask Kafka for the topic's id if a partition does not continue where it ended: the topic may be a new one."""
         expected, goes_on = self._delivery.expected, True
         for record in records:
             place = TopicPartition(record.topic, record.partition)
@@ -121,7 +121,7 @@ class _Batch(BaseMiddleware):
             raise failure
 
     async def _take(self, batch: Sequence[tuple[ConsumerRecord, Received[Any] | Unreadable]]) -> None:
-        """Handle what lies between unreadable records, and park those in their turn: so 'in a row' means it."""
+        """Handle each run of readable records; park unreadable ones in between, so that 'in a row' counts right."""
         readable: list[Taken] = []
         for record, event in batch:
             if isinstance(event, Unreadable):
@@ -133,7 +133,7 @@ class _Batch(BaseMiddleware):
         await self._handle(readable)
 
     async def _handle(self, batch: Sequence[Taken]) -> None:
-        """Handle *batch* in one transaction; halve it when it fails, until the events that fail stand alone."""
+        """Handle *batch* in one transaction; halve it when it fails, until the events at fault are found."""
         if not batch:
             return
         failure = await self._try(batch)
@@ -162,7 +162,7 @@ class _Batch(BaseMiddleware):
                     topic_id = self._delivery.topic_ids[self._topic]
                     await dead_letters.forget(tx, part.raw_message, topic=topic, topic_id=topic_id)
 
-        # A batch has many causes and is a trace of its own; an event that stands alone goes on with its trace.
+        # A batch has many causes and is a trace of its own; a single event continues its trace.
         parent = events[0].traceparent if len(events) == 1 else None
         with telemetry.span(f"consume {topic}", parent, events=len(events)):
             failure = await self._retry_while_away(handle)
@@ -185,7 +185,7 @@ class _Batch(BaseMiddleware):
                 except Exception as error:
                     if not (is_transient(error) or isinstance(error, KafkaError)):
                         return error
-                    self._note_waiting(True)
+                    self._set_waiting(True)
                     telemetry.redelivered.labels(type(error).__name__).inc()
                     log.warning(
                         _what_is_away(error),
@@ -200,15 +200,15 @@ class _Batch(BaseMiddleware):
                 else:
                     return None
         finally:
-            self._note_waiting(False)
+            self._set_waiting(False)
 
-    def _note_waiting(self, waiting: bool) -> None:
+    def _set_waiting(self, waiting: bool) -> None:
         topics = self._delivery.waiting
         topics.add(self._topic) if waiting else topics.discard(self._topic)
         telemetry.consumer_waiting.set(bool(topics))
 
     async def _park(self, record: ConsumerRecord, error: Exception, tenant_id: UUID | None) -> None:
-        """Make *record* a dead letter; halt the topic when there have been too many in a row."""
+        """Park *record* as a dead letter; halt the topic after too many in a row."""
         delivery, model = self._delivery, model_of(self._topic)
         if delivery.strict:
             raise error
@@ -239,7 +239,7 @@ class _Batch(BaseMiddleware):
             telemetry.consumer_halted.labels(self._topic).set(1)
             in_a_row = delivery.parked_in_a_row[self._topic]
             log.critical("consumer.halted", topic=self._topic, parked_in_a_row=in_a_row, error=type(error).__name__)
-            # Neither commit nor go on: a restart, after the fault is mended, takes this batch again.
+            # Neither commit nor go on: a restart, once the fault is repaired, takes this batch again.
             await delivery.stopping.wait()
             raise NackMessage
 

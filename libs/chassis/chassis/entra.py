@@ -28,16 +28,16 @@ log = structlog.get_logger()
 
 KEYS_LIVE_SECONDS = 24 * 60 * 60
 REFRESH_PAUSE_SECONDS = 30
-"""Keys are asked for again at most this often, so that forged key ids cannot make us hammer Entra ID."""
+"""Keys are fetched at most this often, so that forged key ids cannot make us hammer Entra ID."""
 LEEWAY_SECONDS = 60
 REMEMBERED_TOKENS = 1_000
-"""Tokens that are let in without another look at their signature: an application sends the same one for an hour."""
+"""Tokens whose signature is not verified again: an application sends the same one for an hour."""
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
     """
-    Whoever presented a valid token.
+    The person or application that presented a valid token.
 
     People and applications are known by `oid` and `tenant_id`. `name` (preferred_username) can be changed by its
     owner: it is for display only.
@@ -52,7 +52,7 @@ class Caller:
 
 @dataclass(frozen=True, slots=True)
 class _Keys:
-    """The keys of a tenant by their ids, when they came, and when they were last asked for."""
+    """The signing keys of a tenant by their ids, when they were fetched, and when that was last tried."""
 
     keys: Mapping[str, jwt.PyJWK] = field(default_factory=dict)
     fetched_at: float = -KEYS_LIVE_SECONDS
@@ -60,11 +60,11 @@ class _Keys:
 
 
 @dataclass(frozen=True, slots=True)
-class _Seen:
-    """Whom a token speaks for, until when (seconds of the epoch), and the keys of its tenant when it was checked."""
+class _Verified:
+    """Whose token it is, when it expires (seconds of the epoch), and the keys of its tenant when it was verified."""
 
     caller: Caller
-    until: float
+    expires_at: float
     keys: _Keys
 
 
@@ -74,9 +74,8 @@ class Authenticator:
 
     A token is a user's, for *scope*, or an application's that has proved who it is. An ID token is neither.
 
-    A token that was let in is let in until its end, or until the keys of its tenant have been fetched anew.
-
-    *tenants* are the only tenants that are let in. Keys are fetched once a day, and when a key id is unknown.
+    A verified token is cached until it expires or its tenant's signing keys are fetched again, which happens once a
+    day and when a key id is unknown. Tokens of other tenants than *tenants* are refused.
     """
 
     def __init__(
@@ -95,7 +94,7 @@ class Authenticator:
         self._ca_file = ca_file
         self._known: dict[UUID, _Keys] = {}
         self._locks: dict[UUID, asyncio.Lock] = {}
-        self._seen: dict[bytes, _Seen] = {}
+        self._seen: dict[bytes, _Verified] = {}
 
     async def caller(self, token: str) -> Caller:
         """Return who *token* speaks for. Raises Problem 401 with the reason, or 503 if no key can be fetched."""
@@ -129,7 +128,7 @@ class Authenticator:
         caller = self._caller(claims)
         if len(self._seen) >= REMEMBERED_TOKENS:
             del self._seen[next(iter(self._seen))]
-        self._seen[name] = _Seen(caller, claims["exp"] + LEEWAY_SECONDS, self._known[claimed])
+        self._seen[name] = _Verified(caller, claims["exp"] + LEEWAY_SECONDS, self._known[claimed])
         return caller
 
     def _caller(self, claims: Mapping[str, Any]) -> Caller:
@@ -170,14 +169,14 @@ class Authenticator:
             f" for {self._audience}/.default with its own secret or certificate."
         )
 
-    def _still_holds(self, seen: _Seen) -> bool:
+    def _still_holds(self, seen: _Verified) -> bool:
         fresh = time.monotonic() - seen.keys.fetched_at <= KEYS_LIVE_SECONDS
-        return fresh and time.time() < seen.until and self._known.get(seen.caller.tenant_id) is seen.keys
+        return fresh and time.time() < seen.expires_at and self._known.get(seen.caller.tenant_id) is seen.keys
 
     async def _key(self, tenant_id: UUID, kid: str) -> jwt.PyJWK:
         began = time.monotonic()
         if not self._wants_keys(tenant_id, kid, began):
-            # Whoever asks for an unknown key makes nobody else wait for Entra ID.
+            # A request with an unknown key id makes no other wait for Entra ID.
             return self._known[tenant_id].keys[kid]
         async with self._locks.setdefault(tenant_id, asyncio.Lock()):
             known, now = self._known.get(tenant_id, _Keys()), time.monotonic()
@@ -236,9 +235,9 @@ def _unauthorised(detail: str, *, retry_after: int | None = None) -> Problem:
 
 def require(*roles: str) -> Callable[[Request], Awaitable[Caller]]:
     """
-    Make the FastAPI dependency that returns the caller if it has at least one of *roles*.
+    Return the FastAPI dependency that returns the caller if it has at least one of *roles*.
 
-    Without roles any caller with a valid token is let in.
+    Without roles any caller with a valid token is accepted.
     """
 
     async def check(request: Request) -> Caller:

@@ -25,7 +25,7 @@ from backstop_contracts import EVENTS, Envelope, Event, read_headers
 if TYPE_CHECKING:
     from chassis.postgres import Tx as _Connection
 else:
-    # FastDepends looks at the type, and needs none for what the middleware hands over.
+    # FastDepends reads the type, and needs none for what the middleware passes.
     _Connection = Any
 
 _ESCAPED_NUL = re.compile(rb"(?<!\\)((?:\\\\)*)\\u0000")
@@ -67,7 +67,7 @@ BATCH = Batch(
     # Or a record with the header `reply_to` would have the answer published wherever its sender likes.
     no_reply=True,
     auto_offset_reset="earliest",
-    # FastStream sleeps for as long after a look that found nothing; the look itself takes longer: see Fetcher.
+    # FastStream sleeps for as long after a fetch that found nothing; the fetch itself takes longer: see Fetcher.
     batch_timeout_ms=20,
 )
 

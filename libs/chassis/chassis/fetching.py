@@ -12,8 +12,8 @@ from chassis import topics
 
 log = structlog.get_logger()
 
-LOOK_MS = 5_000
-"""Longest time that one look waits for records. It ends as soon as there is one."""
+FETCH_MS = 5_000
+"""Longest time that one fetch waits for records. It ends as soon as there is one."""
 CAREFUL_MS = 500
 """Time for the answer to a fetch whose records are there."""
 AGAIN_SECONDS = 60
@@ -26,7 +26,7 @@ class Fetcher(AIOKafkaConsumer):  # type: ignore[misc]
     """
     aiokafka's consumer, which waits long for records, and sets aside a partition with one that it cannot read.
 
-    FastStream looks every few milliseconds, and sleeps in between; with a consumer for each topic that costs more than
+    FastStream polls every few milliseconds, and sleeps in between; with a consumer for each topic that costs more than
     all the rest of an idle service. And aiokafka raises for such a record (a header whose name is not UTF-8) after it
     has moved past the records of other partitions, which would be lost with the next commit.
     """
@@ -39,7 +39,7 @@ class Fetcher(AIOKafkaConsumer):  # type: ignore[misc]
 
     @property
     def unreadable(self) -> dict[TopicPartition, int]:
-        """Return this member's partitions that cannot be read, each with the offset at which it stands."""
+        """Return this member's partitions that cannot be read on, each with its offset."""
         # A rebalance makes every assignment anew: what came back from another member is not paused.
         aside = self.paused()
         return {place: offset for place, offset in self._unreadable.items() if place in aside}
@@ -51,13 +51,13 @@ class Fetcher(AIOKafkaConsumer):  # type: ignore[misc]
     async def getmany(
         self, *partitions: TopicPartition, timeout_ms: int = 0, max_records: int | None = None
     ) -> Records:
-        """Return what there is as soon as there is something, or nothing after LOOK_MS."""
+        """Return what there is as soon as there is something, or nothing after FETCH_MS."""
         if self._unreadable and monotonic() > self._try_again_at:
             await self._try_again()
         if not self._moved_past_records:
             try:
                 found: Records = await super().getmany(
-                    *partitions, timeout_ms=max(timeout_ms, LOOK_MS), max_records=max_records
+                    *partitions, timeout_ms=max(timeout_ms, FETCH_MS), max_records=max_records
                 )
             except topics.UNREADABLE:
                 self._moved_past_records = True

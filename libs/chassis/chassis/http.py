@@ -19,35 +19,35 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from chassis import telemetry
-from chassis.limits import Bounded
+from chassis.limits import LimitRequests
 from chassis.postgres import POSSIBLY_TRANSIENT, is_transient, reason_of
 from chassis.problem import Problem
 from chassis.settings import Limits
 
-__all__ = ["Check", "Moment", "Problem", "Told", "in_utc", "make_api", "problems"]
+__all__ = ["Check", "Info", "Moment", "Problem", "in_utc", "make_api", "problems"]
 
 log = structlog.get_logger()
 
 
-class Told(str):
-    """What a check only tells."""
+class Info(str):
+    """What a check reports without failing."""
 
     __slots__ = ()
 
 
 Check = Callable[[], Awaitable[str | None]]
-"""Says what is wrong, or None when all is well; what is `Told` is wrong and no reason for a bad answer."""
+"""Returns what is wrong, or None if all is well. An `Info` is shown, and does not make the check fail."""
 
 T = TypeVar("T")
 
 
 def write_cursor(*parts: object) -> str:
-    """Return the cursor of a page: *parts*, none of which has a blank, in a form that nobody is tempted to change."""
+    """Return the opaque cursor of a page, made of *parts*, none of which has a blank."""
     return base64.urlsafe_b64encode(" ".join(map(str, parts)).encode()).decode()
 
 
 def read_cursor(cursor: str, read: Callable[[list[str]], T]) -> T:
-    """Return what *read* makes of a cursor's parts. Raises Problem when it is none, or *read* raises ValueError."""
+    """Return what *read* makes of a cursor's parts. Raises Problem for anything that `write_cursor` has not made."""
     try:
         return read(base64.urlsafe_b64decode(cursor).decode().split(" "))
     except (ValueError, binascii.Error):
@@ -131,7 +131,7 @@ def make_api(
     )
     api.state.limits = limits
     api.add_middleware(_Traces)
-    api.add_middleware(Bounded, limits=limits)
+    api.add_middleware(LimitRequests, limits=limits)
     api.add_exception_handler(Problem, _on_problem)
     api.add_exception_handler(HTTPException, _on_http_exception)
     api.add_exception_handler(RequestValidationError, _on_invalid)
@@ -159,7 +159,7 @@ async def _refuse_unknown_parameters(request: Request) -> None:
     """
     Refuse query parameters that the route does not have, or has once: a filter with a typo would match everything.
 
-    Routes that are not described, such as those that pass a request on, look at their parameters themselves.
+    Routes that are not in the document, such as those of the gateway, check their parameters themselves.
     """
     if not request.query_params:
         return
@@ -174,7 +174,7 @@ async def _refuse_unknown_parameters(request: Request) -> None:
         name: "Given more than once" for name in given.keys() - wrong if given[name] > 1 and _is_single(known[name])
     }
     if wrong:
-        errors = [{"where": _told(f"query.{name}"), "what": wrong[name]} for name in sorted(wrong)[:_MOST_ERRORS]]
+        errors = [{"where": _shortened(f"query.{name}"), "what": wrong[name]} for name in sorted(wrong)[:_MOST_ERRORS]]
         raise Problem(422, "invalid-request", "Nothing was saved. See `errors`.", errors=errors)
 
 
@@ -184,7 +184,7 @@ def _is_single(schema: Mapping[str, Any]) -> bool:
 
 async def _report(checks: Mapping[str, Check]) -> Response:
     results = {name: await check() or "ok" for name, check in checks.items()}
-    good = all(result == "ok" or isinstance(result, Told) for result in results.values())
+    good = all(result == "ok" or isinstance(result, Info) for result in results.values())
     return JSONResponse(results, status_code=200 if good else 503)
 
 
@@ -202,13 +202,14 @@ async def _on_http_exception(_request: Request, error: Exception) -> Response:
 async def _on_invalid(_request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)  # noqa: S101 - Starlette dispatches by type
     errors = [
-        {"where": _told(".".join(map(str, e["loc"]))), "what": _told(e["msg"])} for e in error.errors()[:_MOST_ERRORS]
+        {"where": _shortened(".".join(map(str, e["loc"]))), "what": _shortened(e["msg"])}
+        for e in error.errors()[:_MOST_ERRORS]
     ]
     return Problem(422, "invalid-request", "Nothing was saved. See `errors`.", errors=errors).response()
 
 
-def _told(text: str) -> str:
-    """Cut what may be the sender's own words, and leave out what UTF-8 cannot say: lone surrogates."""
+def _shortened(text: str) -> str:
+    """Return the beginning of what may be the client's own words, without what UTF-8 cannot encode: lone surrogates."""
     return text[:_LONGEST_ERROR].encode(errors="replace").decode()
 
 

@@ -1,5 +1,5 @@
 """
-What clients can take of a service: requests in hand, connections, bytes and time. Beyond it they hear so at once.
+Limits of a service: concurrent requests, connections, body size and time. What exceeds them is refused at once.
 
 uvicorn waits for ever for a header that does not end and for a client that does not read its answer, and it answers
 text/plain when there is too much to do. FastAPI's `max_body_size` does so too.
@@ -22,11 +22,11 @@ from chassis.settings import Limits
 HEALTH = frozenset({"/livez", "/readyz", "/metrics"})
 _LOOSE_LINE = re.compile(rb"(?<!\r)\n|\n[ \t]")
 HEALTH_REQUESTS = 20
-"""Requests for health and metrics that are answered beside a full house."""
+"""Requests for health and metrics that are answered beyond the limit of concurrent requests."""
 
 
 class Body:
-    """The body of one request as it comes in: within its bounds or refused. It lies in the scope under `KEY`."""
+    """The body of one request as it arrives: within its limits or refused. The scope has it under `KEY`."""
 
     KEY = "backstop.body"
 
@@ -41,10 +41,10 @@ class Body:
         self.allow(limits.body_bytes, limits.body_timeout_seconds)
 
     def allow(self, most: int, seconds: float) -> None:
-        """Take up to *most* bytes within *seconds* from now: for a route that keeps no body in memory, or few."""
+        """Accept up to *most* bytes within *seconds* from now: for a route that keeps no body in memory, or few."""
         self._most = most
         self._seconds = seconds
-        self._until = asyncio.get_running_loop().time() + seconds
+        self._deadline = asyncio.get_running_loop().time() + seconds
 
     async def receive(self) -> Message:
         """Receive the next piece. Raises Problem 413 or 408."""
@@ -53,7 +53,7 @@ class Body:
         if self._announced > self._most:
             raise self._too_large()
         try:
-            async with asyncio.timeout_at(self._until):
+            async with asyncio.timeout_at(self._deadline):
                 message = await self._receive()
         except TimeoutError:
             raise Problem(
@@ -74,8 +74,8 @@ class Body:
         return Problem(413, "body-too-large", f"At most {self._most} bytes are accepted here. Nothing was saved.")
 
 
-class Bounded:
-    """ASGI middleware: as many requests in hand as *limits* say, each with a bounded body."""
+class LimitRequests:
+    """ASGI middleware: at most as many concurrent requests as *limits* say, each with a limited body."""
 
     def __init__(self, app: ASGIApp, limits: Limits) -> None:
         self._app = app
@@ -129,7 +129,7 @@ class _StrictLines(ReceiveBuffer):
     _reads_lines = False
 
     def maybe_extract_lines(self) -> list[bytearray] | None:
-        """Take everything up to the first empty line. Raises h11.LocalProtocolError."""
+        """Return everything up to the first empty line. Raises h11.LocalProtocolError."""
         self._reads_lines = True
         try:
             return super().maybe_extract_lines()
@@ -202,7 +202,7 @@ class Connection(H11Protocol):
         self._hang_up()
 
     def pause_writing(self) -> None:
-        """Give a client that does not read its answer some time."""
+        """Close the connection of a client that does not read its answer in time."""
         super().pause_writing()
         self._stall = self.loop.call_later(self._limits.stall_timeout_seconds, self.transport.abort)
 

@@ -2,7 +2,7 @@
 The outbox: events join the transaction that causes them. `chassis.relay` brings them to Kafka.
 
 Each event is published at least once, and the first publication of the events of one key is in the order in which
-they were emitted, provided that whoever emits about a thing holds that thing's row lock.
+they were emitted, provided that each transaction locks the row of the thing that its events are about.
 """
 
 from collections.abc import Iterable

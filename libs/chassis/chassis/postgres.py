@@ -49,7 +49,7 @@ POSSIBLY_TRANSIENT = (*TRANSIENT, OSError, asyncpg.InterfaceError, asyncpg.Inter
 """Every class of which `is_transient` may be true."""
 
 _CLOSED = ("connection is closed", "pool is closed", "pool is closing")
-"""How asyncpg's InterfaceErrors end that are no misuse of its API. The same class stands for wrong arguments."""
+"""How the messages of InterfaceErrors end that are no misuse of asyncpg: wrong arguments raise the same class."""
 
 
 def is_transient(error: BaseException) -> bool:
@@ -57,13 +57,13 @@ def is_transient(error: BaseException) -> bool:
     Return whether *error* is PostgreSQL's state and nobody's fault, so that the same work can succeed later.
 
     PostgreSQL cannot be reached, is full, lets nobody in, or ended what took too long or stood in the way of others.
-    Whoever meets such an error waits and tries again. Anything else would fail for ever.
+    After such an error, wait and try again. Anything else would fail for ever.
     """
     if isinstance(error, TRANSIENT):
         return True
     if isinstance(error, OSError):
         # A TimeoutError is one, too. asyncpg raises no classes of its own for what the network does, so where it was
-        # raised tells it from a handler's missing file or timeout.
+        # raised distinguishes it from a handler's missing file or timeout.
         frames = traceback.walk_tb(error.__traceback__)
         return any(frame.f_globals.get("__name__", "").startswith("asyncpg.") for frame, _ in frames)
     if type(error) is asyncpg.InterfaceError:

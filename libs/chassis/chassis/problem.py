@@ -41,7 +41,7 @@ class Problem(HTTPException):
             self.headers["Retry-After"] = str(retry_after)
 
     def response(self) -> JSONResponse:
-        """Make the HTTP answer."""
+        """Return the HTTP response."""
         return JSONResponse(
             self.body, status_code=self.status, headers=self.headers, media_type="application/problem+json"
         )

@@ -33,13 +33,13 @@ BATCH = 500
 READ_BYTES = 16 << 20
 """How much is read from the outbox at once: a batch of the largest events would be 2 GB."""
 POLL_SECONDS = 0.25
-"""Longest time that an event of another replica waits for the leader to look."""
+"""Longest time until the leader reads an event of another replica."""
 LEADER_SILENCE_SECONDS = 10
 """Time without a word from the leader after which PostgreSQL takes its lock away: it is frozen, or cut off."""
 HEARTBEAT_SECONDS = 2.5
 """Longest time that the leader says nothing while it waits for Kafka."""
 GATHER_SECONDS = 0.02
-"""Pause after less than a batch: else each commit of a busy intake would cost a look of its own."""
+"""Pause after less than a batch: else each commit of a busy intake would cost a query of its own."""
 BATCH_BYTES = 256 << 10
 """Size of what one partition gets at once. A larger event goes alone."""
 TOPIC_SECONDS = 2
@@ -264,8 +264,8 @@ class Relay:
         for place in list(filling):
             await send(place)
         answers = await asyncio.gather(*(future for _, future in outcomes), return_exceptions=True)
-        told = {number: answer for (numbers, _), answer in zip(outcomes, answers, strict=True) for number in numbers}
-        return [told[number] for number in range(len(rows))]
+        by_row = {number: answer for (numbers, _), answer in zip(outcomes, answers, strict=True) for number in numbers}
+        return [by_row[number] for number in range(len(rows))]
 
     async def _pause(self, seconds: float) -> None:
         try:

@@ -28,7 +28,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
 
 SCOPE = "access_as_user"
-"""The scope of the API that users' tokens have, unless it is told to be another."""
+"""The API's scope in users' tokens, unless BACKSTOP_API_SCOPE names another."""
 
 DSN_WANTED = (
     "write it as postgresql://user:password@host/database; characters like @ : / ? # % in a password as %40 and so on"
@@ -53,7 +53,7 @@ class Limits:
     """Time in which a client must take something of its answer."""
     idle_seconds: int = 120
     """
-    Time between two requests on one connection. No setting: whoever calls us relies on it.
+    Time between two requests on one connection. Not a setting: clients rely on it.
 
     It must be longer than a client or a load balancer keeps an unused connection (httpx 5 s, aiohttp 15 s, nginx and
     AWS's load balancers 60 s, Go 90 s): a request that comes just when the service closes is lost for its sender.
@@ -64,7 +64,7 @@ _LIMITS = Limits()
 
 
 class SetupError(Exception):
-    """A mistake of whoever set this up. Its text names the environment variable and holds no value."""
+    """A mistake in the set-up. Its text names the environment variable and holds no value."""
 
 
 @contextmanager

@@ -41,7 +41,7 @@ consumer_waiting = Gauge("backstop_consumer_waiting", "1 while a batch waits for
 consumer_halted = Gauge("backstop_consumer_halted", "1 when the topic stopped as every event was parked", ["topic"])
 consumer_unreadable = Gauge(
     "backstop_consumer_unreadable",
-    "1 while the partition stands at a record that cannot be read",
+    "1 while a record that cannot be read stops the partition",
     ["topic", "partition"],
 )
 refused = Counter("backstop_requests_refused_total", "Requests that were not taken on", ["status"])

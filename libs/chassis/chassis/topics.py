@@ -1,4 +1,4 @@
-"""Topics: made once, told apart by Kafka's own id, and moved past a record that nobody can read."""
+"""Topics: created once, identified by Kafka's own id, and moved past a record that cannot be read."""
 
 import asyncio
 from collections.abc import Mapping
@@ -101,7 +101,7 @@ async def skip(
     Move *group* past the unreadable record at *offset*, and return the offset at which it goes on.
 
     aiokafka reads the records of one produced batch one after the other: those behind the unreadable one are skipped
-    too. Raises SkipError unless the group has no member, stands at *offset*, and cannot read what is there.
+    too. Raises SkipError unless the group has no member, has come to *offset*, and cannot read what is there.
     """
     place = TopicPartition(topic, partition)
     consumer = AIOKafkaConsumer(
@@ -116,12 +116,12 @@ async def skip(
         if partition not in (consumer.partitions_for_topic(topic) or await _partitions(consumer, topic)):
             raise SkipError(f"There is no partition {partition} of a topic {topic}.")
         consumer.assign([place])
-        stands = await consumer.committed(place)
+        position = await consumer.committed(place)
         await _check_is_idle(kafka_bootstrap, group, kafka_options)
-        if stands is None:
-            stands = (await consumer.beginning_offsets([place]))[place]
-        if stands != offset:
-            raise SkipError(f"The group {group} stands at offset {stands} of {topic}, partition {partition}.")
+        if position is None:
+            position = (await consumer.beginning_offsets([place]))[place]
+        if position != offset:
+            raise SkipError(f"The group {group} is at offset {position} of {topic}, partition {partition}.")
         end = (await consumer.end_offsets([place]))[place]
         if offset >= end:
             raise SkipError(f"There is no record at offset {offset} of {topic}, partition {partition}, yet.")

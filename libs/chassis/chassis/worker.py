@@ -2,7 +2,7 @@
 Due-row work: claim rows that are due, call the outside, settle them.
 
 The claim is the retry. One UPDATE takes due rows with FOR UPDATE SKIP LOCKED and moves their `due_at` forward;
-whoever then crashes needs no code, because the row comes due again.
+a crash needs no code, because the row comes due again.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ _in_a_round: ContextVar[bool] = ContextVar("in_a_round", default=False)
 
 
 def backoff(attempts: int, *, first: float = 2.0, most: float = 300.0) -> timedelta:
-    """Say how long to wait after *attempts* attempts: doubling from *first* to *most* seconds, half of it jitter."""
+    """Return how long to wait after *attempts* attempts: doubling from *first* to *most* seconds, half of it jitter."""
     full = min(most, first * 2 ** max(0, min(attempts - 1, 30)))
     return timedelta(seconds=random.uniform(full / 2, full))
 
@@ -32,7 +32,7 @@ def backoff(attempts: int, *, first: float = 2.0, most: float = 300.0) -> timede
 @dataclass(frozen=True, slots=True)
 class Lease:
     """
-    How long a claimed row is held; its holder may call the outside about it for three quarters of that.
+    How long a claimed row is held; calls about it end after three quarters of that.
 
     Read `deadline` before the claim's transaction, and call within `m365.until(deadline)`: whatever a call
     waits for (a slot, a token, an answer), it has ended when the row comes due again, and no two replicas ever call
@@ -42,7 +42,7 @@ class Lease:
     length: timedelta
 
     def deadline(self) -> float:
-        """Say when the last call about rows that are claimed now must have ended, on the event loop's clock."""
+        """Return when the last call about rows that are claimed now must have ended, on the event loop's clock."""
         return asyncio.get_running_loop().time() + 0.75 * self.length.total_seconds()
 
 
@@ -78,7 +78,7 @@ class WorkLoop:
         self._stopping = False
 
     def wake(self) -> None:
-        """Look now: something may have come due. A round's own commits say nothing; its claims would never rest."""
+        """Call *step* now: something may have come due. Commits of the step itself are ignored: it would never rest."""
         if not _in_a_round.get():
             self._wake.set()
 

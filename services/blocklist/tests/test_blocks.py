@@ -247,7 +247,7 @@ async def test_a_wish_becomes_one_entry(world: World) -> None:
 
 
 async def test_a_url_becomes_an_entry_of_the_list_of_urls(world: World) -> None:
-    """Told in the version of the events that knows URLs; lifted like any other block; told apart from its domain."""
+    """Info in the version of the events that knows URLs; lifted like any other block; told apart from its domain."""
     domain = world.wish("pay.phish.example")
     url, page = (
         world.url_wish("https://pay.phish.example/?id=anna"),
