@@ -60,7 +60,7 @@ async def test_what_is_skipped_is_said(kafka_bootstrap: str, prefix: str) -> Non
     result = await skip(kafka_bootstrap, prefix, *where, "0")
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr == (
-        f"Nothing was skipped. The group {prefix}.triage.case-updated stands at offset 3 of {prefix}.case-updated,"
+        f"Nothing was skipped. The group {prefix}.triage.case-updated is at offset 3 of {prefix}.case-updated,"
         " partition 0.\n"
     )
     result = await skip(kafka_bootstrap, prefix, "triage", f"{prefix}.case-updated", "0", "3")

@@ -15,7 +15,7 @@ from faststream.kafka.subscriber.usecase import BatchSubscriber
 
 from chassis import telemetry
 from chassis.delivery import Delivery
-from chassis.events import Received, WiringError, decode, model_of, parse
+from chassis.events import BATCH, Received, WiringError, decode, model_of, parse
 from chassis.fetching import Fetcher
 from chassis.postgres import Database
 from chassis.topics import DAY_MS
@@ -211,7 +211,7 @@ def make_broker(
         logger=_Log(),
         **options,
     )
-    broker.include_router(router, prefix=f"{prefix}.")
+    broker.include_router(_copy(router), prefix=f"{prefix}.")
     for name, value in context.items():
         broker.context.set_global(name, value)
     topics: set[str] = set()
@@ -230,13 +230,27 @@ def subscribers_of(one: KafkaBroker | KafkaRouter) -> list[BatchSubscriber]:
     return [subscriber for subscriber in one.subscribers if isinstance(subscriber, BatchSubscriber)]
 
 
+def _copy(router: KafkaRouter) -> KafkaRouter:
+    """Return a router with the same handlers: to include one changes its topics, and it is a module's, for good."""
+    copy = KafkaRouter()
+    declared: Any = router.subscribers
+    for subscriber in declared:
+        name = ", ".join(subscriber.topic_names)
+        if (
+            not isinstance(subscriber, BatchSubscriber)
+            or len(subscriber.topic_names) != 1
+            or len(subscriber.calls) != 1
+        ):
+            raise WiringError(f"{name}: a subscriber takes the batches of one topic, with **BATCH")
+        if subscriber.ack_policy is not AckPolicy.NACK_ON_ERROR or not subscriber._no_reply:  # noqa: SLF001 - it has no public name
+            raise WiringError(f"{name}: declare the subscriber with **BATCH, or events are lost")
+        copy.subscriber(name, **BATCH)(subscriber.calls[0].handler._declared_call)  # noqa: SLF001 - as above
+    return copy
+
+
 def _check(subscriber: Any, known: set[str]) -> str:
-    """Return the topic of *subscriber*. Raises WiringError unless it and its handler are what Delivery is made for."""
-    name = ", ".join(subscriber.topic_names)
-    if not isinstance(subscriber, BatchSubscriber) or len(subscriber.topic_names) != 1 or len(subscriber.calls) != 1:
-        raise WiringError(f"{name}: a subscriber takes the batches of one topic, with **BATCH")
-    if subscriber.ack_policy is not AckPolicy.NACK_ON_ERROR or not subscriber._no_reply:  # noqa: SLF001 - it has no public name
-        raise WiringError(f"{name}: declare the subscriber with **BATCH, or events are lost")
+    """Return the topic of *subscriber*. Raises WiringError unless its handler takes what Delivery gives it."""
+    name: str = subscriber.topic_names[0]
     subscriber._build_fastdepends_model()  # noqa: SLF001 - as FastStream does when it starts
     (call,) = subscriber.calls
     hints = get_type_hints(call.handler._declared_call)  # noqa: SLF001 - it has no public name

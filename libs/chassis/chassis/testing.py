@@ -11,7 +11,6 @@ from faststream.kafka import KafkaBroker, KafkaRouter, TestKafkaBroker
 from backstop_contracts import Event, headers_for
 from chassis.consumer import make_broker, subscribers_of
 from chassis.delivery import Delivery
-from chassis.events import BATCH, model_of
 from chassis.postgres import Database
 
 _brokers: WeakKeyDictionary[Database, dict[KafkaRouter, KafkaBroker]] = WeakKeyDictionary()
@@ -45,20 +44,10 @@ async def _broker(router: KafkaRouter, database: Database, context: dict[str, An
     brokers = _brokers.setdefault(database, {})
     if router not in brokers:
         delivery = Delivery(database, service="test", halt_after=1, strict=True)
-        broker = make_broker(_copy(router), delivery, prefix="test", service="test", context=context)
+        broker = make_broker(router, delivery, prefix="test", service="test", context=context)
         async with TestKafkaBroker(broker):
             brokers[router] = broker
     return brokers[router]
-
-
-def _copy(router: KafkaRouter) -> KafkaRouter:
-    """Subscribe the same handlers once more: a router is in one broker at a time, and may be in a running service's."""
-    copy = KafkaRouter()
-    for subscriber in subscribers_of(router):
-        (call,) = subscriber.calls
-        topic = model_of(subscriber.topic_names[0]).topic()
-        copy.subscriber(topic, **BATCH)(call.handler._declared_call)  # noqa: SLF001 - it has no public name
-    return copy
 
 
 def _record(topic: str, offset: int, event: Event, traceparent: str | None, time: datetime | None) -> Any:
