@@ -16,6 +16,7 @@ from backstop_contracts import Actor, Block, BlockRequested, Category, Envelope,
 from bench.report import Cell, Chart, Goal, Result
 from bench.stand import opened, stand
 from bench.stored import TENANT, message
+from blocklist.exchange_lists import ExchangeLists
 from blocklist.handlers import on_block_requested
 from blocklist.worker import Worker
 from chassis.events import Received
@@ -201,7 +202,7 @@ async def _blocks(ms: Microsoft, database: Database, scope: Literal["tenant", "m
         await on_block_requested(
             [Received(wish, Envelope(str(uuid4()), "/bench", "bench", now)) for wish in wishes], tx
         )
-    worker = Worker(database, ms.exchange, frozenset(), 16, LEASE)
+    worker = Worker(database, ExchangeLists(ms.exchange), frozenset(), 16, LEASE)
     while await database.pool.fetchval("SELECT count(*) FROM blocks WHERE state = 'applied'") < BLOCKS:
         await worker.settle_due()
     await database.pool.execute("TRUNCATE blocks, entries, outbox")

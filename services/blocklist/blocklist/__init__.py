@@ -1,1 +1,1 @@
-"""Blocklist: blocks senders in Exchange Online, once, and lifts the blocks that were wrong."""
+"""Blocklist: blocks senders and URLs in Exchange Online, and removes blocks that were wrong."""

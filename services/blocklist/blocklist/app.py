@@ -10,6 +10,7 @@ from pydantic import PositiveInt
 from pydantic_settings import NoDecode
 
 from blocklist import handlers
+from blocklist.exchange_lists import ExchangeLists
 from blocklist.store import DUE
 from blocklist.worker import Worker
 from chassis.app import Service, serve
@@ -22,30 +23,31 @@ class Settings(ServiceSettings, M365Settings):
     """Blocklist's settings."""
 
     never_block_domains: Annotated[frozenset[str], NoDecode, CommaSeparated] = frozenset()
-    """Domains of which only single addresses and pages are blocked, beside those that strangers are known to share."""
+    """Domains of which only single addresses and pages are blocked, in addition to the shared domains known here."""
     max_concurrent_blocks: PositiveInt = 16
-    """Entries that are worked on at the same time."""
+    """List entries that are worked on at the same time."""
     block_lease_seconds: LeaseSeconds = 240
-    """How long an entry is held by who calls about it: after a crash, another replica waits that long."""
+    """Lease on a claimed entry: after a crash, another replica takes the entry over when it has expired."""
 
 
 @asynccontextmanager
 async def build(settings: Settings) -> AsyncIterator[Service]:
-    """Compose the service, with its connections to the outside for the time of the block."""
+    """Compose the service and keep its connections to Microsoft 365 open for the duration of the block."""
     service = Service(
         "blocklist",
         settings,
         title="Backstop blocklist",
-        description="Blocks senders in Exchange Online, and lifts the blocks that were wrong.",
+        description="Blocks senders and URLs in Exchange Online, and removes blocks that were wrong.",
         migrations=Path(__file__).parent / "migrations",
     )
     service.subscribe(handlers.router)
     never_block = frozenset(map(str.lower, settings.never_block_domains))
     lease = Lease(timedelta(seconds=settings.block_lease_seconds))
     async with connect(settings, authority=settings.authority, ca_file=settings.ca_file) as (_, exchange):
-        worker = Worker(service.db, exchange, never_block, settings.max_concurrent_blocks, lease)
+        lists = ExchangeLists(exchange)
+        worker = Worker(service.db, lists, never_block, settings.max_concurrent_blocks, lease)
         service.add_worker("settle_due", worker.settle_due, due=DUE)
-        service.add_worker("forget_verdicts", worker.forget_verdicts, idle=24 * 3600, woken=False)
+        service.add_worker("purge_verdicts", worker.purge_verdicts, idle=24 * 3600, woken=False)
         yield service
 
 

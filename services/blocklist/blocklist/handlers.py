@@ -1,4 +1,4 @@
-"""What blocklist does with events: wishes become due entries, clean verdicts withdraw wishes, expired cases go."""
+"""Blocklist's subscribers: store requested blocks, withdraw blocks of clean cases, purge expired cases."""
 
 from collections import defaultdict
 from uuid import UUID
@@ -13,23 +13,23 @@ router = KafkaRouter()
 
 
 @router.subscriber("block-requested", **BATCH)
-async def on_block_requested(wishes: list[Received[BlockRequested]], tx: Tx) -> None:
-    """Store the wishes that are new; the worker does the rest."""
+async def on_block_requested(requests: list[Received[BlockRequested]], tx: Tx) -> None:
+    """Record new requests and make their list entries due; the worker makes the blocks."""
     by_tenant: defaultdict[UUID, list[Received[BlockRequested]]] = defaultdict(list)
-    for received in wishes:
-        by_tenant[received.event.tenant_id].append(received)
+    for request in requests:
+        by_tenant[request.event.tenant_id].append(request)
     for tenant_id in sorted(by_tenant):
-        await store.take_turn(tx, tenant_id)
-        new = await store.record(tx, [(received.event, received.traceparent) for received in by_tenant[tenant_id]])
-        await store.touch(tx, new)
+        await store.lock_tenant(tx, tenant_id)
+        changed = await store.record(tx, [(request.event, request.traceparent) for request in by_tenant[tenant_id]])
+        await store.make_due(tx, changed)
 
 
 @router.subscriber("verdict-ready", **BATCH)
 async def on_verdict_ready(verdicts: list[Received[VerdictReady]], tx: Tx) -> None:
     """
-    Withdraw the blocks of cases that turned out clean, made or not, for the worker to lift.
+    Withdraw the blocks of clean cases, applied or still pending; the worker removes their list entries.
 
-    Only blocks that were asked for before the verdict: whoever blocks a sender in spite of it knows what they do.
+    Only blocks requested before the verdict are withdrawn: a later request was made with the verdict known.
     """
     by_tenant: defaultdict[UUID, dict[UUID, VerdictReady]] = defaultdict(dict)
     for event in sorted((received.event for received in verdicts), key=lambda event: event.read_at):
@@ -37,24 +37,25 @@ async def on_verdict_ready(verdicts: list[Received[VerdictReady]], tx: Tx) -> No
             by_tenant[event.tenant_id][event.case_id] = event
     for tenant_id in sorted(by_tenant):
         clean = list(by_tenant[tenant_id].values())
-        await store.take_turn(tx, tenant_id)
-        await store.record_clean(tx, clean)
-        await store.touch(tx, await store.withdraw(tx, clean))
+        await store.lock_tenant(tx, tenant_id)
+        await store.record_clean_verdicts(tx, clean)
+        await store.make_due(tx, await store.withdraw_blocks(tx, clean))
 
 
 @router.subscriber("case-expired", **BATCH)
 async def on_case_expired(expired: list[Received[CaseExpired]], tx: Tx) -> None:
     """
-    Forget the blocks of cases that have ended. One that stands is forgotten when it has been lifted.
+    Delete the ended blocks of expired cases. A block still in force is deleted once its list entry is removed.
 
-    A block is asked for weeks before its case expires, and then is in no topic any more (triage refuses a shorter
-    retention), so none can come after this. A clean verdict can, because its topic is kept for longer: it withdraws
-    what there is, and is forgotten by its age.
+    No request can arrive after this: requests are made weeks before their case expires and have left the topic by then
+    (triage refuses a shorter retention). A clean verdict can, because its topic is retained longer. It withdraws what
+    is left, and is purged by age.
     """
     by_tenant: defaultdict[UUID, list[UUID]] = defaultdict(list)
     for received in expired:
         by_tenant[received.event.tenant_id].append(received.event.case_id)
     for tenant_id in sorted(by_tenant):
-        await store.take_turn(tx, tenant_id)
-        await store.forget(tx, await store.mark_expired(tx, tenant_id, by_tenant[tenant_id]))
-        await store.forget_verdicts(tx, tenant_id, by_tenant[tenant_id])
+        case_ids = by_tenant[tenant_id]
+        await store.lock_tenant(tx, tenant_id)
+        await store.purge_ended(tx, await store.set_case_expired(tx, tenant_id, case_ids))
+        await store.purge_verdicts(tx, tenant_id, case_ids)

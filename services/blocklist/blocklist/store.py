@@ -1,4 +1,4 @@
-"""The SQL of blocklist: one function per statement. Callers hold the transaction."""
+"""Blocklist's SQL: one function per statement. Callers hold the transaction."""
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
@@ -9,22 +9,22 @@ from uuid import UUID
 import asyncpg
 
 from backstop_contracts import Block, BlockRequested, VerdictReady
-from blocklist.rules import place_of
+from blocklist.rules import entry_key
 from chassis.postgres import Tx
 
 DUE = "SELECT due_at FROM entries WHERE due_at < 'infinity'"
 
-Place = tuple[UUID, str, str]
-"""The key of an entry: tenant, mailbox (empty: the Tenant Allow/Block List) and value."""
+EntryKey = tuple[UUID, str, str]
+"""The key of an entry: tenant, mailbox (empty for the Tenant Allow/Block List) and value."""
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
-    """A row of `blocks`. `over` tells whether its end has come."""
+class StoredBlock:
+    """A row of `blocks`. `expired` is True once the block's end has passed."""
 
     block: Block
     state: str
-    over: bool
+    expired: bool
     recorded_at: datetime
     traceparent: str | None
 
@@ -37,82 +37,85 @@ class Wish:
 @dataclass(frozen=True, slots=True)
 class Entry:
     """
-    A row of `entries` as it was claimed, with all its blocks.
+    A claimed row of `entries`, with all its blocks.
 
-    `held_until` is when the claim ends. `unanswered`: an earlier call may have happened.
+    `claimed_until` is the end of the claim. `in_doubt` is True if an earlier call may have taken effect.
     """
 
     tenant_id: UUID
     mailbox: str
     value: str
-    held_until: datetime
+    claimed_until: datetime
     attempts: int
-    unanswered: bool
-    extended_from: datetime | None
-    extended_to: datetime | None
-    wishes: tuple[Wish, ...]
+    in_doubt: bool
+    original_end: datetime | None
+    extended_end: datetime | None
+    blocks: tuple[StoredBlock, ...]
 
     @property
-    def place(self) -> Place:
-        """The key."""
+    def key(self) -> EntryKey:
+        """The primary key."""
         return self.tenant_id, self.mailbox, self.value
 
     @property
-    def pending(self) -> tuple[Wish, ...]:
-        """The blocks that nobody has been told about yet."""
-        return tuple(wish for wish in self.wishes if wish.state == "pending")
+    def pending(self) -> tuple[StoredBlock, ...]:
+        """The blocks that have no published outcome yet."""
+        return tuple(block for block in self.blocks if block.state == "pending")
 
     @property
-    def standing(self) -> tuple[Wish, ...]:
-        """The applied blocks that still want the entry."""
-        return tuple(wish for wish in self.wishes if wish.state == "applied" and not wish.over)
+    def in_force(self) -> tuple[StoredBlock, ...]:
+        """The applied blocks that still need the entry."""
+        return tuple(block for block in self.blocks if block.state == "applied" and not block.expired)
 
     @property
-    def ended(self) -> tuple[Wish, ...]:
-        """The blocks that want the entry no more, and of which nobody has been told so."""
-        return tuple(wish for wish in self.wishes if wish.state == "lifting" or (wish.state == "applied" and wish.over))
+    def ended(self) -> tuple[StoredBlock, ...]:
+        """The withdrawn or expired blocks whose removal is not published yet."""
+        return tuple(
+            block for block in self.blocks if block.state == "withdrawn" or (block.state == "applied" and block.expired)
+        )
 
 
-async def take_turn(tx: Tx, tenant_id: UUID) -> None:
+async def lock_tenant(tx: Tx, tenant_id: UUID) -> None:
     """
-    Let one transaction at a time change the blocks of a tenant.
+    Serialise changes to the blocks of a tenant until the transaction ends.
 
-    A verdict and the block that it withdraws lie on two topics, and a wish may come while its entry is being settled.
+    A verdict and the block that it withdraws arrive on two topics, and a request may arrive while its entry is being
+    settled.
     """
     await tx.execute("SELECT pg_advisory_xact_lock(hashtext('blocklist'), hashtext($1))", str(tenant_id))
 
 
-async def record(tx: Tx, wishes: Sequence[tuple[BlockRequested, str | None]]) -> list[Place]:
+async def record(tx: Tx, requests: Sequence[tuple[BlockRequested, str | None]]) -> list[EntryKey]:
     """
-    Store wishes; one that is known already changes nothing. Returns the entries that new ones want.
+    Record requested blocks that are not known yet, and return the keys of their entries.
 
-    A wish that a clean verdict has overtaken is withdrawn from the start.
+    A block requested before a clean verdict that has already arrived is recorded as withdrawn.
     """
-    events = [event for event, _ in wishes]
-    places = [place_of(event.block) for event in events]
+    events = [event for event, _ in requests]
+    lists_and_values = [entry_key(event.block) for event in events]
     rows = await tx.fetch(
         "INSERT INTO blocks (block_id, tenant_id, mailbox, value, block, case_id, expires_at, requested_at,"
         " traceparent, state) SELECT new.*, CASE WHEN EXISTS (SELECT FROM clean_verdicts AS clean WHERE"
         " clean.tenant_id = new.tenant_id AND clean.case_id = new.case_id AND clean.read_at >= new.requested_at)"
-        " THEN 'lifting' ELSE 'pending' END FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::text[],"
+        " THEN 'withdrawn' ELSE 'pending' END FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::text[],"
         " $6::uuid[], $7::timestamptz[], $8::timestamptz[], $9::text[]) AS new (block_id, tenant_id, mailbox, value,"
         " block, case_id, expires_at, requested_at, traceparent)"
         " ON CONFLICT DO NOTHING RETURNING tenant_id, mailbox, value",
         [event.block.block_id for event in events],
         [event.tenant_id for event in events],
-        [mailbox for mailbox, _ in places],
-        [value for _, value in places],
+        [mailbox for mailbox, _ in lists_and_values],
+        [value for _, value in lists_and_values],
         [event.block.model_dump_json() for event in events],
         [event.block.case_id for event in events],
         [event.block.expires_at for event in events],
         [event.requested_at for event in events],
-        [traceparent for _, traceparent in wishes],
+        [traceparent for _, traceparent in requests],
     )
     return [(row["tenant_id"], row["mailbox"], row["value"]) for row in rows]
 
 
-async def record_clean(tx: Tx, verdicts: Sequence[VerdictReady]) -> None:
-    """Remember which cases are clean, one verdict each, unless a later one is known."""
+async def record_clean_verdicts(tx: Tx, verdicts: Sequence[VerdictReady]) -> None:
+    """Record clean verdicts, at most one per case; a later recorded verdict is kept."""
     await tx.execute(
         "INSERT INTO clean_verdicts SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::timestamptz[])"
         " ON CONFLICT (tenant_id, case_id) DO UPDATE SET read_at = excluded.read_at"
@@ -123,10 +126,10 @@ async def record_clean(tx: Tx, verdicts: Sequence[VerdictReady]) -> None:
     )
 
 
-async def withdraw(tx: Tx, verdicts: Sequence[VerdictReady]) -> list[Place]:
-    """Withdraw the tenant's blocks that were asked for before these verdicts; return the entries that they want."""
+async def withdraw_blocks(tx: Tx, verdicts: Sequence[VerdictReady]) -> list[EntryKey]:
+    """Withdraw the tenant-wide blocks that were requested before these verdicts; return the keys of their entries."""
     rows = await tx.fetch(
-        "UPDATE blocks SET state = 'lifting'"
+        "UPDATE blocks SET state = 'withdrawn'"
         " FROM unnest($1::uuid[], $2::uuid[], $3::timestamptz[]) AS clean (tenant_id, case_id, read_at)"
         " WHERE blocks.tenant_id = clean.tenant_id AND blocks.case_id = clean.case_id AND blocks.mailbox = ''"
         " AND blocks.requested_at <= clean.read_at AND blocks.state IN ('pending', 'applied')"
@@ -138,82 +141,82 @@ async def withdraw(tx: Tx, verdicts: Sequence[VerdictReady]) -> list[Place]:
     return [(row["tenant_id"], row["mailbox"], row["value"]) for row in rows]
 
 
-async def touch(tx: Tx, places: Iterable[Place]) -> None:
-    """Make entries due now. One that is in somebody's hands is looked at again when that one settles it."""
-    keys = sorted(set(places))
-    if not keys:
+async def make_due(tx: Tx, keys: Iterable[EntryKey]) -> None:
+    """Make entries due now. A claimed entry stays as it is: whoever settles it sees the change."""
+    distinct = sorted(set(keys))
+    if not distinct:
         return
     await tx.execute(
         "INSERT INTO entries (tenant_id, mailbox, value) SELECT * FROM unnest($1::uuid[], $2::text[], $3::text[])"
         " ON CONFLICT (tenant_id, mailbox, value) DO UPDATE SET due_at = least(entries.due_at, now())"
-        " WHERE NOT entries.unanswered",
-        *map(list, zip(*keys, strict=True)),
+        " WHERE NOT entries.in_doubt",
+        *map(list, zip(*distinct, strict=True)),
     )
 
 
 async def claim(tx: Tx, lease: timedelta, limit: int) -> list[Entry]:
-    """Take entries that are due, with their blocks, for *lease*: then they come due again unless they are settled."""
+    """Claim due entries, with their blocks, for *lease*; an entry that is not settled by then comes due again."""
     rows = await tx.fetch(
         "WITH due AS (SELECT * FROM entries WHERE due_at <= now() AND due_at < 'infinity' ORDER BY due_at LIMIT $2"
         " FOR UPDATE SKIP LOCKED)"
-        " UPDATE entries SET due_at = now() + $1::interval, attempts = due.attempts + 1, unanswered = true FROM due"
+        " UPDATE entries SET due_at = now() + $1::interval, attempts = due.attempts + 1, in_doubt = true FROM due"
         " WHERE entries.tenant_id = due.tenant_id AND entries.mailbox = due.mailbox AND entries.value = due.value"
-        " RETURNING entries.*, due.unanswered AS was_unanswered",
+        " RETURNING entries.*, due.in_doubt AS was_in_doubt",
         lease,
         limit,
     )
-    wishes = await _wishes(tx, rows)
+    blocks = await _blocks_by_entry(tx, rows)
     return [
         Entry(
             tenant_id=row["tenant_id"],
             mailbox=row["mailbox"],
             value=row["value"],
-            held_until=row["due_at"],
+            claimed_until=row["due_at"],
             attempts=row["attempts"],
-            unanswered=row["was_unanswered"],
-            extended_from=row["extended_from"],
-            extended_to=row["extended_to"],
-            wishes=tuple(wishes[row["tenant_id"], row["mailbox"], row["value"]]),
+            in_doubt=row["was_in_doubt"],
+            original_end=row["original_end"],
+            extended_end=row["extended_end"],
+            blocks=tuple(blocks[row["tenant_id"], row["mailbox"], row["value"]]),
         )
         for row in rows
     ]
 
 
-async def holds(tx: Tx, entry: Entry) -> bool:
-    """Lock an entry and tell whether nobody has claimed it since *entry* was."""
+async def lock_claimed(tx: Tx, entry: Entry) -> bool:
+    """Lock an entry's row. Return True if the claim still holds, False if the entry was claimed again."""
     return bool(
         await tx.fetchval(
             "SELECT true FROM entries WHERE tenant_id = $1 AND mailbox = $2 AND value = $3 AND due_at = $4 FOR UPDATE",
-            *entry.place,
-            entry.held_until,
+            *entry.key,
+            entry.claimed_until,
         )
     )
 
 
-async def _wishes(tx: Tx, entries: Sequence[asyncpg.Record]) -> defaultdict[Place, list[Wish]]:
+async def _blocks_by_entry(tx: Tx, entries: Sequence[asyncpg.Record]) -> defaultdict[EntryKey, list[StoredBlock]]:
     rows = await tx.fetch(
-        "SELECT blocks.*, coalesce(expires_at <= now(), false) AS over FROM blocks"
-        " JOIN unnest($1::uuid[], $2::text[], $3::text[]) AS wanted (tenant_id, mailbox, value)"
+        "SELECT blocks.*, coalesce(expires_at <= now(), false) AS expired FROM blocks"
+        " JOIN unnest($1::uuid[], $2::text[], $3::text[]) AS claimed (tenant_id, mailbox, value)"
         " USING (tenant_id, mailbox, value) ORDER BY seq",
         [entry["tenant_id"] for entry in entries],
         [entry["mailbox"] for entry in entries],
         [entry["value"] for entry in entries],
     )
-    wishes: defaultdict[Place, list[Wish]] = defaultdict(list)
+    blocks: defaultdict[EntryKey, list[StoredBlock]] = defaultdict(list)
     for row in rows:
-        wish = Wish(
+        stored = StoredBlock(
             block=Block.model_validate_json(row["block"]),
             state=row["state"],
-            over=row["over"],
+            expired=row["expired"],
             recorded_at=row["recorded_at"],
             traceparent=row["traceparent"],
         )
-        wishes[row["tenant_id"], row["mailbox"], row["value"]].append(wish)
-    return wishes
+        blocks[row["tenant_id"], row["mailbox"], row["value"]].append(stored)
+    return blocks
 
 
 async def settle(tx: Tx, block_ids: Collection[UUID], before: Collection[str], after: str) -> set[UUID]:
-    """Move blocks from one of the states *before* to *after*; return those that were still in one of them."""
+    """Move blocks from one of the states *before* to *after*; return the ids of the blocks that were moved."""
     rows = await tx.fetch(
         "UPDATE blocks SET state = $3 WHERE block_id = ANY($1::uuid[]) AND state = ANY($2::text[]) RETURNING block_id",
         list(block_ids),
@@ -223,47 +226,47 @@ async def settle(tx: Tx, block_ids: Collection[UUID], before: Collection[str], a
     return {row["block_id"] for row in rows}
 
 
-async def note_extension(tx: Tx, place: Place, was: datetime | None, now: datetime | None) -> None:
-    """Note the end that somebody else's entry had, and the one that we are about to give it."""
+async def set_extension(tx: Tx, key: EntryKey, original: datetime | None, extended: datetime | None) -> None:
+    """Record the end that somebody else's entry had, and the end that it is about to be given."""
     await tx.execute(
-        "UPDATE entries SET extended_from = $4, extended_to = $5 WHERE tenant_id = $1 AND mailbox = $2 AND value = $3",
-        *place,
-        was,
-        now,
+        "UPDATE entries SET original_end = $4, extended_end = $5 WHERE tenant_id = $1 AND mailbox = $2 AND value = $3",
+        *key,
+        original,
+        extended,
     )
 
 
-async def rest(tx: Tx, place: Place) -> None:
+async def release(tx: Tx, key: EntryKey) -> None:
     """
-    Let go of an entry whose outcome is recorded, until something is to be done about it again.
+    Release an entry whose outcome is recorded, and set when it is due again.
 
-    That is now, when a block has come or was withdrawn meanwhile; else when a block that wants it ends. Blocks that
-    have ended wait for the others.
+    It is due at once if a block was requested or withdrawn in the meantime, otherwise when the next block in force
+    ends. Blocks that have ended wait for the last one.
     """
     await tx.execute(
-        "UPDATE entries SET attempts = 0, unanswered = false, due_at = (SELECT CASE"
+        "UPDATE entries SET attempts = 0, in_doubt = false, due_at = (SELECT CASE"
         " WHEN bool_or(state = 'pending') THEN now()"
         " WHEN bool_or(state = 'applied' AND coalesce(expires_at > now(), true))"
         " THEN coalesce(min(expires_at) FILTER (WHERE state = 'applied' AND expires_at > now()), 'infinity')"
-        " WHEN bool_or(state IN ('applied', 'lifting')) THEN now() ELSE 'infinity' END"
+        " WHEN bool_or(state IN ('applied', 'withdrawn')) THEN now() ELSE 'infinity' END"
         " FROM blocks WHERE tenant_id = $1 AND mailbox = $2 AND value = $3)"
         " WHERE tenant_id = $1 AND mailbox = $2 AND value = $3",
-        *place,
+        *key,
     )
 
 
-async def postpone(tx: Tx, place: Place, until: datetime, *, unanswered: bool) -> None:
-    """Try an entry again at *until*; *unanswered* when the last call may have happened."""
+async def postpone(tx: Tx, key: EntryKey, due_at: datetime, *, in_doubt: bool) -> None:
+    """Retry an entry at *due_at*; *in_doubt* says that the last call may have taken effect."""
     await tx.execute(
-        "UPDATE entries SET due_at = $4, unanswered = $5 WHERE tenant_id = $1 AND mailbox = $2 AND value = $3",
-        *place,
-        until,
-        unanswered,
+        "UPDATE entries SET due_at = $4, in_doubt = $5 WHERE tenant_id = $1 AND mailbox = $2 AND value = $3",
+        *key,
+        due_at,
+        in_doubt,
     )
 
 
-async def mark_expired(tx: Tx, tenant_id: UUID, case_ids: Sequence[UUID]) -> list[Place]:
-    """Note that the cases of blocks are gone; return the entries that these blocks want or wanted."""
+async def set_case_expired(tx: Tx, tenant_id: UUID, case_ids: Sequence[UUID]) -> list[EntryKey]:
+    """Mark the blocks of expired cases for deletion; return the keys of their entries."""
     rows = await tx.fetch(
         "UPDATE blocks SET case_expired = true WHERE tenant_id = $1 AND case_id = ANY($2::uuid[])"
         " RETURNING tenant_id, mailbox, value",
@@ -273,39 +276,39 @@ async def mark_expired(tx: Tx, tenant_id: UUID, case_ids: Sequence[UUID]) -> lis
     return [(row["tenant_id"], row["mailbox"], row["value"]) for row in rows]
 
 
-async def forget(tx: Tx, places: Iterable[Place]) -> None:
+async def purge_ended(tx: Tx, keys: Iterable[EntryKey]) -> None:
     """
-    Delete the blocks of expired cases that have ended, and the entries of which no block is left.
+    Delete the ended blocks of expired cases, and entries without blocks.
 
-    An entry carries the id of the block that made it, so all blocks of an entry stay until the last of them has ended
-    and nobody calls Exchange about it: who made the entry, and so whether it may be removed, is known by their rows.
+    The blocks of an entry are deleted together, when the last of them has ended and no call is in doubt: an entry in
+    Exchange names the block that made it, and only that block's row shows that the entry is ours to remove.
     """
-    keys = sorted(set(places))
-    if not keys:
+    distinct = sorted(set(keys))
+    if not distinct:
         return
-    places_of = "unnest($1::uuid[], $2::text[], $3::text[]) AS place (tenant_id, mailbox, value)"
-    at = "{0}.tenant_id = place.tenant_id AND {0}.mailbox = place.mailbox AND {0}.value = place.value"
+    purged = "unnest($1::uuid[], $2::text[], $3::text[]) AS purged (tenant_id, mailbox, value)"
+    same_key = "{0}.tenant_id = purged.tenant_id AND {0}.mailbox = purged.mailbox AND {0}.value = purged.value"
     await tx.execute(
-        f"DELETE FROM blocks USING {places_of} WHERE {at.format('blocks')} AND case_expired"
-        f" AND NOT EXISTS (SELECT FROM blocks AS wish WHERE {at.format('wish')}"
-        " AND wish.state IN ('pending', 'applied', 'lifting'))"
-        f" AND NOT EXISTS (SELECT FROM entries WHERE {at.format('entries')} AND unanswered)",
-        *map(list, zip(*keys, strict=True)),
+        f"DELETE FROM blocks USING {purged} WHERE {same_key.format('blocks')} AND case_expired"
+        f" AND NOT EXISTS (SELECT FROM blocks AS other WHERE {same_key.format('other')}"
+        " AND other.state IN ('pending', 'applied', 'withdrawn'))"
+        f" AND NOT EXISTS (SELECT FROM entries WHERE {same_key.format('entries')} AND in_doubt)",
+        *map(list, zip(*distinct, strict=True)),
     )
     await tx.execute(
-        f"DELETE FROM entries USING {places_of} WHERE {at.format('entries')} AND NOT unanswered"
-        f" AND NOT EXISTS (SELECT FROM blocks WHERE {at.format('blocks')})",
-        *map(list, zip(*keys, strict=True)),
+        f"DELETE FROM entries USING {purged} WHERE {same_key.format('entries')} AND NOT in_doubt"
+        f" AND NOT EXISTS (SELECT FROM blocks WHERE {same_key.format('blocks')})",
+        *map(list, zip(*distinct, strict=True)),
     )
 
 
-async def forget_verdicts(tx: Tx, tenant_id: UUID, case_ids: Sequence[UUID]) -> None:
+async def purge_verdicts(tx: Tx, tenant_id: UUID, case_ids: Sequence[UUID]) -> None:
     """Delete the clean verdicts of cases."""
     await tx.execute(
         "DELETE FROM clean_verdicts WHERE tenant_id = $1 AND case_id = ANY($2::uuid[])", tenant_id, case_ids
     )
 
 
-async def forget_old_verdicts(tx: Tx, age: timedelta) -> None:
-    """Delete clean verdicts that are older than any block that could still come."""
+async def purge_old_verdicts(tx: Tx, age: timedelta) -> None:
+    """Delete clean verdicts that were read more than *age* ago."""
     await tx.execute("DELETE FROM clean_verdicts WHERE read_at < now() - $1::interval", age)

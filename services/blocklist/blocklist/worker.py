@@ -1,356 +1,301 @@
-"""Bring Exchange to what the blocks want: one entry per sender, looked for before it is repeated, lifted if ours."""
+"""Settle due entries: make each list entry in Exchange Online once, and remove it when its last block ends."""
 
-import asyncio
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal
+from typing import Literal
 from uuid import UUID
 
 import structlog
 
-from backstop_contracts import (
-    BlockApplied,
-    BlockFailed,
-    BlockFailure,
-    BlockRemoval,
-    BlockRemoved,
-    Event,
-)
+from backstop_contracts import BlockApplied, BlockFailed, BlockFailure, BlockRemoval, BlockRemoved, Event
 from blocklist import rules, store
-from blocklist.rules import AcceptedDomain, Found, Refusal, Rows
-from blocklist.store import Entry, Wish
+from blocklist.exchange_lists import ExchangeLists, UnexpectedAnswerError
+from blocklist.rules import Refusal, TenantListEntry
+from blocklist.store import Entry, StoredBlock
 from chassis import outbox
 from chassis.postgres import Database, Tx
 from chassis.worker import Lease, backoff, run_all
-from m365 import Exchange, M365Error, Refused, Throttled, Unavailable, hashtable, until
+from m365 import M365Error, Refused, Throttled, Unavailable, until
 
 log = structlog.get_logger()
 
 GIVE_UP_AFTER = timedelta(hours=24)
-ACCEPTED_DOMAINS_LIVE = timedelta(minutes=10)
-VERDICTS_LIVE = timedelta(days=60)
-"""Longer than the topic of verdicts keeps them, and much longer than that of the blocks which they withdraw."""
+VERDICTS_KEPT = timedelta(days=60)
+"""Longer than the verdicts' topic is retained, and much longer than that of the blocks which they withdraw."""
 BLOCK_PAUSE_SECONDS = 300.0
 """Longest pause between attempts to block."""
-LIFT_PAUSE_SECONDS = 3600.0
-"""Longest pause between attempts to lift. That is never given up: somebody's good mail is at stake."""
+REMOVAL_PAUSE_SECONDS = 3600.0
+"""Longest pause between attempts to remove an entry. Removal is never given up, because it stops legitimate mail."""
+
+Ending = Literal["removed", "entry_kept"]
 
 
-class _OddAnswerError(Exception):
-    """Exchange's answers do not fit together; later ones may."""
+class _UnverifiedError(Exception):
+    """A call took effect, but checking its result failed with `cause`."""
 
-
-class _UncheckedError(Exception):
-    """A call took effect, and what came of it could not be read: `why`."""
-
-    def __init__(self, why: M365Error) -> None:
-        super().__init__(str(why))
-        self.why = why
+    def __init__(self, cause: M365Error) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
-    """The sender is blocked. `maker` is the block whose entry it is, None when somebody else made it."""
+class Applied:
+    """The value is blocked. `made_for` is the block whose entry it is, None if somebody else made it."""
 
-    maker: UUID | None
+    made_for: UUID | None
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """
-    What a round of calls came to: the blocks that will not be made, what the others have now, and what was lifted.
+    The result of settling an entry: refused blocks, whether the other pending ones were applied, and how it ended.
 
-    `ended` is None when the entry is still wanted, and `kept` when an entry of somebody else goes on blocking.
+    `ending` is None while a block still needs the entry, and `entry_kept` if somebody else's entry goes on blocking.
     """
 
     refused: Mapping[UUID, Refusal]
-    made: Made | None = None
-    ended: Literal["removed", "kept"] | None = None
+    applied: Applied | None = None
+    ending: Ending | None = None
 
 
 class Worker:
-    """Keeps Exchange as the blocks want it, at most *batch* entries at a time, each held for *lease*."""
+    """Settles due entries, at most *batch* at a time, each claimed for *lease*."""
 
-    def __init__(self, db: Database, exchange: Exchange, never_block: frozenset[str], batch: int, lease: Lease) -> None:
+    def __init__(
+        self, db: Database, lists: ExchangeLists, never_block: frozenset[str], batch: int, lease: Lease
+    ) -> None:
         self._db = db
-        self._exchange = exchange
+        self._lists = lists
         self._never_block = never_block
         self._batch = batch
         self._lease = lease
-        self._accepted: dict[UUID, tuple[Sequence[AcceptedDomain], datetime]] = {}
-        self._asking: defaultdict[UUID, asyncio.Lock] = defaultdict(asyncio.Lock)
-        self._quiet_until: dict[UUID, datetime] = {}
+        self._paused_until: dict[UUID, datetime] = {}
 
     async def settle_due(self) -> int:
-        """Make, extend or lift the entries that are due. Returns how many there were."""
+        """Make, extend or remove the entries that are due. Returns how many were claimed."""
         deadline = self._lease.deadline()
         async with self._db.transaction() as tx:
             entries = await store.claim(tx, self._lease.length, self._batch)
         await run_all(*(self._settle(entry, deadline) for entry in entries))
         return len(entries)
 
-    async def forget_verdicts(self) -> int:
-        """Delete clean verdicts that no block can run into any more."""
+    async def purge_verdicts(self) -> int:
+        """Delete clean verdicts that are too old to withdraw any block."""
         async with self._db.transaction() as tx:
-            await store.forget_old_verdicts(tx, VERDICTS_LIVE)
+            await store.purge_old_verdicts(tx, VERDICTS_KEPT)
         return 0
 
     async def _settle(self, entry: Entry, deadline: float) -> None:
-        quiet_until = self._quiet_until.get(entry.tenant_id)
-        if quiet_until and quiet_until > datetime.now(UTC):
+        paused_until = self._paused_until.get(entry.tenant_id)
+        if paused_until and paused_until > datetime.now(UTC):
             async with self._db.transaction() as tx:
-                if await store.holds(tx, entry):
-                    await store.postpone(tx, entry.place, quiet_until, unanswered=entry.unanswered)
+                if await store.lock_claimed(tx, entry):
+                    await store.postpone(tx, entry.key, paused_until, in_doubt=entry.in_doubt)
             return
         try:
             async with until(deadline):
-                outcome = await self._bring_about(entry)
-        except _UncheckedError as error:
-            await self._postpone(replace(entry, unanswered=True), error.why)
-        except (M365Error, TimeoutError, _OddAnswerError) as error:
+                outcome = await self._update_exchange(entry)
+        except _UnverifiedError as error:
+            await self._postpone(replace(entry, in_doubt=True), error.cause)
+        except (M365Error, TimeoutError, UnexpectedAnswerError) as error:
             await self._postpone(entry, error)
         else:
             await self._record(entry, outcome)
 
-    async def _bring_about(self, entry: Entry) -> Outcome:
-        """Call Exchange until it has what the blocks want."""
-        refused = {wish.block_id: why for wish in entry.pending if (why := await self._refuse(entry, wish))}
-        pending = [wish for wish in entry.pending if wish.block_id not in refused]
+    async def _update_exchange(self, entry: Entry) -> Outcome:
+        """Call Exchange until its list agrees with the entry's blocks."""
+        refused = {
+            block.block_id: refusal for block in entry.pending if (refusal := await self._refusal_for(entry, block))
+        }
+        pending = [block for block in entry.pending if block.block_id not in refused]
         if pending:
-            answer = await self._block(entry, pending)
-            if isinstance(answer, Made):
-                return Outcome(refused, made=answer)
-            return Outcome(refused | {wish.block_id: answer for wish in pending})
-        if entry.standing or not (entry.ended or entry.unanswered):
+            result = await self._block(entry, pending)
+            if isinstance(result, Applied):
+                return Outcome(refused, applied=result)
+            return Outcome(refused | {block.block_id: result for block in pending})
+        if entry.in_force or not (entry.ended or entry.in_doubt):
             return Outcome(refused)
-        return Outcome(refused, ended=await self._lift(entry))
+        return Outcome(refused, ending=await self._unblock(entry))
 
-    async def _refuse(self, entry: Entry, wish: Wish) -> Refusal | None:
-        if wish.over:
-            return Refusal(BlockFailure.GAVE_UP, "the end of the block came before it could be made")
-        refusal = rules.refuse(wish.block, self._never_block)
-        return refusal or rules.refuse_own(wish.block, await self._accepted_domains(entry.tenant_id))
+    async def _refusal_for(self, entry: Entry, block: StoredBlock) -> Refusal | None:
+        if block.expired:
+            return Refusal(BlockFailure.GAVE_UP, "the block expired before it could be made")
+        refusal = rules.refusal_for(block.block, self._never_block)
+        return refusal or rules.own_domain_refusal(block.block, await self._lists.accepted_domains(entry.tenant_id))
 
-    async def _accepted_domains(self, tenant_id: UUID) -> Sequence[AcceptedDomain]:
-        async with self._asking[tenant_id]:
-            now = datetime.now(UTC)
-            if tenant_id not in self._accepted or now - self._accepted[tenant_id][1] > ACCEPTED_DOMAINS_LIVE:
-                accepted = rules.read_accepted_domains(await self._exchange.invoke(tenant_id, "Get-AcceptedDomain"))
-                if not accepted:
-                    # Each tenant has one; without knowing it, we might block the tenant's own mail.
-                    raise _OddAnswerError("Exchange lists no accepted domain")
-                self._accepted[tenant_id] = accepted, now
-            return self._accepted[tenant_id][0]
-
-    async def _block(self, entry: Entry, pending: Sequence[Wish]) -> Made | Refusal:
+    async def _block(self, entry: Entry, pending: Sequence[StoredBlock]) -> Applied | Refusal:
         try:
             if entry.mailbox:
                 return await self._block_for_mailbox(entry, pending[0])
             return await self._block_for_tenant(entry, pending)
         except Refused as error:
-            return rules.read_refusal(error.reason)
+            return rules.classify_refusal(error.reason)
 
-    async def _block_for_tenant(self, entry: Entry, pending: Sequence[Wish]) -> Made | Refusal:
-        """Make the entry, or take the one that is there and have it last as long as any block wants it."""
+    async def _block_for_tenant(self, entry: Entry, pending: Sequence[StoredBlock]) -> Applied | Refusal:
+        """Add the entry, or use the existing one and extend it to the latest end of any block."""
         first = pending[0].block
-        until = rules.latest(wish.block.expires_at for wish in (*pending, *entry.standing))
-        found = await self._find(entry) if entry.unanswered or entry.standing or entry.ended else None
-        if found is None:
+        end = rules.latest_end(block.block.expires_at for block in (*pending, *entry.in_force))
+        existing = await self._find(entry) if entry.in_doubt or entry.in_force or entry.ended else None
+        if existing is None:
             try:
-                await self._exchange.invoke(
-                    entry.tenant_id,
-                    "New-TenantAllowBlockListItems",
-                    ListType=rules.list_of(entry.value),
-                    Block=True,
-                    Entries=[rules.entry_of(entry.value)],
-                    Notes=rules.notes_of(first),
-                    **_expiry(until),
-                )
+                await self._lists.add_entry(entry.tenant_id, entry.value, first, end)
             except Refused as error:
-                found = await self._find(entry)
-                if found is None and rules.says_duplicate(error.reason):
-                    raise _OddAnswerError(f"Exchange does not list what it refuses: {error.reason}") from None
-                if found is None:
+                existing = await self._find(entry)
+                if existing is None and rules.is_duplicate(error.reason):
+                    raise UnexpectedAnswerError(
+                        f"Exchange refuses a duplicate but does not list the entry: {error.reason}"
+                    ) from None
+                if existing is None:
                     raise
             else:
-                return Made(first.block_id)
-        if not found.blocks:
+                return Applied(first.block_id)
+        if not existing.is_block:
             return Refusal(
-                BlockFailure.REFUSED, "the Tenant Allow/Block List allows this value: remove that entry first"
+                BlockFailure.REFUSED, "the Tenant Allow/Block List allows this value: remove the allow entry first"
             )
-        if rules.ends_before(found.ends, until):
-            if not _is_ours(found, entry):
-                await self._note_extension(entry, found, until)
-            await self._set_end(entry, found, until)
-        return Made(found.maker if _is_ours(found, entry) else None)
+        if rules.ends_before(existing.expires_at, end):
+            if not _is_ours(existing, entry):
+                await self._set_extension(entry, existing, end)
+            await self._lists.set_end(entry.tenant_id, entry.value, existing.identity, end)
+        return Applied(existing.made_for if _is_ours(existing, entry) else None)
 
-    async def _block_for_mailbox(self, entry: Entry, wish: Wish) -> Made | Refusal:
-        if rules.is_blocked(await self._junk_settings(entry), entry.value):
-            # The list keeps no notes: after a call without an answer it is most likely our own.
-            return Made(wish.block_id if entry.unanswered else None)
-        await self._exchange.invoke(
-            entry.tenant_id,
-            "Set-MailboxJunkEmailConfiguration",
-            Identity=entry.mailbox,
-            BlockedSendersAndDomains=hashtable(add=[entry.value]),
-        )
+    async def _block_for_mailbox(self, entry: Entry, block: StoredBlock) -> Applied | Refusal:
+        if await self._lists.mailbox_blocks(entry.tenant_id, entry.mailbox, entry.value):
+            # The list has no notes: after a call in doubt, the entry is most likely ours.
+            return Applied(block.block_id if entry.in_doubt else None)
+        await self._lists.add_to_mailbox(entry.tenant_id, entry.mailbox, entry.value)
         try:
-            junk_settings = await self._junk_settings(entry)
+            is_blocked = await self._lists.mailbox_blocks(entry.tenant_id, entry.mailbox, entry.value)
         except M365Error as error:
-            raise _UncheckedError(error) from error
-        if rules.is_blocked(junk_settings, entry.value):
-            return Made(wish.block_id)
-        # Microsoft Learn, "Configure junk email settings on Exchange Online mailboxes": no error tells it.
+            raise _UnverifiedError(error) from error
+        if is_blocked:
+            return Applied(block.block_id)
+        # Exchange reports no error (Microsoft Learn, "Configure junk email settings on Exchange Online mailboxes").
         return Refusal(
-            BlockFailure.LIMIT, "Exchange took the entry and dropped it: the mailbox's safelist collection is full"
+            BlockFailure.LIMIT, "Exchange accepted the entry and dropped it: the mailbox's safelist collection is full"
         )
 
-    async def _lift(self, entry: Entry) -> Literal["removed", "kept"]:
-        """Remove the entry if it is ours, and leave somebody else's as it was."""
-        found = None if entry.mailbox else await self._find(entry)
-        if found is None or not found.blocks:
+    async def _unblock(self, entry: Entry) -> Ending:
+        """Remove the entry if it is ours; restore the end of somebody else's entry that was extended."""
+        existing = None if entry.mailbox else await self._find(entry)
+        if existing is None or not existing.is_block:
             return "removed"
-        if not _is_ours(found, entry):
-            if entry.extended_from is None or not rules.is_same_end(found.ends, entry.extended_to):
-                return "kept"
-            if entry.extended_from > datetime.now(UTC):
-                await self._set_end(entry, found, entry.extended_from)
-                return "kept"
-            # It would have ended by now, but for us.
+        if not _is_ours(existing, entry):
+            if entry.original_end is None or not rules.is_same_end(existing.expires_at, entry.extended_end):
+                return "entry_kept"
+            if entry.original_end > datetime.now(UTC):
+                await self._lists.set_end(entry.tenant_id, entry.value, existing.identity, entry.original_end)
+                return "entry_kept"
+            # Without our extension it would have expired by now.
         try:
-            await self._exchange.invoke(
-                entry.tenant_id,
-                "Remove-TenantAllowBlockListItems",
-                ListType=rules.list_of(entry.value),
-                Ids=[found.identity],
-            )
+            await self._lists.remove_entry(entry.tenant_id, entry.value, existing.identity)
         except Refused:
             if await self._find(entry):
                 raise
         return "removed"
 
-    async def _note_extension(self, entry: Entry, found: Found, until: datetime | None) -> None:
-        """Remember the end that somebody else's entry has of itself, before it gets another."""
-        as_we_left_it = entry.extended_from and rules.is_same_end(found.ends, entry.extended_to)
+    async def _set_extension(self, entry: Entry, existing: TenantListEntry, end: datetime | None) -> None:
+        """Record the original end of somebody else's entry before it is extended."""
+        is_extended = entry.original_end and rules.is_same_end(existing.expires_at, entry.extended_end)
+        original = entry.original_end if is_extended else existing.expires_at
         async with self._db.transaction() as tx:
-            await store.note_extension(tx, entry.place, entry.extended_from if as_we_left_it else found.ends, until)
+            await store.set_extension(tx, entry.key, original, end)
 
-    async def _find(self, entry: Entry) -> Found | None:
-        value = rules.entry_of(entry.value)
-        rows = await self._exchange.invoke(
-            entry.tenant_id, "Get-TenantAllowBlockListItems", ListType=rules.list_of(entry.value), Entry=value
-        )
-        return rules.read_entry(rows, entry.value)
-
-    async def _set_end(self, entry: Entry, found: Found, end: datetime | None) -> None:
-        await self._exchange.invoke(
-            entry.tenant_id,
-            "Set-TenantAllowBlockListItems",
-            ListType=rules.list_of(entry.value),
-            Ids=[found.identity],
-            **_expiry(end),
-        )
-
-    async def _junk_settings(self, entry: Entry) -> Rows:
-        return await self._exchange.invoke(entry.tenant_id, "Get-MailboxJunkEmailConfiguration", Identity=entry.mailbox)
+    async def _find(self, entry: Entry) -> TenantListEntry | None:
+        return await self._lists.find_entry(entry.tenant_id, entry.value)
 
     async def _record(self, entry: Entry, outcome: Outcome) -> None:
-        refused = [wish for wish in entry.pending if wish.block_id in outcome.refused]
+        refused = [block for block in entry.pending if block.block_id in outcome.refused]
+        failures = [(block, _failed(entry, block, outcome.refused[block.block_id])) for block in refused]
         async with self._db.transaction() as tx:
-            await store.take_turn(tx, entry.tenant_id)
-            await _tell(
-                tx, "failed", [(wish, _failed(entry, wish, outcome.refused[wish.block_id])) for wish in refused]
-            )
-            if made := outcome.made:
-                blocked = [wish for wish in entry.pending if wish not in refused]
-                await _tell(tx, "applied", [(wish, _applied(entry, wish, made)) for wish in blocked])
-            if outcome.ended == "removed":
-                await _tell(tx, "removed", [(wish, _removed(entry, wish)) for wish in entry.ended])
-            elif outcome.ended == "kept":
-                await _tell(tx, "kept", [(wish, None) for wish in entry.ended])
-            if not await store.holds(tx, entry):
-                # Whoever holds it now has looked, and says when there is something to be done again.
+            await store.lock_tenant(tx, entry.tenant_id)
+            await _settle_blocks(tx, "failed", failures)
+            if applied := outcome.applied:
+                blocked = [block for block in entry.pending if block not in refused]
+                await _settle_blocks(tx, "applied", [(block, _applied(entry, block, applied)) for block in blocked])
+            if outcome.ending == "removed":
+                await _settle_blocks(tx, "removed", [(block, _removed(entry, block)) for block in entry.ended])
+            elif outcome.ending == "entry_kept":
+                await _settle_blocks(tx, "entry_kept", [(block, None) for block in entry.ended])
+            if not await store.lock_claimed(tx, entry):
+                # The new holder of the claim has read the list and releases the entry.
                 return
-            if outcome.ended:
-                await store.note_extension(tx, entry.place, None, None)
-            await store.rest(tx, entry.place)
-            await store.forget(tx, [entry.place])
+            if outcome.ending:
+                await store.set_extension(tx, entry.key, None, None)
+            await store.release(tx, entry.key)
+            await store.purge_ended(tx, [entry.key])
 
     async def _postpone(self, entry: Entry, error: Exception) -> None:
-        """Come back later, and give up blocks that have waited for a day; being throttled is no reason for that."""
+        """Retry later. Fail blocks that have waited for a day, unless the error is throttling."""
         now = datetime.now(UTC)
-        most = BLOCK_PAUSE_SECONDS if entry.pending else LIFT_PAUSE_SECONDS
+        most = BLOCK_PAUSE_SECONDS if entry.pending else REMOVAL_PAUSE_SECONDS
         retry_after = error.retry_after if isinstance(error, Throttled | Unavailable) else None
-        until = now + (timedelta(seconds=retry_after) if retry_after else backoff(entry.attempts, most=most))
-        late: list[Wish] = []
+        due_at = now + (timedelta(seconds=retry_after) if retry_after else backoff(entry.attempts, most=most))
+        late: list[StoredBlock] = []
         if isinstance(error, Throttled):
-            self._quiet_until[entry.tenant_id] = until
+            self._paused_until[entry.tenant_id] = due_at
         else:
-            late = [wish for wish in entry.pending if now - wish.recorded_at > GIVE_UP_AFTER]
-        lost = isinstance(error, TimeoutError) or (isinstance(error, Unavailable) and error.may_have_happened)
+            late = [block for block in entry.pending if now - block.recorded_at > GIVE_UP_AFTER]
+        unanswered = isinstance(error, TimeoutError) or (isinstance(error, Unavailable) and error.may_have_happened)
         log.warning(
             "entry.postponed",
             tenant_id=entry.tenant_id,
             error=str(error) if isinstance(error, M365Error) else type(error).__name__,
             attempts=entry.attempts,
-            until=until,
+            due_at=due_at,
         )
         async with self._db.transaction() as tx:
-            await store.take_turn(tx, entry.tenant_id)
-            if not await store.holds(tx, entry):
+            await store.lock_tenant(tx, entry.tenant_id)
+            if not await store.lock_claimed(tx, entry):
                 return
-            await _tell(tx, "failed", [(wish, _failed(entry, wish, _gave_up(error))) for wish in late])
-            await store.postpone(tx, entry.place, until, unanswered=entry.unanswered or lost)
+            await _settle_blocks(tx, "failed", [(block, _failed(entry, block, _gave_up(error))) for block in late])
+            await store.postpone(tx, entry.key, due_at, in_doubt=entry.in_doubt or unanswered)
 
 
-def _expiry(until: datetime | None) -> dict[str, Any]:
-    return {"ExpirationDate": until} if until else {"NoExpiration": True}
-
-
-def _is_ours(found: Found, entry: Entry) -> bool:
-    return found.maker in {wish.block_id for wish in entry.wishes}
+def _is_ours(existing: TenantListEntry, entry: Entry) -> bool:
+    return existing.made_for in {block.block_id for block in entry.blocks}
 
 
 def _gave_up(error: Exception) -> Refusal:
-    words = getattr(error, "reason", "")
-    return Refusal(
-        BlockFailure.GAVE_UP, f"not possible for 24 hours: {str(error) or type(error).__name__}{words and f': {words}'}"
-    )
+    reason = getattr(error, "reason", "")
+    message = str(error) or type(error).__name__
+    return Refusal(BlockFailure.GAVE_UP, f"not possible for 24 hours: {message}{reason and f': {reason}'}")
 
 
-def _applied(entry: Entry, wish: Wish, made: Made) -> BlockApplied:
+def _applied(entry: Entry, block: StoredBlock, applied: Applied) -> BlockApplied:
     return BlockApplied(
         tenant_id=entry.tenant_id,
-        block=wish.block,
-        already_present=wish.block_id != made.maker,
-        entry=entry.value if entry.mailbox else rules.entry_of(entry.value),
+        block=block.block,
+        already_present=block.block_id != applied.made_for,
+        entry=entry.value if entry.mailbox else rules.list_entry(entry.value),
         applied_at=datetime.now(UTC),
     )
 
 
-def _failed(entry: Entry, wish: Wish, refusal: Refusal) -> BlockFailed:
+def _failed(entry: Entry, block: StoredBlock, refusal: Refusal) -> BlockFailed:
     return BlockFailed(
         tenant_id=entry.tenant_id,
-        block=wish.block,
+        block=block.block,
         reason=refusal.reason,
         detail=refusal.detail[:500],
         failed_at=datetime.now(UTC),
     )
 
 
-def _removed(entry: Entry, wish: Wish) -> BlockRemoved:
-    reason = BlockRemoval.VERDICT_CLEAN if wish.state == "lifting" else BlockRemoval.EXPIRED
-    return BlockRemoved(tenant_id=entry.tenant_id, block=wish.block, reason=reason, removed_at=datetime.now(UTC))
+def _removed(entry: Entry, block: StoredBlock) -> BlockRemoved:
+    reason = BlockRemoval.VERDICT_CLEAN if block.state == "withdrawn" else BlockRemoval.EXPIRED
+    return BlockRemoved(tenant_id=entry.tenant_id, block=block.block, reason=reason, removed_at=datetime.now(UTC))
 
 
-async def _tell(
-    tx: Tx, after: Literal["applied", "failed", "removed", "kept"], told: Sequence[tuple[Wish, Event | None]]
+async def _settle_blocks(
+    tx: Tx, after: Literal["applied", "failed"] | Ending, outcomes: Sequence[tuple[StoredBlock, Event | None]]
 ) -> None:
-    """Move blocks to the state *after* and publish that, except of blocks that have gone elsewhere meanwhile."""
-    before = ("applied", "lifting") if after in ("removed", "kept") else ("pending",)
-    moved = await store.settle(tx, [wish.block_id for wish, _ in told], before, after)
-    await outbox.emit(tx, [(event, wish.traceparent) for wish, event in told if event and wish.block_id in moved])
+    """Move blocks to the state *after* and publish their events, except for blocks that were settled meanwhile."""
+    before = ("applied", "withdrawn") if after in ("removed", "entry_kept") else ("pending",)
+    moved = await store.settle(tx, [block.block_id for block, _ in outcomes], before, after)
+    await outbox.emit(
+        tx, [(event, block.traceparent) for block, event in outcomes if event and block.block_id in moved]
+    )
     for block_id in moved:
         log.info("block.settled", block_id=block_id, state=after)

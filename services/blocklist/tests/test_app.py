@@ -1,4 +1,4 @@
-"""The composed service: wishes and verdicts come out of Kafka, outcomes go back into it."""
+"""The composed service: requests and verdicts are read from Kafka, outcomes are published to it."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -34,7 +34,7 @@ TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 def environment(
     monkeypatch: pytest.MonkeyPatch, database: str, kafka_bootstrap: str, microsoft: Simulator, tenant_id: UUID
 ) -> str:
-    """Tell the service everything by its environment; returns the prefix of its topics."""
+    """Configure the service by its environment; return its topic prefix."""
     prefix = f"test-{uuid4().hex[:8]}"
     settings = {
         "POSTGRES_DSN": database,
@@ -56,23 +56,23 @@ def environment(
 
 
 def test_settings_come_from_the_environment(environment: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Domains are separated by commas; by default the large consumer mail providers are protected."""
+    """Domains are separated by commas; none are protected by default."""
     assert Settings().topic_prefix == environment
     assert Settings().never_block_domains == {"mail.example", "Webmail.example"}
     monkeypatch.delenv("BACKSTOP_NEVER_BLOCK_DOMAINS")
     assert Settings().never_block_domains == frozenset()
 
 
-async def test_a_wish_from_kafka_is_applied_and_lifted_by_a_verdict_from_kafka(
+async def test_a_requested_block_is_applied_and_removed_after_a_clean_verdict(
     environment: str, kafka_bootstrap: str, microsoft: Simulator, tenant_id: UUID
 ) -> None:
-    """Each outcome is published, in the trace of the wish."""
+    """Each outcome is published, in the trace of the request."""
     await create_topics(kafka_bootstrap, prefix=environment, partitions=1, replication=1)
     now, case_id = datetime.now(UTC), uuid4()
     block = Block(
         block_id=uuid4(), scope="tenant", kind="sender", value="bad@fabrikam.example", case_id=case_id, expires_at=None
     )
-    wish = BlockRequested(
+    request = BlockRequested(
         tenant_id=tenant_id, block=block, requested_by=Actor(kind="user", id="admin"), requested_at=now
     )
     verdict = VerdictReady(
@@ -91,7 +91,7 @@ async def test_a_wish_from_kafka_is_applied_and_lifted_by_a_verdict_from_kafka(
         build(Settings()) as service,
         service.api.router.lifespan_context(service.api),
     ):
-        await publish(wish)
+        await publish(request)
         applied = await anext(outcomes)
         await publish(verdict)
         removed = await anext(outcomes)

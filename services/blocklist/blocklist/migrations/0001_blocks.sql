@@ -1,11 +1,11 @@
--- Wishes to block a sender, and what became of them.
+-- Requested blocks of senders and URLs, and what became of them.
 CREATE TABLE blocks (
     block_id     uuid        PRIMARY KEY,
     tenant_id    uuid        NOT NULL,
     -- Empty: the Tenant Allow/Block List.
     mailbox      text        NOT NULL,
     value        text        NOT NULL,
-    -- The wish as it came, in JSON. Text, because jsonb refuses characters that a forged sender may hold.
+    -- The block of the request, as JSON. Text, because jsonb rejects characters that a forged sender may contain.
     block        text        NOT NULL,
     case_id      uuid,
     expires_at   timestamptz,
@@ -13,32 +13,33 @@ CREATE TABLE blocks (
     requested_at timestamptz NOT NULL,
     recorded_at  timestamptz NOT NULL DEFAULT now(),
     seq          bigint      GENERATED ALWAYS AS IDENTITY,
-    -- lifting: the verdict says clean; kept: it ended, but an entry that is not ours goes on blocking.
+    -- withdrawn: a clean verdict ended the block, and its entry is still to be removed.
+    -- entry_kept: the block has ended, but somebody else's entry goes on blocking the value.
     state        text        NOT NULL
-                             CHECK (state IN ('pending', 'applied', 'failed', 'lifting', 'removed', 'kept')),
-    -- True when the case is gone: the row goes too, as soon as nothing in Exchange can be its doing any more.
+                             CHECK (state IN ('pending', 'applied', 'failed', 'withdrawn', 'removed', 'entry_kept')),
+    -- True once the case has expired: the row is deleted as soon as the block can have no effect in Exchange.
     case_expired boolean     NOT NULL DEFAULT false
 );
 CREATE INDEX blocks_of_entry ON blocks (tenant_id, mailbox, value);
 CREATE INDEX blocks_of_case ON blocks (tenant_id, case_id);
 
--- What Exchange has or is to have: one row, however many blocks want the same.
+-- List entries that Exchange has or is to have: one row for all blocks of the same value in the same list.
 CREATE TABLE entries (
-    tenant_id     uuid        NOT NULL,
-    mailbox       text        NOT NULL,
-    value         text        NOT NULL,
-    due_at        timestamptz NOT NULL DEFAULT now(),
-    attempts      integer     NOT NULL DEFAULT 0,
-    -- True from the claim until the outcome is recorded: nobody else may call, and the next one looks first.
-    unanswered    boolean     NOT NULL DEFAULT false,
-    -- The end that somebody else's entry had before we extended it, and the end that we gave it; null: never.
-    extended_from timestamptz,
-    extended_to   timestamptz,
+    tenant_id    uuid        NOT NULL,
+    mailbox      text        NOT NULL,
+    value        text        NOT NULL,
+    due_at       timestamptz NOT NULL DEFAULT now(),
+    attempts     integer     NOT NULL DEFAULT 0,
+    -- True from the claim until the outcome is recorded: a call may have taken effect, so the next attempt checks first.
+    in_doubt     boolean     NOT NULL DEFAULT false,
+    -- For somebody else's entry that was extended: its end before that, and the end that it was given. NULL: never.
+    original_end timestamptz,
+    extended_end timestamptz,
     PRIMARY KEY (tenant_id, mailbox, value)
 );
 CREATE INDEX entries_due ON entries (due_at) WHERE due_at < 'infinity';
 
--- Clean verdicts, because one may arrive before the block that it withdraws.
+-- Clean verdicts, kept because one may arrive before the block that it withdraws.
 CREATE TABLE clean_verdicts (
     tenant_id uuid        NOT NULL,
     case_id   uuid        NOT NULL,

@@ -1,8 +1,8 @@
 """
-Domains and sites that strangers share, so that to block them hits bystanders. Tables of data, easy to add to.
+Domains and sites shared by many unrelated people, so that a block would hit bystanders. Tables that are easy to extend.
 
-A domain below which anybody can register comes from the Public Suffix List, and is not named here. Whose names these
-are is what their own pages say; which of them phishers hide behind is what public phishing corpora show.
+Domains under which anybody can register a name come from the Public Suffix List and are not repeated here. Entries were
+taken from the services' own documentation; which of them phishers abuse is known from public phishing corpora.
 """
 
 import re
@@ -32,17 +32,17 @@ PROVIDERS = frozenset((
     "virginmedia.com", "vodafone.de", "wanadoo.fr", "web.de", "windstream.net", "wp.pl", "xs4all.nl", "yahoo.com",
     "yandex.com", "yandex.ru", "yeah.net", "ymail.com", "ziggo.nl", "zoho.com", "zohomail.com",
 ))
-"""Mail providers of consumers: an address is one person's, the domain is everybody's."""
+"""Consumer mail providers: an address belongs to one person, the domain to all of their customers."""
 _NATIONAL_PROVIDERS = frozenset(("aol", "gmx", "hotmail", "live", "outlook", "yahoo"))
 _NATIONAL_SERVICES = frozenset(("amazon", "ebay", "google", "paypal"))
-"""Those that have a domain in many countries, such as yahoo.co.jp."""
+"""Providers and services that have a domain in many countries, such as yahoo.co.jp."""
 _COUNTRIES = frozenset((
     "ae", "at", "be", "ca", "ch", "cl", "co.id", "co.il", "co.in", "co.jp", "co.kr", "co.nz", "co.th", "co.uk",
     "co.za", "com.ar", "com.au", "com.br", "com.co", "com.hk", "com.mx", "com.my", "com.pe", "com.ph", "com.sg",
     "com.tr", "com.tw", "com.vn", "cz", "de", "dk", "es", "eu", "fi", "fr", "gr", "hu", "ie", "in", "it", "jp", "nl",
     "no", "pl", "pt", "ro", "se",
 ))
-"""Under what they are registered; under others the names belong to whoever was faster."""
+"""Suffixes under which these companies own their names; elsewhere somebody else may have registered them."""
 
 SERVICES = frozenset((
     "adobe.com", "adobesign.com", "airtable.com", "amazon.com", "amazonses.com", "apple.com", "asana.com",
@@ -58,9 +58,9 @@ SERVICES = frozenset((
     "square.com", "squareup.com", "stripe.com", "surveymonkey.com", "teamviewer.com", "trello.com", "twitter.com",
     "typeform.com", "wetransfer.com", "wix.com", "x.com", "xero.com", "yammer.com", "zendesk.com", "zoom.us",
 ))
-"""Services that send mail for whoever uses them, from addresses that all of these share. Their subdomains too."""
+"""Services, with their subdomains, that send mail on behalf of their users from addresses shared by all of them."""
 
-_SIGN_IN = frozenset((
+_SIGN_IN_HOSTS = frozenset((
     "account.apple.com", "account.docusign.com", "account.live.com", "account.microsoft.com", "accounts.google.com",
     "appleid.apple.com", "auth.openai.com", "autologon.microsoftazuread-sso.com", "devicelogin.microsoft.com",
     "id.atlassian.com", "idmsa.apple.com", "login.docusign.net", "login.live.com", "login.microsoft.com",
@@ -69,9 +69,9 @@ _SIGN_IN = frozenset((
     "mysignins.microsoft.com", "outlook.live.com", "outlook.office.com", "outlook.office365.com", "portal.azure.com",
     "secure.login.gov", "signin.aws.amazon.com", "signin.ebay.com", "sts.windows.net", "www.office.com",
 ))
-"""Where everybody signs in or works: what tells an attack from anybody's visit is never the path."""
+"""Hosts where everybody signs in or works: the path never distinguishes an attack from a normal visit."""
 
-_SITES = SERVICES | frozenset((
+_SHARED_SITES = SERVICES | frozenset((
     "acrobat.com", "aka.ms", "archive.org", "azure.com", "bing.com", "cloud.microsoft", "docsend.com",
     "doubleclick.net", "dropboxusercontent.com", "duckduckgo.com", "dweb.link", "evernote.com", "exct.net",
     "fbsbx.com", "googleadservices.com", "googleapis.com", "googleusercontent.com", "hsforms.com", "ipfs.io",
@@ -80,14 +80,14 @@ _SITES = SERVICES | frozenset((
     "scribd.com", "sharefile.com", "tally.so", "teams.live.com", "tiktok.com", "vk.com", "w3.org", "weebly.com",
     "whatsapp.com", "wikipedia.org", "windows.net", "youtube.com", "zohopublic.com",
 ))
-"""Sites where strangers keep documents, forms, files and short links side by side. Their subdomains too."""
-_OWN_HOSTS = frozenset((
+"""Sites, with their subdomains, that host documents, forms, files and short links of unrelated people."""
+_CUSTOMER_HOSTS = frozenset((
     "app.box.com", "atlassian.net", "freshdesk.com", "my.salesforce.com", "okta.com", "onmicrosoft.com",
     "sharefile.com", "weebly.com", "zendesk.com",
 ))
-"""Sites that give each customer a host of its own: that host can be blocked, the site cannot."""
+"""Sites that give each customer a host name: that host can be blocked, the site cannot."""
 
-_ANY_PATH = frozenset((
+_USER_CHOSEN_PATHS = frozenset((
     "1drv.ms", "bit.ly", "bitbucket.org", "buff.ly", "cutt.ly", "discord.gg", "fb.me",
     "firebasestorage.googleapis.com", "forms.cloud.microsoft", "forms.gle", "forms.office.com", "github.com",
     "githubusercontent.com", "gitlab.com", "goo.gl", "is.gd", "linktr.ee", "lnkd.in", "medium.com", "ow.ly",
@@ -95,58 +95,58 @@ _ANY_PATH = frozenset((
     "storage.googleapis.com", "t.co", "t.ly", "t.me", "telegra.ph", "telegram.me", "tiny.cc", "tinyurl.com",
     "typeform.com", "v.gd", "wa.me", "we.tl", "youtu.be",
 ))
-"""Sites whose paths are what strangers named themselves, or short for it; elsewhere only an id names one thing."""
-_COMMON = frozenset((
+"""Sites whose paths are chosen by users or are short links; on other sites only an id identifies one page."""
+_SITE_PAGES = frozenset((
     "about", "account", "accounts", "app", "apps", "business", "dashboard", "explore", "features", "feed", "groups",
     "help", "home", "index.html", "index.php", "join", "latest", "login", "marketplace", "new", "notifications",
     "pages", "plans", "pricing", "privacy", "search", "security", "settings", "signin", "signup", "support", "terms",
     "topics", "trending",
 ))
-"""Pages that such a site has of its own."""
+"""Path segments that belong to such a site itself."""
 # fmt: on
 _ID = re.compile(r"(?=[^0-9]{0,200}[0-9])[A-Za-z0-9_!~:-]{10,}")
-_PROGRAM = re.compile(r"[^.]{1,100}\.(?:aspx?|jsp|php|do)", re.IGNORECASE)
+_SCRIPT = re.compile(r"[^.]{1,100}\.(?:aspx?|jsp|php|do)", re.IGNORECASE)
 
 _SUFFIXES = PublicSuffixList()
 
 
-def why_not_domain(domain: str, *, for_tenant: bool, protected: frozenset[str] = frozenset()) -> str | None:
-    """Say why to block all mail of *domain* would hit bystanders. *protected* are providers beside those known here."""
+def why_domain_is_shared(domain: str, *, for_tenant: bool, protected: frozenset[str] = frozenset()) -> str | None:
+    """Return why blocking *domain* would hit bystanders, or None. *protected* are additional shared domains."""
     if _SUFFIXES.is_public(domain):
-        return f"{domain} is a public suffix: strangers have domains of their own below it"
+        return f"{domain} is a public suffix: unrelated people have their own domains under it"
     if domain in PROVIDERS or _is_below(domain, protected) or _is_national(domain, _NATIONAL_PROVIDERS):
-        return "so many strangers share this domain that only single addresses are blocked"
-    return why_not_sender(domain) if for_tenant else None
+        return f"{domain} is shared by many unrelated people: only single addresses of it can be blocked"
+    return why_sender_is_shared(domain) if for_tenant else None
 
 
-def why_not_sender(domain: str) -> str | None:
-    """Say why to block an address of *domain* for a tenant would hit bystanders."""
+def why_sender_is_shared(domain: str) -> str | None:
+    """Return why blocking an address of *domain* for a tenant would hit bystanders, or None."""
     if _is_shared(domain, SERVICES) or _is_national(domain, _NATIONAL_SERVICES):
-        return f"{domain} sends mail for everybody who uses that service: block what the message links to instead"
+        return f"{domain} sends mail for all users of that service: block what the message links to instead"
     return None
 
 
-def why_not_url(host: str, path: str, *, has_query: bool, protected: frozenset[str] = frozenset()) -> str | None:
+def why_url_is_shared(host: str, path: str, *, has_query: bool, protected: frozenset[str] = frozenset()) -> str | None:
     """
-    Say why an entry of *host* and *path* would hit bystanders.
+    Return why an entry of *host* and *path* would hit bystanders, or None.
 
-    *has_query* tells whether the URL says more in a query, which no entry holds: the rest must still name one thing.
+    *has_query* says that the URL has a query, which an entry cannot hold: *path* alone must identify one page.
     """
     if is_wrapper(host):
-        return f"{host} only leads elsewhere: block the URL that it leads to"
-    if _is_below(host, _SIGN_IN):
+        return f"{host} only redirects: block the URL that it leads to"
+    if _is_below(host, _SIGN_IN_HOSTS):
         return f"{host} is where everybody signs in or works"
-    shared = (
+    is_shared = (
         _SUFFIXES.is_public(host)
         or _is_below(host, PROVIDERS | protected)
         or _is_national(host, _NATIONAL_PROVIDERS | _NATIONAL_SERVICES)
-        or _is_shared(host, _SITES | _ANY_PATH)
+        or _is_shared(host, _SHARED_SITES | _USER_CHOSEN_PATHS)
     )
-    any_path = _SUFFIXES.is_public(host) or _is_below(host, _ANY_PATH)
-    if not shared or _names_one_thing(path, any_path=any_path, has_query=has_query):
+    user_chosen = _SUFFIXES.is_public(host) or _is_below(host, _USER_CHOSEN_PATHS)
+    if not is_shared or _identifies_one_page(path, user_chosen=user_chosen, has_query=has_query):
         return None
-    return f"so many strangers share {host} that only single pages of it are blocked" + (
-        ", and an entry holds no query, by which alone this URL names one" if has_query else ""
+    return f"{host} is shared by many unrelated people: only single pages of it can be blocked" + (
+        ", and this URL identifies its page by the query, which an entry cannot hold" if has_query else ""
     )
 
 
@@ -156,11 +156,11 @@ def _is_below(domain: str, table: frozenset[str]) -> bool:
 
 
 def _is_shared(domain: str, table: frozenset[str]) -> bool:
-    """Tell whether *domain* belongs to *table*, and is no host that one customer has there alone."""
+    """Return True if *domain* is in or below *table* and is not the host of a single customer."""
     if not _is_below(domain, table):
         return False
     above = domain.removeprefix("www.").partition(".")[2]
-    return not (_is_below(above, _OWN_HOSTS) or _is_below(_SUFFIXES.publicsuffix(domain) or "", table))
+    return not (_is_below(above, _CUSTOMER_HOSTS) or _is_below(_SUFFIXES.publicsuffix(domain) or "", table))
 
 
 def _is_national(domain: str, names: frozenset[str]) -> bool:
@@ -168,16 +168,17 @@ def _is_national(domain: str, names: frozenset[str]) -> bool:
     return name in names and suffix in _COUNTRIES
 
 
-def _names_one_thing(path: str, *, any_path: bool, has_query: bool) -> bool:
+def _identifies_one_page(path: str, *, user_chosen: bool, has_query: bool) -> bool:
     """
-    Tell whether *path* holds an id, of ten characters with a digit.
+    Return True if *path* contains an id: ten or more characters, one of them a digit.
 
-    With *any_path*, what is no page of the site's own is enough; a program (`.aspx`) is its own where a query follows.
+    With *user_chosen*, any segment that is not one of the site's own pages is enough. A script such as `.aspx` counts
+    as the site's own if a query follows.
     """
     segments = [segment for segment in unquote(path).split("/") if segment]
     if ".." in segments:
         return False
-    own = (segment for segment in segments if len(segment) > 1 and segment.lower() not in _COMMON)
-    if any_path and any(not (has_query and _PROGRAM.fullmatch(segment)) for segment in own):
+    candidates = (segment for segment in segments if len(segment) > 1 and segment.lower() not in _SITE_PAGES)
+    if user_chosen and any(not (has_query and _SCRIPT.fullmatch(segment)) for segment in candidates):
         return True
     return any(_ID.fullmatch(segment) for segment in segments)
