@@ -128,7 +128,7 @@ async def microsoft(folder: Path) -> AsyncIterator[Microsoft]:
 async def _verdicts(ms: Microsoft, database: Database, pending: int, haste: int) -> Counter[str]:
     schedule = Schedule(tuple(pause / haste for pause in Schedule.pauses), Schedule.grid_seconds / haste)
     poller = Poller(database, ms.graph, schedule, LEASE)
-    explainer = Explainer(database, ms.exchange, batch=100, settings_live=timedelta(seconds=300 / haste), lease=LEASE)
+    explainer = Explainer(database, ms.exchange, batch=100, settings_ttl=timedelta(seconds=300 / haste), lease=LEASE)
     async with database.transaction() as tx:
         events = [(event, None) for event in _submit(ms.simulator, pending, haste)]
         await verdict_poller.store.record(tx, events, schedule.next_due(datetime.now(UTC), 0))
@@ -136,7 +136,7 @@ async def _verdicts(ms: Microsoft, database: Database, pending: int, haste: int)
     while told < pending:
         polled = await poller.poll_due()
         explained = await explainer.explain_due()
-        told = await database.pool.fetchval("SELECT count(*) FROM watches WHERE state = 'told'")
+        told = await database.pool.fetchval("SELECT count(*) FROM watches WHERE state = 'published'")
         if not polled + explained:
             await asyncio.sleep(0.05)
     await database.pool.execute("TRUNCATE watches, outbox")

@@ -74,7 +74,7 @@ UPDATE entries SET due_at = now() WHERE value IN (SELECT value FROM entries LIMI
 INSERT INTO watches (submission_id, tenant_id, case_id, graph_id, category, recipient, folders, message, created_at,
     state, due_at)
 SELECT gen_random_uuid(), TENANT, gen_random_uuid(), 'graph ' || n, 'phishing', 'user@contoso.example', '{inbox}',
-    MESSAGE, now(), (ARRAY['watching', 'told'])[1 + n % 2], now() + interval '1 hour' + n * interval '1 ms'
+    MESSAGE, now(), (ARRAY['watching', 'published'])[1 + n % 2], now() + interval '1 hour' + n * interval '1 ms'
 FROM generate_series(1, ROWS) AS n;
 UPDATE watches SET due_at = now() WHERE submission_id IN
     (SELECT submission_id FROM watches WHERE state = 'watching' LIMIT DUE);

@@ -57,7 +57,7 @@ LONGEST_PAUSE_SECONDS = 120.0
 """Longest pause between two tries that is worth waiting for."""
 UNFINISHED: Mapping[str, Sequence[str]] = {
     "submitter": ("submitter.submissions WHERE state = 'due'",),
-    "verdict_poller": ("verdict_poller.watches WHERE state <> 'told'",),
+    "verdict_poller": ("verdict_poller.watches WHERE state <> 'published'",),
     "blocklist": ("blocklist.entries WHERE true",),
     "quarantine": (
         "quarantine.actions WHERE state = 'pending'",

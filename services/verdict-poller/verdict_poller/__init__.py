@@ -1,1 +1,1 @@
-"""Verdict-poller: what Microsoft says about a mail, why it was allowed, what to change."""
+"""Verdict-poller: reads Microsoft's verdicts, and explains why a message was allowed and what to change."""

@@ -15,7 +15,7 @@ from chassis.worker import Lease
 from m365 import M365Settings, connect
 from verdict_poller import handlers
 from verdict_poller.schedule import Schedule
-from verdict_poller.store import JUDGED, WATCHING
+from verdict_poller.store import ANSWERED_DUE, WATCHING_DUE
 from verdict_poller.worker import Explainer, Poller
 
 
@@ -25,19 +25,20 @@ class Settings(ServiceSettings, M365Settings):
     verdict_poll_intervals: Annotated[tuple[Seconds, ...], NoDecode, CommaSeparated, Field(min_length=1)] = (
         Schedule.pauses
     )
-    """Seconds between the questions about one submission; the last repeats."""
+    """Seconds between the polls of one submission; the last value repeats."""
     verdict_grid_seconds: Seconds = Schedule.grid_seconds
-    """Questions are asked at multiples of this, so that one list answers many."""
+    """Polls are due at multiples of this, so that one list answers many submissions."""
     explanation_batch_size: PositiveInt = 100
+    """Verdicts that are explained at once."""
     tenant_settings_ttl_seconds: Annotated[float, Field(ge=0, le=86_400)] = 300
-    """How long the tenant's settings, once read, are good for other verdicts."""
+    """How long the tenant's settings are cached for other verdicts."""
     verdict_lease_seconds: LeaseSeconds = 300
-    """How long a submission is held by who asks about it: after a crash, another replica waits that long."""
+    """Lease on a claimed submission: after a crash, another replica takes it over when it has expired."""
 
 
 @asynccontextmanager
 async def build(settings: Settings) -> AsyncIterator[Service]:
-    """Compose the service, with its connections to the outside for the time of the block."""
+    """Compose the service and keep its connections to Microsoft 365 open for the duration of the block."""
     service = Service(
         "verdict-poller",
         settings,
@@ -50,15 +51,15 @@ async def build(settings: Settings) -> AsyncIterator[Service]:
     service.subscribe(handlers.router, schedule=schedule)
     lease = Lease(timedelta(seconds=settings.verdict_lease_seconds))
     async with connect(settings, authority=settings.authority, ca_file=settings.ca_file) as (graph, exchange):
-        service.add_worker("poll_due", Poller(service.db, graph, schedule, lease).poll_due, due=WATCHING)
+        service.add_worker("poll_due", Poller(service.db, graph, schedule, lease).poll_due, due=WATCHING_DUE)
         explainer = Explainer(
             service.db,
             exchange,
             batch=settings.explanation_batch_size,
-            settings_live=timedelta(seconds=settings.tenant_settings_ttl_seconds),
+            settings_ttl=timedelta(seconds=settings.tenant_settings_ttl_seconds),
             lease=lease,
         )
-        service.add_worker("explain_due", explainer.explain_due, due=JUDGED)
+        service.add_worker("explain_due", explainer.explain_due, due=ANSWERED_DUE)
         service.add_worker("purge_blocks", explainer.purge_blocks, idle=24 * 3600, woken=False)
         yield service
 

@@ -1,7 +1,7 @@
 """
-The finders: how each cause shows in results, headers and settings. One section a rule, in the order of `RULES`.
+How each cause shows in results, headers and settings: one section per rule, in the order of `RULES`.
 
-A rule that says the same of every mail has no finder here; its row in the table says it.
+A rule that always gives the same advice has no function here; its row in the table has the text.
 """
 
 import re
@@ -10,59 +10,57 @@ from dataclasses import replace
 from datetime import timedelta
 
 from backstop_contracts.events import Conclusion, Message, Recommendation
-from verdict_poller.findings import (
+from verdict_poller.baseline import (
     ACTION_SETTINGS,
     ANALYZED_SETTINGS,
     ANTI_PHISHING,
     ANTI_SPAM,
-    BULK,
     BULK_SETTINGS,
     DETONATION_SETTINGS,
     DMARC_SETTINGS,
     EOP_PRESETS,
     IMPERSONATION_SETTINGS,
+    SAFE_ATTACHMENTS,
+    SAFE_LINKS,
+    SPOOF_SETTINGS,
+    ZAP_SETTINGS,
+    Setting,
+    weak_setting,
+    weak_settings,
+)
+from verdict_poller.evidence import (
+    BULK,
     IMPERSONATION_WORDS,
     MALWARE,
     PHISHING,
-    SAFE_ATTACHMENTS,
-    SAFE_LINKS,
     SPAM,
-    SPOOF_SETTINGS,
-    ZAP_SETTINGS,
     Evidence,
     Finding,
     Hit,
     Kind,
-    Setting,
     Sign,
     Strength,
     advise,
     contribute,
     is_known_threat,
-    is_unnamed,
+    is_unnamed_override,
     kinds_of,
     listed_entry,
     make_hit,
-    powershell,
-    readable,
     upper,
-    weak_settings,
-    weakness,
     weigh,
     weigh_sign,
     where_to_look,
     words_of,
     wrong_switch,
 )
-from verdict_poller.results import (
-    USER_OVERRIDES,
+from verdict_poller.powershell import powershell, readable
+from verdict_poller.result import USER_OVERRIDES, Result, conclude
+from verdict_poller.tenant_settings import (
+    ConditionTest,
     Family,
     Query,
-    Result,
     Row,
-    Test,
-    cannot_tell,
-    conclude,
     covers,
     covers_url,
     entries,
@@ -71,6 +69,7 @@ from verdict_poller.results import (
     is_built_in,
     is_network,
     is_on,
+    is_unknown,
     matches,
     name,
     number,
@@ -97,7 +96,7 @@ def _allow_list(kind: str) -> Query:
 
 
 def _lists(result: Result, message: Message) -> dict[str, tuple[str, ...]]:
-    """Give the lists that may hold the entry, each with what of the mail an entry can name."""
+    """Return the lists that may hold the entry, each with the values of the message that an entry can match."""
     hashes = tuple(file.sha256.lower() for file in result.detected_files if file.sha256)
     senders = tuple(filter(None, (message.sender, message.envelope_sender)))
     values = {"Sender": senders, "Url": result.detected_urls, "FileHash": hashes}
@@ -106,33 +105,35 @@ def _lists(result: Result, message: Message) -> dict[str, tuple[str, ...]]:
 
 
 def read_allow_entry(result: Result, message: Message, _recipient: str) -> list[Query]:
-    """Give the queries of the lists that may hold the allow entry."""
+    """Return the queries for the lists that may hold the allow entry."""
     return [_allow_list(kind) for kind in _lists(result, message)]
 
 
 def find_allow_entry(evidence: Evidence) -> Finding | None:
-    """Find the allow entries that cover the mail's sender, URLs or files."""
+    """Find the allow entries that match the message's sender, URLs or files."""
     lists = _lists(evidence.result, evidence.message)
     hits = [
         _allow_entry(kind, row)
         for kind, values in lists.items()
         for row in evidence.rows(_allow_list(kind))
         if text(row, "Action").lower() != "block"
-        and any(_is_entry_for(kind, text(row, "Value"), value) for value in values)
+        and any(_entry_matches(kind, text(row, "Value"), value) for value in values)
     ]
-    return weigh_sign(evidence, ALLOW_ENTRY, hits, _look_for_entry(evidence, [_allow_list(kind) for kind in lists]))
+    return weigh_sign(evidence, ALLOW_ENTRY, hits, _entry_not_shown(evidence, [_allow_list(kind) for kind in lists]))
 
 
-def _look_for_entry(evidence: Evidence, asked: list[Query]) -> Hit:
-    action = f"Find the allow entry for the mail's sender, recipient, URL or file in the {TENANT_LIST} and remove it."
-    if not asked:
-        why = "the result does not tell what of the mail the entry names, so no list was read"
+def _entry_not_shown(evidence: Evidence, queries: list[Query]) -> Hit:
+    action = (
+        f"Find the allow entry for the message's sender, recipient, URL or file in the {TENANT_LIST} and remove it."
+    )
+    if not queries:
+        why = "the result does not say which sender, URL or file the entry matches, so no list was read"
         return make_hit(why, action, TENANT_LIST)
-    unread = (query for query in asked if query not in evidence.settings)
-    return where_to_look(evidence, next(unread, asked[0]), action, TENANT_LIST)
+    unread = (query for query in queries if query not in evidence.settings)
+    return where_to_look(evidence, next(unread, queries[0]), action, TENANT_LIST)
 
 
-def _is_entry_for(kind: str, entry: str, value: str) -> bool:
+def _entry_matches(kind: str, entry: str, value: str) -> bool:
     if kind == "Sender":
         return covers(entry, value, subdomains=False)
     return covers_url(entry, value) if kind == "Url" else entry.lower() == value
@@ -140,9 +141,9 @@ def _is_entry_for(kind: str, entry: str, value: str) -> bool:
 
 def _allow_entry(kind: str, row: Row) -> Hit:
     entry = text(row, "Value")
-    endless = not text(row, "ExpirationDate") and row.get("RemoveAfter") in (None, "", 0)
+    never_expires = not text(row, "ExpirationDate") and row.get("RemoveAfter") in (None, "", 0)
     return make_hit(
-        f"{TENANT_LIST} allows {kind} {readable(entry)}{', without an end date' if endless else ''}",
+        f"{TENANT_LIST} allows {kind} {readable(entry)}{', without an end date' if never_expires else ''}",
         f"Remove the allow entry {readable(entry)}. Where an allow is needed, give it an end date.",
         f"{kind} allow entry {readable(entry)}",
         TENANT_LIST,
@@ -154,7 +155,7 @@ def _allow_entry(kind: str, row: Row) -> Hit:
 
 MAIL_FLOW_RULES = Query("Get-TransportRule")
 SKIPPED = Sign(frozenset({"allowedByExchangeTransportRule"}), sfv="SKN")
-_OPAQUE_CONDITIONS = (
+_UNKNOWN_CONDITIONS = (
     "ADComparisonAttribute",
     "ActivationDate",
     "AnyOfCcHeader",
@@ -209,38 +210,40 @@ _OPAQUE_CONDITIONS = (
     "SubjectOrBodyMatchesPatterns",
     "WithImportance",
 )
-"""All conditions but those of `_mail_tests`, and limits in time (Microsoft Learn, "New-TransportRule")."""
+"""All conditions except those of `_condition_tests`, and time limits (Microsoft Learn, "New-TransportRule")."""
 
 
 def find_mail_flow_rule(evidence: Evidence) -> Finding | None:
-    """Find the mail flow rules that set SCL -1 for the mail."""
+    """Find the mail flow rules that set SCL -1 for the message."""
     stated = SKIPPED.is_stated(evidence.result)
-    # Mail from the IP Allow List carries SFV:SKN too, beside IPV:CAL; it needs no mail flow rule.
-    by_address = bool(ALLOWED_IP.headers(evidence.message))
-    headers = () if by_address else SKIPPED.headers(evidence.message)
-    rules = _applying(evidence, lambda rule: number(rule.get("SetSCL")) == -1)
+    # Messages from the IP Allow List have SFV:SKN, too, beside IPV:CAL, without any mail flow rule.
+    from_allowed_ip = bool(ALLOWED_IP.headers(evidence.message))
+    headers = () if from_allowed_ip else SKIPPED.headers(evidence.message)
+    rules = _applying_rules(evidence, lambda rule: number(rule.get("SetSCL")) == -1)
     hits = [_skipping_rule(rule, sure=sure) for rule, sure in rules if sure or stated or headers]
-    look = where_to_look(
+    fallback = where_to_look(
         evidence,
         MAIL_FLOW_RULES,
-        "Look for mail flow rules that bypass spam filtering (set the SCL to -1) for this mail, and turn them off or "
-        "narrow them. Look also for inbound connectors that treat the mail as internal.",
+        "Look for mail flow rules that bypass spam filtering (set the SCL to -1) for this message, and turn them off "
+        "or narrow them. Also look for inbound connectors that treat the message as internal.",
         "SetSCL",
     )
-    finding = weigh(evidence, hits, look, stated=stated, headers=headers)
-    # Rules that only may have applied do not name the culprit.
+    finding = weigh(evidence, hits, fallback, stated=stated, headers=headers)
+    # A rule that only may have applied does not identify the cause.
     return finding and replace(finding, exact=any(sure for _, sure in rules))
 
 
-def _applying(evidence: Evidence, does: Callable[[Row], bool]) -> list[tuple[Row, bool]]:
-    """Give the mail flow rules that do something to the mail: those that surely do, else those that may."""
+def _applying_rules(evidence: Evidence, does: Callable[[Row], bool]) -> list[tuple[Row, bool]]:
+    """Return the rules that certainly applied to the message and do something, else those that may have; flagged."""
     enforced = [rule for rule in evidence.rows(MAIL_FLOW_RULES) if text(rule, "Mode").lower() in {"", "enforce"}]
-    outcomes = [(rule, matches(rule, _mail_tests(rule, evidence))) for rule in enforced if is_on(rule) and does(rule)]
+    outcomes = [
+        (rule, matches(rule, _condition_tests(rule, evidence))) for rule in enforced if is_on(rule) and does(rule)
+    ]
     sure = [(rule, True) for rule, outcome in outcomes if outcome]
     return sure or [(rule, False) for rule, outcome in outcomes if outcome is None]
 
 
-def _mail_tests(rule: Row, evidence: Evidence) -> Mapping[str, Test]:
+def _condition_tests(rule: Row, evidence: Evidence) -> Mapping[str, ConditionTest]:
     message, recipient = evidence.message, evidence.recipient
     location = text(rule, "SenderAddressLocation").lower()
     header = () if location == "envelope" else (message.sender,)
@@ -254,7 +257,7 @@ def _mail_tests(rule: Row, evidence: Evidence) -> Mapping[str, Test]:
         return any(value.lower() in sender for value in values for sender in known) if known else None
 
     return {
-        **dict.fromkeys(_OPAQUE_CONDITIONS, cannot_tell),
+        **dict.fromkeys(_UNKNOWN_CONDITIONS, is_unknown),
         "From": lambda values: is_among(values, *senders),
         "FromAddressContainsWords": from_words,
         "RecipientDomainIs": lambda values: is_among(values, recipient),
@@ -268,14 +271,14 @@ def _skipping_rule(rule: Row, *, sure: bool) -> Hit:
     title, domains = f"the mail flow rule '{readable(name(rule))}'", ", ".join(entries(rule.get("SenderDomainIs")))
     return make_hit(
         f"mail flow rule '{readable(name(rule))}' sets SCL -1, "
-        f"{'its conditions match the mail' if sure else 'and whether it applied to the mail cannot be told from here'}"
+        + ("its conditions match the message" if sure else "and whether it applied to the message is unknown")
         + (f" (SenderDomainIs {readable(domains)})" if domains else ""),
-        (f"Turn off {title}" if sure else f"Find out whether {title} applied to the mail; if so, turn it off")
+        (f"Turn off {title}" if sure else f"Find out whether {title} applied to the message; if so, turn it off")
         + ", or narrow it: a sender's domain alone must never skip spam filtering; require dmarc=pass in "
         "Authentication-Results, or the sender's IP address, as well.",
         "SetSCL",
         name(rule),
-        # Nobody should turn off a rule that may have nothing to do with the mail.
+        # A rule that may be unrelated to the message should not be turned off.
         powershell("Disable-TransportRule", Identity=name(rule)) if sure else None,
     )
 
@@ -287,7 +290,7 @@ ALLOWED_IP = Sign(frozenset({"allowedByConnection"}), ipv="CAL")
 
 
 def find_allowed_ip(evidence: Evidence) -> Finding | None:
-    """Find the sending IP address in the IP Allow List, or the safe list turned on."""
+    """Find the sending IP address in the IP Allow List, or the safe list switched on."""
     setter, policies = "Set-HostedConnectionFilterPolicy", evidence.rows(CONNECTION_FILTER)
     why = (
         "its mail skips spam filtering and sender authentication; what must stay should be /24 or smaller, and no "
@@ -303,16 +306,16 @@ def find_allowed_ip(evidence: Evidence) -> Finding | None:
         safe = [policy for policy in policies if flag(policy.get("EnableSafeList"))]
         why = "its senders skip spam filtering"
         hits = [wrong_switch(setter, name(policy), "EnableSafeList", why, to=False) for policy in safe]
-    look = where_to_look(
+    fallback = where_to_look(
         evidence,
         CONNECTION_FILTER,
         "Look for the sending IP address in the IP Allow List of the connection filter policy and remove it.",
         "IPAllowList",
     )
-    return weigh_sign(evidence, ALLOWED_IP, hits, look)
+    return weigh_sign(evidence, ALLOWED_IP, hits, fallback)
 
 
-# R04: allowed senders and domains of anti-spam policies, which look at the From address alone.
+# R04: allowed senders and domains of anti-spam policies, which check only the From address.
 
 ALLOWED_SENDER = Sign(frozenset({"allowedByTenant"}), sfv="SKA")
 
@@ -320,7 +323,7 @@ ALLOWED_SENDER = Sign(frozenset({"allowedByTenant"}), sfv="SKA")
 def find_allowed_sender(evidence: Evidence) -> Finding | None:
     """Find the sender in the allow lists of the anti-spam policies that may apply."""
     why = (
-        "whoever writes it as sender skips spam, spoof and phishing filtering; where an allow is needed, use the "
+        "anybody who uses it as sender skips spam, spoof and phishing filtering; where an allow is needed, use the "
         f"{TENANT_LIST}"
     )
     hits = [
@@ -330,17 +333,17 @@ def find_allowed_sender(evidence: Evidence) -> Finding | None:
         for entry in entries(policy.get(setting))
         if covers(entry, evidence.message.sender)
     ]
-    look = where_to_look(
+    fallback = where_to_look(
         evidence,
         ANTI_SPAM.policies,
         "Look for the sender in the allowed senders and allowed domains of the anti-spam policies and empty the "
-        "lists; look also for actions of the policies that deliver what the filter recognises.",
+        "lists; also look for actions of the policies that deliver what the filter recognises.",
         "AllowedSenders, AllowedSenderDomains",
     )
-    return weigh_sign(evidence, ALLOWED_SENDER, hits, look)
+    return weigh_sign(evidence, ALLOWED_SENDER, hits, fallback)
 
 
-# R05: the recipient's own mailbox, whose lists trust the sender.
+# R05: safe lists and contacts of the recipient's mailbox.
 
 _SAFE_SENDER = Sign(USER_OVERRIDES | {"allowedByUserSetting"}, sfv="SFE")
 _SAFE_FLAGS = frozenset(
@@ -359,7 +362,7 @@ def _mailbox_flags(result: Result, flags: frozenset[str]) -> tuple[str, ...]:
 
 
 def suspects_safe_sender(result: Result, message: Message) -> bool:
-    """Tell whether the mailbox's safe lists or contacts may have let the mail through."""
+    """Return True if the mailbox's safe lists or contacts may have let the message through."""
     if _SAFE_SENDER.is_stated(result):
         by_rule = _JUNK_RULE_OFF.is_stated(result) or bool(_mailbox_flags(result, _RULE_FLAGS))
         return bool(_mailbox_flags(result, _TRUST_FLAGS)) or not by_rule
@@ -367,7 +370,7 @@ def suspects_safe_sender(result: Result, message: Message) -> bool:
 
 
 def read_safe_sender(_result: Result, _message: Message, recipient: str) -> list[Query]:
-    """Give the query of the mailbox's junk email settings."""
+    """Return the query for the mailbox's junk email settings."""
     return [_junk_settings(recipient)]
 
 
@@ -384,17 +387,17 @@ def find_safe_sender(evidence: Evidence) -> Finding | None:
         if "isFromAddressInAddressBook" in result.user_mailbox_settings and flag(row.get("ContactsTrusted")):
             why = "an address in the contacts skips filtering"
             hits.append(wrong_switch(_JUNK_SETTER, recipient, "ContactsTrusted", why, to=False))
-    look = where_to_look(
+    fallback = where_to_look(
         evidence,
         _junk_settings(recipient),
         "Look for the sender in the mailbox's safe senders, safe recipients and trusted contacts, and remove it.",
         "TrustedSendersAndDomains",
     )
     headers = (*_mailbox_flags(result, _TRUST_FLAGS), *_SAFE_SENDER.headers(evidence.message))
-    return weigh(evidence, hits, look, stated=_SAFE_SENDER.is_stated(result), headers=headers)
+    return weigh(evidence, hits, fallback, stated=_SAFE_SENDER.is_stated(result), headers=headers)
 
 
-# R06: the recipient's own mailbox, whose rules keep mail out of Junk Email.
+# R06: rules of the recipient's mailbox that keep messages out of Junk Email.
 
 _JUNK_RULE_OFF = Sign(frozenset({"junkMailRuleDisabled"}))
 _RULE_FLAGS = frozenset({"customRule"})
@@ -405,13 +408,13 @@ def _inbox_rules(recipient: str) -> Query:
 
 
 def suspects_mailbox_rule(result: Result, _message: Message) -> bool:
-    """Tell whether an inbox rule, or the junk email rule being off, may have let the mail through."""
+    """Return True if an inbox rule, or a junk email rule that is off, may have let the message through."""
     by_rule = _SAFE_SENDER.is_stated(result) and bool(_mailbox_flags(result, _RULE_FLAGS))
     return _JUNK_RULE_OFF.is_stated(result) or by_rule
 
 
 def read_mailbox_rule(result: Result, _message: Message, recipient: str) -> list[Query]:
-    """Give the query of the junk email settings or of the inbox rules, whichever is suspected."""
+    """Return the query for the junk email settings or the inbox rules, whichever are suspected."""
     return [_junk_settings(recipient) if _JUNK_RULE_OFF.is_stated(result) else _inbox_rules(recipient)]
 
 
@@ -426,17 +429,17 @@ def find_mailbox_rule(evidence: Evidence) -> Finding | None:
     else:
         named = [rule for rule in evidence.rows(query) if is_on(rule) and _mentions_sender(rule, evidence.message)]
         hits = [_inbox_rule(recipient, name(rule)) for rule in named]
-    look = where_to_look(
+    fallback = where_to_look(
         evidence,
         query,
-        "Review the mailbox's inbox rules and junk email settings: one of them kept the mail out of Junk Email.",
+        "Review the mailbox's inbox rules and junk email settings: one of them kept the message out of Junk Email.",
         "Inbox rules",
     )
-    return weigh(evidence, hits, look, stated=True, headers=_mailbox_flags(evidence.result, _RULE_FLAGS))
+    return weigh(evidence, hits, fallback, stated=True, headers=_mailbox_flags(evidence.result, _RULE_FLAGS))
 
 
 def _mentions_sender(rule: Row, message: Message) -> bool:
-    """Tell whether an inbox rule names the sender, as `"Name" [SMTP:address]` or by words of the address."""
+    """Return True if an inbox rule names the sender, as `"Name" [SMTP:address]` or by words of the address."""
     sender = (message.sender or "").lower()
     senders = (value.lower() for value in entries(rule.get("From")))
     words = (value.lower() for value in entries(rule.get("FromAddressContainsWords")))
@@ -460,23 +463,23 @@ _SECOPS = Sign(frozenset({"allowedBySecOps", "allowedByAdvancedDelivery"}))
 
 
 def suspects_secops_mailbox(result: Result, message: Message) -> bool:
-    """Tell whether the mail may have gone to a SecOps mailbox."""
-    return _SECOPS.appears(result, message) or is_unnamed(result)
+    """Return True if the message may have gone to a SecOps mailbox."""
+    return _SECOPS.appears(result, message) or is_unnamed_override(result)
 
 
 def find_secops_mailbox(evidence: Evidence) -> Finding | None:
-    """Find the recipient among the SecOps mailboxes; None when a simulation explains the mail better."""
+    """Find the recipient among the SecOps mailboxes; None if a simulation explains the message better."""
     mailboxes = [entry.lower() for row in evidence.rows(SECOPS_MAILBOXES) for entry in entries(row.get("SentTo"))]
     listed = evidence.recipient.lower() in mailboxes
     if not listed and _simulations(evidence):
         return None
-    look = where_to_look(
+    fallback = where_to_look(
         evidence,
         SECOPS_MAILBOXES,
         "Check that the mailbox belongs among the SecOps mailboxes of the advanced delivery policy.",
         "SentTo",
     )
-    return weigh_sign(evidence, _SECOPS, [_secops_mailbox(evidence.recipient)] if listed else [], look)
+    return weigh_sign(evidence, _SECOPS, [_secops_mailbox(evidence.recipient)] if listed else [], fallback)
 
 
 def _secops_mailbox(mailbox: str) -> Hit:
@@ -497,7 +500,7 @@ PHISHING_SIMULATIONS = Query("Get-ExoPhishSimOverrideRule")
 
 
 def _simulations(evidence: Evidence) -> list[str]:
-    """Name the phishing simulation rules that list a domain and the sending IP address of the mail."""
+    """Return the names of the phishing simulation rules that match the message's domain and sending IP address."""
     message = evidence.message
     return [
         name(row)
@@ -508,24 +511,24 @@ def _simulations(evidence: Evidence) -> list[str]:
 
 
 def suspects_simulation(result: Result, _message: Message) -> bool:
-    """Tell whether the mail may be a simulated attack."""
+    """Return True if the message may be a simulated attack."""
     return conclude(result) is Conclusion.SIMULATION or result.detail == "allowedByAdvancedDelivery"
 
 
 def read_simulation(result: Result, _message: Message, _recipient: str) -> list[Query]:
-    """Give the query of the phishing simulations; nothing when the submission itself tells."""
+    """Return the query for the phishing simulations; none if the submission itself is marked as one."""
     return [] if result.simulation else [PHISHING_SIMULATIONS]
 
 
 def find_simulation(evidence: Evidence) -> Finding | None:
-    """Find what shows that the mail is a simulation."""
+    """Find what shows that the message is a simulation."""
     rules = _simulations(evidence)
     if not rules and conclude(evidence.result) is not Conclusion.SIMULATION:
         return None
     training = ("the submission carries attack simulation details",) if evidence.result.simulation else ()
-    named = (f"phishing simulation rule '{readable(rule)}' lists the mail's domain and IP address" for rule in rules)
-    thanks = "Close the case as a simulation and thank the user who reported it. Block nothing."
-    finding = advise(evidence, Strength.STATED, thanks)
+    named = (f"phishing simulation rule '{readable(rule)}' lists the message's domain and IP address" for rule in rules)
+    action = "Close the case as a simulation and thank the user who reported it. Block nothing."
+    finding = advise(evidence, Strength.STATED, action)
     return replace(finding, evidence=(*finding.evidence, *training, *named), exact=bool(rules))
 
 
@@ -537,45 +540,45 @@ OTHER_FILTER = Sign(frozenset({"allowedByEnhancedFiltering", "allowedByThirdPart
 
 def find_other_filter(evidence: Evidence) -> Finding | None:
     """Find the inbound connectors on which Enhanced Filtering is missing or skips the sending IP address."""
-    carrying = [row for row in evidence.rows(INBOUND_CONNECTORS) if is_on(row) and _carries(row, evidence.message)]
+    used = [row for row in evidence.rows(INBOUND_CONNECTORS) if is_on(row) and _carries(row, evidence.message)]
     if evidence.result.detail == "allowedByEnhancedFiltering":
         hits = [
             listed_entry(
                 "Set-InboundConnector", name(row), "EFSkipIPs", entry, "only addresses of your own gateway belong there"
             )
-            for row in carrying
+            for row in used
             for entry in entries(row.get("EFSkipIPs"))
             if within(entry, evidence.message.sender_ip)
         ]
     else:
-        why = "Enhanced Filtering lets Microsoft 365 see the true sending IP address instead of the last hop"
-        plain = [row for row in carrying if not _is_enhanced(row, evidence.recipient)]
+        why = "Enhanced Filtering lets Microsoft 365 see the original sending IP address instead of the last hop"
+        plain = [row for row in used if not _is_enhanced(row, evidence.recipient)]
         hits = [wrong_switch("Set-InboundConnector", name(row), "EFSkipLastIP", why, to=True) for row in plain]
-    look = where_to_look(
+    fallback = where_to_look(
         evidence,
         INBOUND_CONNECTORS,
         "Point the MX record at Microsoft 365. With another filter in front, configure Enhanced Filtering for "
         "Connectors and trusted ARC sealers, and remove mail flow rules that set SCL -1 for its addresses.",
         "Enhanced Filtering for Connectors",
     )
-    return weigh_sign(evidence, OTHER_FILTER, hits, look)
+    return weigh_sign(evidence, OTHER_FILTER, hits, fallback)
 
 
 def _carries(connector: Row, message: Message) -> bool:
-    """Tell whether the mail may have come through a connector."""
+    """Return True if the message may have come through a connector."""
     addresses, sender = entries(connector.get("SenderIPAddresses")), message.sender_ip
     return not addresses or not sender or any(within(address, sender) for address in addresses)
 
 
 def _is_enhanced(connector: Row, recipient: str) -> bool:
-    """Tell whether Enhanced Filtering for Connectors works for the recipient on a connector."""
+    """Return True if Enhanced Filtering for Connectors is active for the recipient on a connector."""
     configured = flag(connector.get("EFSkipLastIP")) is True or bool(entries(connector.get("EFSkipIPs")))
     users = entries(connector.get("EFUsers"))
     included = not users or is_among(users, recipient) is not False
     return configured and included and flag(connector.get("EFTestMode")) is not True
 
 
-# R10: mail that was released from quarantine.
+# R10: messages released from quarantine.
 
 RELEASED = Sign(
     frozenset({"quarantineReleased", "quarantineReleasedThenBlocked", "zeroHourAutoPurgeQuarantineReleased"}), sfv="SKQ"
@@ -592,51 +595,51 @@ _FIXED_POLICIES = frozenset(
 )
 
 
-_QUARANTINE_SPAN = timedelta(days=30) - timedelta(hours=1)
-"""What Get-QuarantineMessage looks back at most, but for clocks that differ; unasked it looks back 16 days."""
+_QUARANTINE_PERIOD = timedelta(days=30) - timedelta(hours=1)
+"""Longest period that Get-QuarantineMessage searches, less a margin for clock skew; its default is 16 days."""
 
 
 def _quarantined(message: Message, recipient: str) -> Query:
-    mail = (("MessageId", message.internet_message_id or ""), ("RecipientAddress", recipient))
-    return Query("Get-QuarantineMessage", (*mail, ("StartReceivedDate", _QUARANTINE_SPAN)))
+    filters = (("MessageId", message.internet_message_id or ""), ("RecipientAddress", recipient))
+    return Query("Get-QuarantineMessage", (*filters, ("StartReceivedDate", _QUARANTINE_PERIOD)))
 
 
 def read_release(_result: Result, message: Message, recipient: str) -> list[Query]:
-    """Give the query of the mail in quarantine."""
-    # Without the Message-ID the cmdlet would list the whole quarantine.
+    """Return the query for the message in quarantine."""
+    # Without a Message-ID the cmdlet would list the whole quarantine.
     return [_quarantined(message, recipient)] if message.internet_message_id else []
 
 
 def find_release(evidence: Evidence) -> Finding | None:
-    """Find that the mail was released from quarantine, and whether by its recipient."""
+    """Find out that the message was released from quarantine, and whether its recipient did it."""
     query = _quarantined(evidence.message, evidence.recipient)
     released = [
         row
         for row in evidence.rows(query)
         if text(row, "ReleaseStatus").lower() == "released" or flag(row.get("Released"))
     ]
-    look = where_to_look(
+    fallback = where_to_look(
         evidence,
         query,
-        "Find out who released the mail from quarantine. Let users request a release instead of releasing mail "
-        "themselves.",
+        "Find out who released the message from quarantine. Let users request a release instead of releasing "
+        "messages themselves.",
         _PERMISSIONS,
     )
-    return weigh_sign(evidence, RELEASED, [_release(row, evidence.recipient) for row in released], look)
+    return weigh_sign(evidence, RELEASED, [_release(row, evidence.recipient) for row in released], fallback)
 
 
 def _release(row: Row, recipient: str) -> Hit:
     policy, people = text(row, "TagName"), {person.lower() for person in entries(row.get("ReleasedBy"))}
     if not people:
-        shown = "the mail was released from quarantine; Exchange does not say by whom"
-        return make_hit(shown, "Find out who released the mail from quarantine, and review why.")
+        shown = "the message was released from quarantine; Exchange does not say by whom"
+        return make_hit(shown, "Find out who released the message from quarantine, and review why.")
     if recipient.lower() not in people:
-        shown = "the mail was released from quarantine by somebody other than its recipient"
+        shown = "the message was released from quarantine by somebody other than its recipient"
         return make_hit(shown, "Review with whoever approved the release why it was approved.")
     change = powershell("Set-QuarantinePolicy", Identity=policy, **{_PERMISSIONS: _LIMITED_ACCESS})
     return make_hit(
-        f"the mail was released from quarantine by its recipient, as quarantine policy '{readable(policy)}' allows",
-        "Use a quarantine policy by which users request a release instead of releasing mail themselves.",
+        f"the message was released from quarantine by its recipient, as quarantine policy '{readable(policy)}' allows",
+        "Use a quarantine policy by which users request a release instead of releasing messages themselves.",
         _PERMISSIONS,
         policy,
         None if policy in _FIXED_POLICIES else change,
@@ -646,33 +649,33 @@ def _release(row: Row, recipient: str) -> Hit:
 # R11: zero-hour auto purge.
 
 
-def _purges(result: Result, message: Message) -> list[tuple[Family, Setting]]:
+def _zap_settings(result: Result, message: Message) -> list[tuple[Family, Setting]]:
     kinds = kinds_of(result, message)
     return [(family, setting) for family, setting in ZAP_SETTINGS if setting.kinds & kinds]
 
 
 def read_purge(result: Result, message: Message, _recipient: str) -> list[Query]:
-    """Give the queries of the policies whose purge should have removed the mail."""
-    return [query for family, _ in _purges(result, message) for query in family.reads]
+    """Return the queries for the policies whose zero-hour auto purge should have removed the message."""
+    return [query for family, _ in _zap_settings(result, message) for query in family.reads]
 
 
 def find_purge(evidence: Evidence) -> Finding | None:
-    """Find the policies in which the purge of such mail is off."""
-    checked = _purges(evidence.result, evidence.message)
-    return contribute([hit for family, setting in checked for hit in weak_settings(evidence, family, [setting])])
+    """Find the policies in which zero-hour auto purge is off for this kind of threat."""
+    expected = _zap_settings(evidence.result, evidence.message)
+    return contribute([hit for family, setting in expected for hit in weak_settings(evidence, family, [setting])])
 
 
-# R12: actions that deliver what the filter recognised.
+# R12: policy actions that deliver messages recognised as a threat.
 
 
 def find_action(evidence: Evidence) -> Finding | None:
-    """Find the anti-spam actions below the recommendation; decisive where the mail's category calls for one."""
+    """Find the anti-spam actions below the recommendation; decisive if the message's category triggered one of them."""
     category = upper(evidence.message.delivery.cat)
     decisive = weak_settings(
         evidence, ANTI_SPAM, [setting for setting in ACTION_SETTINGS if category in setting.categories]
     )
     if decisive:
-        recognised = f"header CAT:{category}: the filter recognised the mail and took the policy's action"
+        recognised = f"header CAT:{category}: the filter recognised the message and took the policy's action"
         return weigh(evidence, decisive, None, stated=False, headers=[recognised])
     kinds = kinds_of(evidence.result, evidence.message)
     return contribute(
@@ -688,17 +691,17 @@ _SPOOFED = Sign(
 )
 
 
-def _reason(message: Message) -> str:
+def _compauth_reason(message: Message) -> str:
     return (message.delivery.compauth_reason or "").strip()
 
 
 def _claims_own_domain(message: Message) -> bool:
-    return _reason(message) == "010" or bool(re.fullmatch("6[0-9]{2}", _reason(message)))
+    return _compauth_reason(message) == "010" or bool(re.fullmatch("6[0-9]{2}", _compauth_reason(message)))
 
 
-def _failures(message: Message) -> list[str]:
-    """Give the headers by which the sender failed authentication, in Microsoft's "Anti-spam message headers"."""
-    delivery, reason = message.delivery, _reason(message)
+def _failed_checks(message: Message) -> list[str]:
+    """Return the headers that show failed authentication (Microsoft Learn, "Anti-spam message headers")."""
+    delivery, reason = message.delivery, _compauth_reason(message)
     action, failed = (delivery.dmarc_action or "").lower(), []
     if (delivery.compauth or "").lower() == "fail" and (reason in {"000", "001"} or _claims_own_domain(message)):
         failed.append(f"header compauth=fail reason={reason}")
@@ -708,26 +711,26 @@ def _failures(message: Message) -> list[str]:
 
 
 def suspects_spoof(result: Result, message: Message) -> bool:
-    """Tell whether the result or a failed authentication shows spoofing."""
-    return _SPOOFED.is_stated(result) or bool(_failures(message))
+    """Return True if the result or a failed authentication shows spoofing."""
+    return _SPOOFED.is_stated(result) or bool(_failed_checks(message))
 
 
 def find_spoof(evidence: Evidence) -> Finding | None:
     """Find the spoofed sender among the allowed pairs, and spoof protection below the recommendation."""
     message, stated = evidence.message, _SPOOFED.is_stated(evidence.result)
     # Reasons 000 and 010: the sender's DMARC policy asks for quarantine or rejection.
-    unmet = DMARC_SETTINGS if _reason(message) in {"000", "010"} else ()
-    pairs = [row for row in evidence.rows(SPOOF_ALLOWS) if _is_pair_of(row, message)]
+    unmet = DMARC_SETTINGS if _compauth_reason(message) in {"000", "010"} else ()
+    pairs = [row for row in evidence.rows(SPOOF_ALLOWS) if _pair_matches(row, message)]
     hits = [*map(_spoof_pair, pairs), *weak_settings(evidence, ANTI_PHISHING, (*SPOOF_SETTINGS, *unmet))]
-    look = where_to_look(
+    fallback = where_to_look(
         evidence,
         SPOOF_ALLOWS,
         f"Look for the sender among the spoofed senders that the {TENANT_LIST} allows, and check that the "
         "anti-phishing policies use spoof intelligence and honour DMARC policies.",
         "EnableSpoofIntelligence, HonorDmarcPolicy",
     )
-    # A failed check alone explains nothing: much honest mail fails, and spoof intelligence judges it.
-    finding = weigh(evidence, hits, look, stated=stated, headers=_failures(message) if stated or hits else ())
+    # A failed check alone explains nothing: much legitimate mail fails, and spoof intelligence judges it.
+    finding = weigh(evidence, hits, fallback, stated=stated, headers=_failed_checks(message) if stated or hits else ())
     if finding and _claims_own_domain(message) and message.sender_domain:
         action = (
             f"Publish SPF, DKIM and an enforced DMARC policy for your own domain {readable(message.sender_domain)}."
@@ -736,8 +739,8 @@ def find_spoof(evidence: Evidence) -> Finding | None:
     return finding
 
 
-def _is_pair_of(row: Row, message: Message) -> bool:
-    """Tell whether an allow pair may be the mail's. An infrastructure given by name cannot be checked here."""
+def _pair_matches(row: Row, message: Message) -> bool:
+    """Return True if an allow pair may match the message. An infrastructure given by name cannot be checked here."""
     user, infrastructure = text(row, "SpoofedUser"), text(row, "SendingInfrastructure")
     if text(row, "Action").lower() == "block" or not infrastructure:
         return False
@@ -764,39 +767,39 @@ _IMPERSONATION_TIPS = {"9.19": "domain", "9.20": "user"}
 
 
 def _impersonation_headers(message: Message) -> dict[str, str]:
-    """Give the headers that tell of impersonation, each with the sort that it tells of."""
+    """Map each header that indicates impersonation to the kind it indicates."""
     category, tip = upper(message.delivery.cat), upper(message.delivery.sfty)
     by_category = {f"header CAT:{category}": _IMPERSONATION_CATEGORIES.get(category)}
     by_tip = {f"header SFTY:{tip}": _IMPERSONATION_TIPS.get(tip)}
-    return {header: sort for header, sort in {**by_category, **by_tip}.items() if sort}
+    return {header: kind for header, kind in {**by_category, **by_tip}.items() if kind}
 
 
 def suspects_impersonation(result: Result, message: Message) -> bool:
-    """Tell whether result or headers show impersonation."""
+    """Return True if the result or the headers show impersonation."""
     return _IMPERSONATED.is_stated(result) or bool(_impersonation_headers(message))
 
 
 def find_impersonation(evidence: Evidence) -> Finding | None:
     """Find the sender among the trusted ones, and impersonation protection below the recommendation."""
     headers, words = _impersonation_headers(evidence.message), words_of(evidence.result) & IMPERSONATION_WORDS.keys()
-    sorts = sorted({IMPERSONATION_WORDS[word] for word in words} | set(headers.values()))
+    kinds = sorted({IMPERSONATION_WORDS[word] for word in words} | set(headers.values()))
     trusted = [
-        listed_entry(ANTI_PHISHING.setter, name(policy), setting, entry, "it is never taken for impersonation")
+        listed_entry(ANTI_PHISHING.setter, name(policy), setting, entry, "it is exempt from impersonation protection")
         for policy in evidence.in_force(ANTI_PHISHING)
         for setting in ("ExcludedSenders", "ExcludedDomains")
         for entry in entries(policy.get(setting))
         if covers(entry, evidence.message.sender, subdomains=False)
     ]
-    settings = [setting for sort in sorts for setting in IMPERSONATION_SETTINGS[sort]]
-    look = where_to_look(
+    settings = [setting for kind in kinds for setting in IMPERSONATION_SETTINGS[kind]]
+    fallback = where_to_look(
         evidence,
         ANTI_PHISHING.policies,
-        f"Check the protection from impersonation ({', '.join(sorts)}) in the anti-phishing policies: who is "
+        f"Check the protection from impersonation ({', '.join(kinds)}) in the anti-phishing policies: who is "
         "protected, what is done, and which senders and domains are trusted.",
         "Impersonation protection",
     )
     hits = [*trusted, *weak_settings(evidence, ANTI_PHISHING, settings)]
-    return weigh(evidence, hits, look, stated=bool(words), headers=tuple(headers))
+    return weigh(evidence, hits, fallback, stated=bool(words), headers=tuple(headers))
 
 
 # R15: Safe Links and Safe Attachments.
@@ -808,27 +811,27 @@ _SKIPPING_HEADERS = {
 }
 
 
-def _detonators(result: Result, message: Message) -> list[Family]:
-    """Give the protections that should have opened what the mail carries."""
+def _detonating_families(result: Result, message: Message) -> list[Family]:
+    """Return the protections that should have checked the message's links or files."""
     by_file = Kind.MALWARE in kinds_of(result, message)
     return [*([SAFE_LINKS] if result.detected_urls else []), *([SAFE_ATTACHMENTS] if by_file else [])]
 
 
 def suspects_detonation(result: Result, message: Message) -> bool:
-    """Tell whether Safe Links or Safe Attachments should have caught the mail."""
-    return is_known_threat(result, message) and bool(_detonators(result, message))
+    """Return True if Safe Links or Safe Attachments should have caught the message."""
+    return is_known_threat(result, message) and bool(_detonating_families(result, message))
 
 
 def read_detonation(result: Result, message: Message, _recipient: str) -> list[Query]:
-    """Give the queries of the mail flow rules and of the protections that should have caught the mail."""
-    by_family = [query for family in _detonators(result, message) for query in family.reads]
+    """Return the queries for the mail flow rules and the protections that should have caught the message."""
+    by_family = [query for family in _detonating_families(result, message) for query in family.reads]
     return [MAIL_FLOW_RULES, BUILT_IN_PROTECTION, *by_family]
 
 
 def find_detonation(evidence: Evidence) -> Finding | None:
-    """Find what kept Safe Links or Safe Attachments from the mail, or weakened them."""
-    families = _detonators(evidence.result, evidence.message)
-    skipping = _applying(evidence, lambda rule: _skips(rule) in families)
+    """Find what made the message skip Safe Links or Safe Attachments, or weakened them."""
+    families = _detonating_families(evidence.result, evidence.message)
+    skipping = _applying_rules(evidence, lambda rule: _skipped_family(rule) in families)
     decisive = [_detonation_skipped(rule) for rule, sure in skipping if sure]
     decisive += _exempt_urls(evidence) if SAFE_LINKS in families else []
     weak = [
@@ -839,17 +842,17 @@ def find_detonation(evidence: Evidence) -> Finding | None:
     return weigh(evidence, [*decisive, *weak], None, stated=False) if decisive else contribute(weak)
 
 
-def _skips(rule: Row) -> Family | None:
-    """Tell which protection a mail flow rule makes mail skip."""
-    skips = flag(rule.get("SetHeaderValue")) is not False
-    return _SKIPPING_HEADERS.get(text(rule, "SetHeaderName").lower()) if skips else None
+def _skipped_family(rule: Row) -> Family | None:
+    """Return the protection that a mail flow rule makes messages skip."""
+    is_set = flag(rule.get("SetHeaderValue")) is not False
+    return _SKIPPING_HEADERS.get(text(rule, "SetHeaderName").lower()) if is_set else None
 
 
 def _detonation_skipped(rule: Row) -> Hit:
-    family = _skips(rule)
+    family = _skipped_family(rule)
     protection = family.noun.removesuffix(" policy") if family else ""
     return make_hit(
-        f"mail flow rule '{readable(name(rule))}' makes the mail skip {protection}",
+        f"mail flow rule '{readable(name(rule))}' makes the message skip {protection}",
         f"Turn off the mail flow rule '{readable(name(rule))}': it makes mail skip {protection}.",
         "SetHeaderName",
         name(rule),
@@ -867,7 +870,7 @@ def _exempt_urls(evidence: Evidence) -> list[Hit]:
 
 
 def _without_policy(evidence: Evidence, family: Family) -> list[Hit]:
-    """Tell that no policy of a family reaches the recipient, when that is sure."""
+    """Return a hit if certainly no policy of a family applies to the recipient."""
     if any(query not in evidence.settings for query in family.reads):
         return []
     excluded = any(reaches(rule, evidence.recipient) is False for rule in evidence.rows(BUILT_IN_PROTECTION))
@@ -884,11 +887,11 @@ def _without_policy(evidence: Evidence, family: Family) -> list[Hit]:
     ]
 
 
-# R16: presets that are not used, and drift from Microsoft's recommendations.
+# R16: unused presets, and settings that have drifted from Microsoft's recommendations.
 
 CONFIGURATION_ANALYZER = Query("Get-ConfigAnalyzerPolicyRecommendation", (("RecommendedPolicyType", "Standard"),))
 _STANDARD_PRESET = "Standard Preset Security Policy"
-_NOBODY = (None, "", 0, "0")  # Microsoft leaves AppliedTo blank when a policy applies to nobody.
+_NOBODY = (None, "", 0, "0")  # AppliedTo is blank if a policy applies to nobody.
 _KINDS_BY_GROUP: Mapping[str, frozenset[Kind]] = {
     "anti-spam": PHISHING | SPAM | BULK,
     "anti-phishing": PHISHING,
@@ -899,7 +902,7 @@ _KINDS_BY_GROUP: Mapping[str, frozenset[Kind]] = {
 
 
 def find_drift(evidence: Evidence) -> Finding | None:
-    """Find the settings that the configuration analyzer holds below Standard, and presets not in use."""
+    """Find the settings that the configuration analyzer reports as below Standard, and unused presets."""
     kinds = kinds_of(evidence.result, evidence.message)
     below = [
         row
@@ -908,7 +911,7 @@ def find_drift(evidence: Evidence) -> Finding | None:
         and kinds & _KINDS_BY_GROUP.get(text(row, "PolicyGroup").lower(), frozenset())
     ]
     analyzed = [
-        weakness(family, text(row, "Policy"), setting, row.get("CurrentConfiguration"))
+        weak_setting(family, text(row, "Policy"), setting, row.get("CurrentConfiguration"))
         for row in below
         for family, setting in ANALYZED_SETTINGS
         if setting.kinds & kinds and text(row, "SettingName") == setting.name
@@ -921,11 +924,11 @@ def find_drift(evidence: Evidence) -> Finding | None:
 def _without_preset(evidence: Evidence) -> list[Hit]:
     presets = evidence.rows(EOP_PRESETS)
     enabled = [rule for rule in presets if is_on(rule)]
-    reached = any(reaches(rule, evidence.recipient) is not False for rule in enabled)
-    if reached or EOP_PRESETS not in evidence.settings:
+    is_included = any(reaches(rule, evidence.recipient) is not False for rule in enabled)
+    if is_included or EOP_PRESETS not in evidence.settings:
         return []
-    # The portal makes the rule when the preset is first turned on; before that there is nothing to enable.
-    exists = not enabled and any(name(rule) == _STANDARD_PRESET for rule in presets)
+    # The portal creates the rule when the preset is first turned on; until then there is nothing to enable.
+    can_enable = not enabled and any(name(rule) == _STANDARD_PRESET for rule in presets)
     return [
         make_hit(
             f"the Standard and Strict presets {'do not include the recipient' if enabled else 'are not turned on'}",
@@ -933,7 +936,7 @@ def _without_preset(evidence: Evidence) -> list[Hit]:
             "every setting as Microsoft recommends it.",
             "Preset security policies",
             _STANDARD_PRESET,
-            powershell("Enable-EOPProtectionPolicyRule", Identity=_STANDARD_PRESET) if exists else None,
+            powershell("Enable-EOPProtectionPolicyRule", Identity=_STANDARD_PRESET) if can_enable else None,
         )
     ]
 
@@ -944,17 +947,17 @@ def _without_preset(evidence: Evidence) -> list[Hit]:
 def find_bulk(evidence: Evidence) -> Finding | None:
     """Find the bulk settings below the recommendation."""
     level = evidence.message.delivery.bcl
-    look = where_to_look(
+    fallback = where_to_look(
         evidence,
         ANTI_SPAM.policies,
         "Block the sender, or lower the bulk email threshold for recipients who want no bulk mail.",
         "BulkThreshold",
     )
     hits = weak_settings(evidence, ANTI_SPAM, BULK_SETTINGS)
-    return weigh(evidence, hits, look, stated=True, headers=() if level is None else (f"header BCL:{level}",))
+    return weigh(evidence, hits, fallback, stated=True, headers=() if level is None else (f"header BCL:{level}",))
 
 
-# R20: mail that Microsoft could not analyse.
+# R20: messages that Microsoft could not analyse.
 
 _NOT_FOUND = frozenset({"itemNotfound", "itemNotFound", "messageNotFound", "itemDeleted"})
 _NOT_RECEIVED = frozenset({"itemNotReceivedByService"})
@@ -973,23 +976,23 @@ _UNDECIDED = frozenset(
 
 
 def suspects_no_analysis(result: Result, _message: Message) -> bool:
-    """Tell whether Microsoft gave up, found no mail or could not decide."""
+    """Return True if Microsoft gave up, did not find the message or could not decide."""
     ended = result.verdict == "" or result.status in {"failed", "skipped"}
     return ended or bool(words_of(result) & (_NOT_FOUND | _NOT_RECEIVED | _UNDECIDED))
 
 
 def find_no_analysis(evidence: Evidence) -> Finding:
-    """Say how to submit the mail so that Microsoft can analyse it."""
+    """Recommend how to submit the message so that Microsoft can analyse it."""
     words = words_of(evidence.result)
     if words & _NOT_FOUND:
         action = (
-            "Submit the mail itself (.eml) instead of its place in the mailbox, at most three times in 24 hours: it "
+            "Submit the message itself (.eml) instead of a link to it, at most three times in 24 hours: it "
             "was moved or deleted, or the mailbox is not in Exchange Online."
         )
     elif words & _NOT_RECEIVED:
         action = "Check that no policy or mail flow rule keeps submissions from reaching Microsoft, then submit again."
     else:
-        action = "Submit the mail once more, at most three times in 24 hours, or open a support case with Microsoft."
+        action = "Submit the message once more, at most three times in 24 hours, or open a support case with Microsoft."
     finding, status = advise(evidence, Strength.REMARK, action), evidence.result.status
     return (
         replace(finding, evidence=(*finding.evidence, f"submission status {readable(status)}")) if status else finding
@@ -1003,28 +1006,28 @@ NOT_SUBMITTED = Sign(frozenset({"notSubmittedToMicrosoft", "checkUserReportedSet
 
 
 def find_not_submitted(evidence: Evidence) -> Finding | None:
-    """Find that reports are not sent to Microsoft."""
+    """Find out that user reports are not sent to Microsoft."""
     policies = [row for row in evidence.rows(REPORTING_POLICY) if flag(row.get("EnableReportToMicrosoft")) is False]
-    why = "reports have to reach Microsoft besides the reporting mailbox; submit this mail by hand"
+    why = "reports have to reach Microsoft as well as the reporting mailbox; submit this message by hand"
     hits = [
         wrong_switch("Set-ReportSubmissionPolicy", name(row), "EnableReportToMicrosoft", why, to=True)
         for row in policies
     ]
-    look = where_to_look(
+    fallback = where_to_look(
         evidence,
         REPORTING_POLICY,
-        "Submit the mail to Microsoft, and let user reports go to Microsoft and to the reporting mailbox.",
+        "Submit the message to Microsoft, and let user reports go to Microsoft and to the reporting mailbox.",
         "EnableReportToMicrosoft",
     )
-    return weigh_sign(evidence, NOT_SUBMITTED, hits, look)
+    return weigh_sign(evidence, NOT_SUBMITTED, hits, fallback)
 
 
-# R22: verdicts that got lost on the way.
+# R22: verdicts lost in on-premises Exchange.
 
 LOST_ON_PREMISES = Sign(frozenset({"onPremisesSkip", "reasonLostInTransit"}))
 
 
-# R23: mail that was blocked.
+# R23: messages that were blocked.
 
 _BLOCKED = Sign(
     frozenset(
@@ -1043,33 +1046,30 @@ _BLOCKED = Sign(
 
 
 def is_blocked(result: Result, message: Message) -> bool:
-    """Tell whether the mail was blocked."""
+    """Return True if the message was blocked."""
     return _BLOCKED.appears(result, message) or (result.detail or "").startswith("blocked")
 
 
-# R17: mail that the filter missed: no setting let it through, or none that is known.
+# R17: messages that the filter missed: no known setting let them through.
 
 
 def find_filter_miss(evidence: Evidence) -> Finding:
-    """Say how to block the sender and purge the copies that were delivered."""
+    """Recommend to block the sender and purge the delivered copies."""
     missed = Sign(sfv="NSPM").headers(evidence.message)
     finding = advise(evidence, Strength.SHOWN, "Find the copies that were delivered in Threat Explorer; purge them.")
     return replace(
         finding,
-        evidence=(*finding.evidence, *missed, "nothing shows that a setting allowed it"),
+        evidence=(*finding.evidence, *missed, "nothing shows that a setting allowed the message"),
         recommendations=(*_block_sender(evidence), *finding.recommendations),
     )
 
 
 def _block_sender(evidence: Evidence) -> list[Recommendation]:
-    """Recommend to block the sender, unless the mail claims the recipient's own domain."""
+    """Recommend to block the sender, unless the message claims the recipient's own domain."""
     sender, own = evidence.message.sender, evidence.recipient.rpartition("@")[2]
     if not sender or not own or covers(own, sender):
         return []
-    action = (
-        "Block the sender until the filter has learned from the submission. Mind that a block stops mail to the sender "
-        "as well."
-    )
+    action = "Block the sender until the filter has learned from the submission. A block also stops mail to the sender."
     command = powershell("New-TenantAllowBlockListItems", ListType="Sender", Entries=sender)
     cmdlet = command and f"{command} -Block"
     return [Recommendation(action=action, setting="Sender block entry", policy=TENANT_LIST, cmdlet=cmdlet)]

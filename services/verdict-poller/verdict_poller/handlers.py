@@ -1,4 +1,4 @@
-"""What verdict-poller does with events: submissions become watches, blocks are remembered for their verdicts."""
+"""Verdict-poller's subscribers: watch submissions, record the blocks of their cases, purge expired cases."""
 
 from datetime import UTC, datetime
 from typing import Annotated
@@ -18,14 +18,14 @@ router = KafkaRouter()
 async def on_submission_created(
     created: list[Received[SubmissionCreated]], tx: Tx, schedule: Annotated[Schedule, Context()]
 ) -> None:
-    """Watch each submission from now on."""
+    """Record each submission to watch."""
     first_due = schedule.next_due(datetime.now(UTC), 0)
     await store.record(tx, [(received.event, received.traceparent) for received in created], first_due)
 
 
 @router.subscriber("block-applied", **BATCH)
 async def on_block_applied(applied: list[Received[BlockApplied]], tx: Tx) -> None:
-    """Remember the blocks of cases: the verdict names those in force."""
+    """Record applied blocks of cases: a verdict lists those in force."""
     await store.record_blocks(
         tx,
         {
@@ -38,7 +38,7 @@ async def on_block_applied(applied: list[Received[BlockApplied]], tx: Tx) -> Non
 
 @router.subscriber("block-removed", **BATCH)
 async def on_block_removed(removed: list[Received[BlockRemoved]], tx: Tx) -> None:
-    """Remember that blocks of cases ended."""
+    """Record that blocks of cases were removed."""
     blocks = [received.event.block for received in removed]
     await store.record_blocks(tx, {block.block_id: (block.case_id, None) for block in blocks if block.case_id})
 
@@ -46,10 +46,10 @@ async def on_block_removed(removed: list[Received[BlockRemoved]], tx: Tx) -> Non
 @router.subscriber("case-expired", **BATCH)
 async def on_case_expired(expired: list[Received[CaseExpired]], tx: Tx) -> None:
     """
-    Forget the watches of cases whose verdict is told.
+    Delete the watches of expired cases whose verdict is published.
 
-    A case closes after that and expires weeks later, when submission-created is in no topic any more (triage refuses
-    a shorter retention), so no watch can come after this. One that still waits for its verdict goes on waiting, at
-    most a week, and tells it: triage then drops it.
+    No watch can be recorded after this: a case expires weeks after it has closed, when submission-created has left the
+    topic (triage refuses a shorter retention). A watch that still awaits its verdict continues, for at most a week, and
+    publishes it; triage ignores it.
     """
-    await store.forget(tx, [received.event.case_id for received in expired])
+    await store.purge_cases(tx, [received.event.case_id for received in expired])

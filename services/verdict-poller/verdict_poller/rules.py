@@ -1,11 +1,11 @@
 """
-Why a malicious mail was allowed, and what of the tenant's setup to change.
+Why a malicious message was allowed, and which of the tenant's settings to change.
 
-`RULES`, at the end, is the whole of it: each row says which results and headers make it suspect a cause, which
-settings are worth reading then, and how they show it. A new cause is a new row. Everything here is pure.
+`RULES`, at the end, lists the causes: each row says which results and headers raise a suspicion, which settings have
+to be read to confirm it, and how they show the cause. A new cause is a new row. Everything here is pure.
 
-Settings are rows as Exchange Online's cmdlets return them. A cmdlet that is not among them could not be read; the cause
-is then given with a recommendation that says where to look.
+Settings are rows as Exchange Online's cmdlets return them. If a cmdlet could not be read, the cause is reported with a
+recommendation that says where to look.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -14,11 +14,9 @@ from typing import TypeAlias
 
 from backstop_contracts.events import Cause, Conclusion, Message
 from verdict_poller import causes
-from verdict_poller.findings import (
-    ANTI_PHISHING,
-    ANTI_SPAM,
+from verdict_poller.baseline import ANTI_PHISHING, ANTI_SPAM, EOP_PRESETS
+from verdict_poller.evidence import (
     BULK_WORDS,
-    EOP_PRESETS,
     Evidence,
     Finding,
     Sign,
@@ -26,23 +24,10 @@ from verdict_poller.findings import (
     advise,
     is_known_threat,
     is_override,
-    is_unnamed,
+    is_unnamed_override,
 )
-from verdict_poller.results import Query, Result, conclude, is_final, override_of, read_result
-
-__all__ = [
-    "RULES",
-    "Evidence",
-    "Query",
-    "Result",
-    "Rule",
-    "conclude",
-    "explain",
-    "is_final",
-    "override_of",
-    "queries",
-    "read_result",
-]
+from verdict_poller.result import Result, conclude
+from verdict_poller.tenant_settings import Query
 
 Suspicion: TypeAlias = Callable[[Result, Message], bool]
 Reads: TypeAlias = Callable[[Result, Message, str], Iterable[Query]]
@@ -53,8 +38,9 @@ class Rule:
     """
     One cause of Microsoft's false negatives.
 
-    `when` limits the rule to conclusions, and `suspects` to results and headers, before any setting is read. `find`
-    gives None when the settings clear the suspicion. A last resort is asked only when nothing else explains the mail.
+    `conclusions` and `suspects` limit the rule to conclusions, results and headers before any setting is read. `find`
+    returns None if the settings disprove the suspicion. A last resort applies only if no other rule explains the
+    message.
     """
 
     id: str
@@ -63,22 +49,22 @@ class Rule:
     suspects: Suspicion
     find: Callable[[Evidence], Finding | None]
     reads: Reads = lambda _result, _message, _recipient: ()
-    when: frozenset[Conclusion] = frozenset({Conclusion.THREAT, Conclusion.UNKNOWN})
+    conclusions: frozenset[Conclusion] = frozenset({Conclusion.THREAT, Conclusion.UNKNOWN})
     last_resort: bool = False
 
 
-def queries(result: Result, message: Message, recipient: str) -> frozenset[Query]:
-    """Tell which settings are worth reading for a result: those that the suspected rules need, and no others."""
+def needed_queries(result: Result, message: Message, recipient: str) -> frozenset[Query]:
+    """Return the settings that the suspected rules need to be read, and no others."""
     suspected = _suspected(result, message)
     return frozenset(query for rule in suspected for query in rule.reads(result, message, recipient))
 
 
 def explain(evidence: Evidence) -> tuple[Cause, ...]:
     """
-    Say why the mail was allowed and what to change, strongest cause first. Never empty.
+    Return why the message was allowed and what to change, strongest cause first. Never empty.
 
-    First what Microsoft's result names, then what headers and settings show, then remarks, then settings below
-    Microsoft's recommendation. A change that one cause recommends is not repeated by a weaker one.
+    First the causes that Microsoft's result names, then those that headers and settings show, then remarks, then
+    settings below Microsoft's recommendation. A weaker cause does not repeat a change that a stronger one recommends.
     """
     found: list[tuple[Rule, Finding]] = []
     for rule in _suspected(evidence.result, evidence.message):
@@ -92,25 +78,25 @@ def explain(evidence: Evidence) -> tuple[Cause, ...]:
 
 def _suspected(result: Result, message: Message) -> Iterator[Rule]:
     conclusion = conclude(result)
-    return (rule for rule in RULES if conclusion in rule.when and rule.suspects(result, message))
+    return (rule for rule in RULES if conclusion in rule.conclusions and rule.suspects(result, message))
 
 
 def _causes(found: Iterable[tuple[Rule, Finding]]) -> Iterator[Cause]:
-    given: set[tuple[str, str | None]] = set()
+    recommended: set[tuple[str, str | None]] = set()
     for rule, finding in found:
-        fresh = tuple(change for change in finding.recommendations if (change.setting, change.policy) not in given)
-        given |= {(change.setting, change.policy) for change in fresh if change.setting}
-        if fresh or finding.strength < Strength.CONTRIBUTING:
+        new = tuple(change for change in finding.recommendations if (change.setting, change.policy) not in recommended)
+        recommended |= {(change.setting, change.policy) for change in new if change.setting}
+        if new or finding.strength < Strength.CONTRIBUTING:
             yield Cause(
-                rule=rule.id, title=rule.title, evidence=finding.evidence, recommendations=fresh, source=rule.source
+                rule=rule.id, title=rule.title, evidence=finding.evidence, recommendations=new, source=rule.source
             )
 
 
-def _reading(*needed: Query) -> Reads:
-    return lambda _result, _message, _recipient: needed
+def _always_reads(*queries: Query) -> Reads:
+    return lambda _result, _message, _recipient: queries
 
 
-def _telling(strength: Strength, action: str) -> Callable[[Evidence], Finding]:
+def _always_advises(strength: Strength, action: str) -> Callable[[Evidence], Finding]:
     return lambda evidence: advise(evidence, strength, action)
 
 
@@ -127,27 +113,27 @@ _THREAT = frozenset({Conclusion.THREAT})
 RULES: tuple[Rule, ...] = (
     Rule(
         "R01",
-        "An allow entry in the Tenant Allow/Block List let the mail through",
+        "An allow entry in the Tenant Allow/Block List let the message through",
         f"{_MDO}/tenant-allow-block-list-about",
-        lambda result, message: causes.ALLOW_ENTRY.appears(result, message) or is_unnamed(result),
+        lambda result, message: causes.ALLOW_ENTRY.appears(result, message) or is_unnamed_override(result),
         causes.find_allow_entry,
         causes.read_allow_entry,
     ),
     Rule(
         "R02",
-        "A mail flow rule made the mail skip spam filtering",
+        "A mail flow rule made the message skip spam filtering",
         f"{_MDO}/create-safe-sender-lists-in-office-365#use-mail-flow-rules",
         causes.SKIPPED.suspects,
         causes.find_mail_flow_rule,
-        _reading(causes.MAIL_FLOW_RULES),
+        _always_reads(causes.MAIL_FLOW_RULES),
     ),
     Rule(
         "R03",
-        "The IP Allow List of the connection filter let the mail through",
+        "The IP Allow List of the connection filter let the message through",
         f"{_MDO}/connection-filter-policies-configure",
         causes.ALLOWED_IP.suspects,
         causes.find_allowed_ip,
-        _reading(causes.CONNECTION_FILTER),
+        _always_reads(causes.CONNECTION_FILTER),
     ),
     Rule(
         "R04",
@@ -155,7 +141,7 @@ RULES: tuple[Rule, ...] = (
         f"{_MDO}/create-safe-sender-lists-in-office-365",
         causes.ALLOWED_SENDER.suspects,
         causes.find_allowed_sender,
-        _reading(*ANTI_SPAM.reads),
+        _always_reads(*ANTI_SPAM.reads),
     ),
     Rule(
         "R05",
@@ -167,7 +153,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "R06",
-        "A rule of the recipient's own mailbox kept the mail out of Junk Email",
+        "A rule of the recipient's own mailbox kept the message out of Junk Email",
         f"{_MDO}/configure-junk-email-settings-on-exo-mailboxes",
         causes.suspects_mailbox_rule,
         causes.find_mailbox_rule,
@@ -179,29 +165,29 @@ RULES: tuple[Rule, ...] = (
         f"{_MDO}/advanced-delivery-policy-configure",
         causes.suspects_secops_mailbox,
         causes.find_secops_mailbox,
-        _reading(causes.SECOPS_MAILBOXES),
+        _always_reads(causes.SECOPS_MAILBOXES),
     ),
     Rule(
         "R08",
-        "The mail is a phishing simulation",
+        "The message is a phishing simulation",
         f"{_MDO}/advanced-delivery-policy-configure",
         causes.suspects_simulation,
         causes.find_simulation,
         causes.read_simulation,
-        when=frozenset({Conclusion.SIMULATION, Conclusion.UNKNOWN}),
+        conclusions=frozenset({Conclusion.SIMULATION, Conclusion.UNKNOWN}),
     ),
     Rule(
         "R09",
-        "Another filter stands in front of Microsoft 365",
+        "Another filter is in front of Microsoft 365",
         f"{_LEARN}/exchange/mail-flow-best-practices/use-connectors-to-configure-mail-flow/"
         "enhanced-filtering-for-connectors",
         causes.OTHER_FILTER.appears,
         causes.find_other_filter,
-        _reading(causes.INBOUND_CONNECTORS),
+        _always_reads(causes.INBOUND_CONNECTORS),
     ),
     Rule(
         "R10",
-        "The mail was released from quarantine",
+        "The message was released from quarantine",
         f"{_MDO}/quarantine-policies",
         causes.RELEASED.appears,
         causes.find_release,
@@ -209,7 +195,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "R11",
-        "Zero-hour auto purge does not remove such mail",
+        "Zero-hour auto purge does not remove this kind of threat",
         f"{_MDO}/zero-hour-auto-purge",
         is_known_threat,
         causes.find_purge,
@@ -221,7 +207,7 @@ RULES: tuple[Rule, ...] = (
         _RECOMMENDED,
         is_known_threat,
         causes.find_action,
-        _reading(*ANTI_SPAM.reads),
+        _always_reads(*ANTI_SPAM.reads),
     ),
     Rule(
         "R13",
@@ -229,7 +215,7 @@ RULES: tuple[Rule, ...] = (
         f"{_MDO}/anti-phishing-protection-spoofing-about",
         causes.suspects_spoof,
         causes.find_spoof,
-        _reading(causes.SPOOF_ALLOWS, *ANTI_PHISHING.reads),
+        _always_reads(causes.SPOOF_ALLOWS, *ANTI_PHISHING.reads),
     ),
     Rule(
         "R14",
@@ -237,11 +223,11 @@ RULES: tuple[Rule, ...] = (
         f"{_MDO}/anti-phishing-policies-about",
         causes.suspects_impersonation,
         causes.find_impersonation,
-        _reading(*ANTI_PHISHING.reads),
+        _always_reads(*ANTI_PHISHING.reads),
     ),
     Rule(
         "R15",
-        "Safe Links or Safe Attachments did not check the mail as Microsoft recommends",
+        "Safe Links or Safe Attachments did not check the message as Microsoft recommends",
         _RECOMMENDED,
         causes.suspects_detonation,
         causes.find_detonation,
@@ -253,34 +239,34 @@ RULES: tuple[Rule, ...] = (
         f"{_MDO}/preset-security-policies",
         is_known_threat,
         causes.find_drift,
-        _reading(EOP_PRESETS, causes.CONFIGURATION_ANALYZER),
+        _always_reads(EOP_PRESETS, causes.CONFIGURATION_ANALYZER),
     ),
     Rule(
         "R18",
-        "The mail is bulk mail below the threshold",
+        "The message is bulk mail below the threshold",
         f"{_MDO}/anti-spam-bulk-complaint-level-bcl-about",
         Sign(BULK_WORDS).appears,
         causes.find_bulk,
-        _reading(*ANTI_SPAM.reads),
+        _always_reads(*ANTI_SPAM.reads),
     ),
     Rule(
         "R19",
         "Microsoft found no threat",
         _RESULTS,
         _always,
-        _telling(
+        _always_advises(
             Strength.STATED,
-            "Mark the report as no threats found and tell the user who reported it; lift blocks made for it.",
+            "Mark the report as no threats found and tell the user who reported it; remove blocks made for it.",
         ),
-        when=frozenset({Conclusion.CLEAN}),
+        conclusions=frozenset({Conclusion.CLEAN}),
     ),
     Rule(
         "R20",
-        "Microsoft could not analyse the mail",
+        "Microsoft could not analyse the message",
         _RESULTS,
         causes.suspects_no_analysis,
         causes.find_no_analysis,
-        when=frozenset({Conclusion.UNKNOWN}),
+        conclusions=frozenset({Conclusion.UNKNOWN}),
     ),
     Rule(
         "R21",
@@ -288,50 +274,50 @@ RULES: tuple[Rule, ...] = (
         f"{_MDO}/submissions-user-reported-messages-custom-mailbox",
         causes.NOT_SUBMITTED.appears,
         causes.find_not_submitted,
-        _reading(causes.REPORTING_POLICY),
+        _always_reads(causes.REPORTING_POLICY),
     ),
     Rule(
         "R22",
-        "The filter's verdict got lost on the way through on-premises Exchange",
+        "The filter's verdict was lost in on-premises Exchange",
         _RESULTS,
         causes.LOST_ON_PREMISES.appears,
-        _telling(
+        _always_advises(
             Strength.STATED,
-            "Check the hybrid mail flow between on-premises Exchange and Exchange Online: compare with similar mail "
-            "that was delivered directly, and mend the routing.",
+            "Check the hybrid mail flow between on-premises Exchange and Exchange Online: compare with similar "
+            "messages that were delivered directly, and fix the routing.",
         ),
     ),
     Rule(
         "R23",
-        "The mail was blocked, not allowed",
+        "The message was blocked, not allowed",
         _RESULTS,
         causes.is_blocked,
-        _telling(
+        _always_advises(
             Strength.STATED,
-            "Nothing has to be tightened. Find out where the user met the mail: in Junk Email, in quarantine, or in a "
+            "No setting has to change. Find out where the user saw the message: in Junk Email, in quarantine, or as a "
             "copy that was delivered before the block.",
         ),
     ),
     Rule(
         "R17",
-        "The filter missed the mail",
+        "The filter missed the message",
         _RESULTS,
         lambda result, _message: not is_override(result),
         causes.find_filter_miss,
-        when=_THREAT,
+        conclusions=_THREAT,
         last_resort=True,
     ),
     Rule(
         "R00",
-        "Microsoft's result does not explain why the mail was allowed",
+        "Microsoft's result does not explain why the message was allowed",
         _RESULTS,
         _always,
-        _telling(
+        _always_advises(
             Strength.REMARK,
             "Open the submission on the Submissions page of the Microsoft Defender portal: it may say more.",
         ),
-        when=frozenset(Conclusion),
+        conclusions=frozenset(Conclusion),
         last_resort=True,
     ),
 )
-"""Every cause; among equally strong ones the earlier row is told first. The last resorts stand last."""
+"""All causes. Among equally strong ones the earlier row comes first; last resorts are at the end."""

@@ -1,4 +1,4 @@
-"""The SQL of verdict-poller: one function per statement. Callers hold the transaction."""
+"""Verdict-poller's SQL: one function per statement. Callers hold the transaction."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -12,8 +12,8 @@ import asyncpg
 from backstop_contracts import AppliedBlock, Category, Message, SubmissionCreated
 from chassis.postgres import Tx
 
-WATCHING = "SELECT due_at FROM watches WHERE state = 'watching'"
-JUDGED = "SELECT due_at FROM watches WHERE state = 'judged'"
+WATCHING_DUE = "SELECT due_at FROM watches WHERE state = 'watching'"
+ANSWERED_DUE = "SELECT due_at FROM watches WHERE state = 'answered'"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ def _watch(row: asyncpg.Record) -> Watch:
 
 
 async def record(tx: Tx, created: Sequence[tuple[SubmissionCreated, str | None]], first_due: datetime) -> None:
-    """Watch submissions; one that is watched already stays as it is."""
+    """Record submissions to watch; known ones are left unchanged."""
     events = [event for event, _ in created]
     await tx.execute(
         "INSERT INTO watches (submission_id, tenant_id, case_id, graph_id, recipient, message, created_at, traceparent,"
@@ -79,7 +79,7 @@ async def record(tx: Tx, created: Sequence[tuple[SubmissionCreated, str | None]]
 
 
 async def claim(tx: Tx, state: str, lease: timedelta, limit: int) -> list[Watch]:
-    """Take watches of *state* that are due, for *lease*: then they come due again unless they are settled."""
+    """Claim due watches of *state* for *lease*; a watch that is not settled by then comes due again."""
     rows = await tx.fetch(
         "WITH due AS (SELECT submission_id FROM watches WHERE state = $1 AND due_at <= now() ORDER BY due_at LIMIT $3"
         " FOR UPDATE SKIP LOCKED)"
@@ -93,7 +93,7 @@ async def claim(tx: Tx, state: str, lease: timedelta, limit: int) -> list[Watch]
 
 
 async def postpone(tx: Tx, state: str, dues: Sequence[tuple[Watch, datetime]]) -> None:
-    """Have watches due again later, if they are still of *state* and claimed as they were."""
+    """Set when watches are due again, unless they have left *state* or were claimed again."""
     await tx.execute(
         "UPDATE watches SET due_at = new.due_at FROM unnest($1::uuid[], $2::integer[], $3::timestamptz[])"
         " AS new (submission_id, attempts, due_at)"
@@ -105,10 +105,10 @@ async def postpone(tx: Tx, state: str, dues: Sequence[tuple[Watch, datetime]]) -
     )
 
 
-async def judge(tx: Tx, results: Mapping[UUID, Mapping[str, Any]]) -> None:
-    """Keep Microsoft's answers; they are due for an explanation at once."""
+async def record_results(tx: Tx, results: Mapping[UUID, Mapping[str, Any]]) -> None:
+    """Record Microsoft's answers, which are due for an explanation at once."""
     await tx.execute(
-        "UPDATE watches SET state = 'judged', result = new.result, due_at = now(), attempts = 0"
+        "UPDATE watches SET state = 'answered', result = new.result, due_at = now(), attempts = 0"
         " FROM unnest($1::uuid[], $2::jsonb[]) AS new (submission_id, result)"
         " WHERE watches.submission_id = new.submission_id AND state = 'watching'",
         list(results),
@@ -117,9 +117,9 @@ async def judge(tx: Tx, results: Mapping[UUID, Mapping[str, Any]]) -> None:
 
 
 async def settle(tx: Tx, submission_ids: Sequence[UUID]) -> set[UUID]:
-    """End watches whose verdict is told; return those that had not ended before."""
+    """Mark watches as published; return the ids of those that were not before."""
     rows = await tx.fetch(
-        "UPDATE watches SET state = 'told' WHERE submission_id = ANY($1::uuid[]) AND state = 'judged'"
+        "UPDATE watches SET state = 'published' WHERE submission_id = ANY($1::uuid[]) AND state = 'answered'"
         " RETURNING submission_id",
         submission_ids,
     )
@@ -127,7 +127,7 @@ async def settle(tx: Tx, submission_ids: Sequence[UUID]) -> set[UUID]:
 
 
 async def record_blocks(tx: Tx, blocks: Mapping[UUID, tuple[UUID, AppliedBlock | None]]) -> None:
-    """Record blocks (by id, with their case) as applied, or, without the block itself, as removed."""
+    """Record blocks, by id with their case, as applied, or as removed if the block itself is None."""
     ids = sorted(blocks)
     await tx.execute(
         "INSERT INTO blocks (block_id, case_id, block, removed) SELECT block_id, case_id, block, block IS NULL"
@@ -140,8 +140,8 @@ async def record_blocks(tx: Tx, blocks: Mapping[UUID, tuple[UUID, AppliedBlock |
     )
 
 
-async def applied_blocks(tx: Tx, case_ids: Sequence[UUID]) -> Mapping[UUID, Sequence[AppliedBlock]]:
-    """Return the blocks of cases that are known to be in force."""
+async def list_blocks_in_force(tx: Tx, case_ids: Sequence[UUID]) -> Mapping[UUID, Sequence[AppliedBlock]]:
+    """Return the blocks in force, by case."""
     rows = await tx.fetch(
         "SELECT case_id, block FROM blocks WHERE case_id = ANY($1::uuid[]) AND NOT removed"
         " AND coalesce((block->>'expires_at')::timestamptz, 'infinity') > now() ORDER BY block_id",
@@ -153,9 +153,9 @@ async def applied_blocks(tx: Tx, case_ids: Sequence[UUID]) -> Mapping[UUID, Sequ
     return found
 
 
-async def forget(tx: Tx, case_ids: Sequence[UUID]) -> None:
-    """Delete what is known of cases that have ended, unless a verdict is still awaited."""
-    await tx.execute("DELETE FROM watches WHERE case_id = ANY($1::uuid[]) AND state = 'told'", case_ids)
+async def purge_cases(tx: Tx, case_ids: Sequence[UUID]) -> None:
+    """Delete the published watches of expired cases, and the blocks of those that await no verdict."""
+    await tx.execute("DELETE FROM watches WHERE case_id = ANY($1::uuid[]) AND state = 'published'", case_ids)
     await tx.execute(
         "DELETE FROM blocks WHERE case_id = ANY($1::uuid[])"
         " AND NOT EXISTS (SELECT FROM watches WHERE watches.case_id = blocks.case_id)",
@@ -164,5 +164,5 @@ async def forget(tx: Tx, case_ids: Sequence[UUID]) -> None:
 
 
 async def purge_blocks(tx: Tx, age: timedelta) -> None:
-    """Delete blocks that have ended and were noted more than *age* ago."""
-    await tx.execute("DELETE FROM blocks WHERE removed AND noted_at < now() - $1::interval", age)
+    """Delete removed blocks that were recorded more than *age* ago."""
+    await tx.execute("DELETE FROM blocks WHERE removed AND recorded_at < now() - $1::interval", age)
