@@ -20,11 +20,11 @@ async def test_a_verdict_contains_the_message_its_folders_and_the_blocks_in_forc
         Block(block_id=uuid4(), scope="tenant", kind="url", value=f"https://{name}.example/", case_id=case_id)
         for name in ("ended", "made", "over")
     )
-    # Its end has come, and nobody has heard of it yet.
+    # It has expired, but its removal is not published yet.
     over = over.model_copy(update={"expires_at": now - timedelta(minutes=1)})
     own = Block(block_id=uuid4(), scope="mailbox", kind="sender", value="a@b.example", mailbox="m", report_id=uuid4())
     removed = BlockRemoved(tenant_id=world.tenant_id, block=ended, reason="expired", removed_at=now)
-    # The two come on topics of their own: the removal may be read first.
+    # The two events arrive on separate topics: the removal may come first.
     await world.consume(removed)
     for block in (made, ended, over, own):
         applied = BlockApplied(

@@ -57,8 +57,8 @@ def test_a_mail_flow_rule_with_an_unknown_condition_is_only_suspected(conditions
     causes = explained(result("phishing"), message(sfv="SKN", scl=-1), {MAIL_FLOW_RULES: [rule]})
 
     (cause,) = [cause for cause in causes if cause.rule == "R02"]
-    answer = "its conditions match the message" if sure else "whether it applied to the message is unknown"
-    assert answer in "\n".join(cause.evidence)
+    expected = "its conditions match the message" if sure else "whether it applied to the message is unknown"
+    assert expected in "\n".join(cause.evidence)
     assert cause.recommendations[0].action.startswith("Turn off" if sure else "Find out whether")
     assert bool(commands_of([cause])) is sure
 

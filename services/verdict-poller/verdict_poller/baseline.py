@@ -109,7 +109,7 @@ ANALYZED_SETTINGS = (
 def weak_settings(evidence: Evidence, family: Family, settings: Iterable[Setting]) -> list[Hit]:
     """Return a hit for each setting below the recommendation in the policies that may apply to the recipient."""
     return [
-        weak_setting(family, name(policy), setting, policy.get(setting.name))
+        weak_setting_hit(family, name(policy), setting, policy.get(setting.name))
         for policy in evidence.in_force(family)
         if not is_preset(policy)
         for setting in settings
@@ -117,7 +117,7 @@ def weak_settings(evidence: Evidence, family: Family, settings: Iterable[Setting
     ]
 
 
-def weak_setting(family: Family, policy: str, setting: Setting, current: object) -> Hit:
+def weak_setting_hit(family: Family, policy: str, setting: Setting, current: object) -> Hit:
     """Compose a hit for a setting that should be raised to the recommendation."""
     place = f"{setting.name} of '{readable(policy)}'"
     return make_hit(

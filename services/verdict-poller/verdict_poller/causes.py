@@ -25,7 +25,7 @@ from verdict_poller.baseline import (
     SPOOF_SETTINGS,
     ZAP_SETTINGS,
     Setting,
-    weak_setting,
+    weak_setting_hit,
     weak_settings,
 )
 from verdict_poller.evidence import (
@@ -40,19 +40,19 @@ from verdict_poller.evidence import (
     Kind,
     Sign,
     Strength,
-    advise,
-    contribute,
+    advising_finding,
+    contributing_finding,
+    finding_of,
+    finding_of_sign,
     is_known_threat,
     is_unnamed_override,
     kinds_of,
-    listed_entry,
+    listed_entry_hit,
     make_hit,
-    upper,
-    weigh,
-    weigh_sign,
+    upper_case,
     where_to_look,
     words_of,
-    wrong_switch,
+    wrong_switch_hit,
 )
 from verdict_poller.powershell import powershell, readable
 from verdict_poller.result import USER_OVERRIDES, Result, conclude
@@ -119,7 +119,9 @@ def find_allow_entry(evidence: Evidence) -> Finding | None:
         if text(row, "Action").lower() != "block"
         and any(_entry_matches(kind, text(row, "Value"), value) for value in values)
     ]
-    return weigh_sign(evidence, ALLOW_ENTRY, hits, _entry_not_shown(evidence, [_allow_list(kind) for kind in lists]))
+    return finding_of_sign(
+        evidence, ALLOW_ENTRY, hits, _entry_not_shown(evidence, [_allow_list(kind) for kind in lists])
+    )
 
 
 def _entry_not_shown(evidence: Evidence, queries: list[Query]) -> Hit:
@@ -228,7 +230,7 @@ def find_mail_flow_rule(evidence: Evidence) -> Finding | None:
         "or narrow them. Also look for inbound connectors that treat the message as internal.",
         "SetSCL",
     )
-    finding = weigh(evidence, hits, fallback, stated=stated, headers=headers)
+    finding = finding_of(evidence, hits, fallback, stated=stated, headers=headers)
     # A rule that only may have applied does not identify the cause.
     return finding and replace(finding, exact=any(sure for _, sure in rules))
 
@@ -297,7 +299,7 @@ def find_allowed_ip(evidence: Evidence) -> Finding | None:
         "shared infrastructure"
     )
     hits = [
-        listed_entry(setter, name(policy), "IPAllowList", entry, why)
+        listed_entry_hit(setter, name(policy), "IPAllowList", entry, why)
         for policy in policies
         for entry in entries(policy.get("IPAllowList"))
         if within(entry, evidence.message.sender_ip)
@@ -305,14 +307,14 @@ def find_allowed_ip(evidence: Evidence) -> Finding | None:
     if not hits and ALLOWED_IP.is_stated(evidence.result):
         safe = [policy for policy in policies if flag(policy.get("EnableSafeList"))]
         why = "its senders skip spam filtering"
-        hits = [wrong_switch(setter, name(policy), "EnableSafeList", why, to=False) for policy in safe]
+        hits = [wrong_switch_hit(setter, name(policy), "EnableSafeList", why, to=False) for policy in safe]
     fallback = where_to_look(
         evidence,
         CONNECTION_FILTER,
         "Look for the sending IP address in the IP Allow List of the connection filter policy and remove it.",
         "IPAllowList",
     )
-    return weigh_sign(evidence, ALLOWED_IP, hits, fallback)
+    return finding_of_sign(evidence, ALLOWED_IP, hits, fallback)
 
 
 # R04: allowed senders and domains of anti-spam policies, which check only the From address.
@@ -327,7 +329,7 @@ def find_allowed_sender(evidence: Evidence) -> Finding | None:
         f"{TENANT_LIST}"
     )
     hits = [
-        listed_entry(ANTI_SPAM.setter, name(policy), setting, entry, why)
+        listed_entry_hit(ANTI_SPAM.setter, name(policy), setting, entry, why)
         for policy in evidence.in_force(ANTI_SPAM)
         for setting in ("AllowedSenders", "AllowedSenderDomains")
         for entry in entries(policy.get(setting))
@@ -340,7 +342,7 @@ def find_allowed_sender(evidence: Evidence) -> Finding | None:
         "lists; also look for actions of the policies that deliver what the filter recognises.",
         "AllowedSenders, AllowedSenderDomains",
     )
-    return weigh_sign(evidence, ALLOWED_SENDER, hits, fallback)
+    return finding_of_sign(evidence, ALLOWED_SENDER, hits, fallback)
 
 
 # R05: safe lists and contacts of the recipient's mailbox.
@@ -383,10 +385,10 @@ def find_safe_sender(evidence: Evidence) -> Finding | None:
             entry for entry in entries(row.get("TrustedSendersAndDomains")) if covers(entry, evidence.message.sender)
         ]
         why = "its mail skips filtering in this mailbox; keep such entries out by Group Policy"
-        hits += [listed_entry(_JUNK_SETTER, recipient, "TrustedSendersAndDomains", entry, why) for entry in trusted]
+        hits += [listed_entry_hit(_JUNK_SETTER, recipient, "TrustedSendersAndDomains", entry, why) for entry in trusted]
         if "isFromAddressInAddressBook" in result.user_mailbox_settings and flag(row.get("ContactsTrusted")):
             why = "an address in the contacts skips filtering"
-            hits.append(wrong_switch(_JUNK_SETTER, recipient, "ContactsTrusted", why, to=False))
+            hits.append(wrong_switch_hit(_JUNK_SETTER, recipient, "ContactsTrusted", why, to=False))
     fallback = where_to_look(
         evidence,
         _junk_settings(recipient),
@@ -394,7 +396,7 @@ def find_safe_sender(evidence: Evidence) -> Finding | None:
         "TrustedSendersAndDomains",
     )
     headers = (*_mailbox_flags(result, _TRUST_FLAGS), *_SAFE_SENDER.headers(evidence.message))
-    return weigh(evidence, hits, fallback, stated=_SAFE_SENDER.is_stated(result), headers=headers)
+    return finding_of(evidence, hits, fallback, stated=_SAFE_SENDER.is_stated(result), headers=headers)
 
 
 # R06: rules of the recipient's mailbox that keep messages out of Junk Email.
@@ -425,7 +427,7 @@ def find_mailbox_rule(evidence: Evidence) -> Finding | None:
     if _JUNK_RULE_OFF.is_stated(evidence.result):
         off = [row for row in evidence.rows(query) if flag(row.get("Enabled")) is False]
         why = "the mailbox's lists are used after delivery only while it is on"
-        hits = [wrong_switch(_JUNK_SETTER, recipient, "Enabled", why, to=True) for _ in off]
+        hits = [wrong_switch_hit(_JUNK_SETTER, recipient, "Enabled", why, to=True) for _ in off]
     else:
         named = [rule for rule in evidence.rows(query) if is_on(rule) and _mentions_sender(rule, evidence.message)]
         hits = [_inbox_rule(recipient, name(rule)) for rule in named]
@@ -435,7 +437,7 @@ def find_mailbox_rule(evidence: Evidence) -> Finding | None:
         "Review the mailbox's inbox rules and junk email settings: one of them kept the message out of Junk Email.",
         "Inbox rules",
     )
-    return weigh(evidence, hits, fallback, stated=True, headers=_mailbox_flags(evidence.result, _RULE_FLAGS))
+    return finding_of(evidence, hits, fallback, stated=True, headers=_mailbox_flags(evidence.result, _RULE_FLAGS))
 
 
 def _mentions_sender(rule: Row, message: Message) -> bool:
@@ -479,7 +481,7 @@ def find_secops_mailbox(evidence: Evidence) -> Finding | None:
         "Check that the mailbox belongs among the SecOps mailboxes of the advanced delivery policy.",
         "SentTo",
     )
-    return weigh_sign(evidence, _SECOPS, [_secops_mailbox(evidence.recipient)] if listed else [], fallback)
+    return finding_of_sign(evidence, _SECOPS, [_secops_mailbox(evidence.recipient)] if listed else [], fallback)
 
 
 def _secops_mailbox(mailbox: str) -> Hit:
@@ -528,7 +530,7 @@ def find_simulation(evidence: Evidence) -> Finding | None:
     training = ("the submission carries attack simulation details",) if evidence.result.simulation else ()
     named = (f"phishing simulation rule '{readable(rule)}' lists the message's domain and IP address" for rule in rules)
     action = "Close the case as a simulation and thank the user who reported it. Block nothing."
-    finding = advise(evidence, Strength.STATED, action)
+    finding = advising_finding(evidence, Strength.STATED, action)
     return replace(finding, evidence=(*finding.evidence, *training, *named), exact=bool(rules))
 
 
@@ -543,7 +545,7 @@ def find_other_filter(evidence: Evidence) -> Finding | None:
     used = [row for row in evidence.rows(INBOUND_CONNECTORS) if is_on(row) and _carries(row, evidence.message)]
     if evidence.result.detail == "allowedByEnhancedFiltering":
         hits = [
-            listed_entry(
+            listed_entry_hit(
                 "Set-InboundConnector", name(row), "EFSkipIPs", entry, "only addresses of your own gateway belong there"
             )
             for row in used
@@ -553,7 +555,7 @@ def find_other_filter(evidence: Evidence) -> Finding | None:
     else:
         why = "Enhanced Filtering lets Microsoft 365 see the original sending IP address instead of the last hop"
         plain = [row for row in used if not _is_enhanced(row, evidence.recipient)]
-        hits = [wrong_switch("Set-InboundConnector", name(row), "EFSkipLastIP", why, to=True) for row in plain]
+        hits = [wrong_switch_hit("Set-InboundConnector", name(row), "EFSkipLastIP", why, to=True) for row in plain]
     fallback = where_to_look(
         evidence,
         INBOUND_CONNECTORS,
@@ -561,7 +563,7 @@ def find_other_filter(evidence: Evidence) -> Finding | None:
         "Connectors and trusted ARC sealers, and remove mail flow rules that set SCL -1 for its addresses.",
         "Enhanced Filtering for Connectors",
     )
-    return weigh_sign(evidence, OTHER_FILTER, hits, fallback)
+    return finding_of_sign(evidence, OTHER_FILTER, hits, fallback)
 
 
 def _carries(connector: Row, message: Message) -> bool:
@@ -625,7 +627,7 @@ def find_release(evidence: Evidence) -> Finding | None:
         "messages themselves.",
         _PERMISSIONS,
     )
-    return weigh_sign(evidence, RELEASED, [_release(row, evidence.recipient) for row in released], fallback)
+    return finding_of_sign(evidence, RELEASED, [_release(row, evidence.recipient) for row in released], fallback)
 
 
 def _release(row: Row, recipient: str) -> Hit:
@@ -654,31 +656,33 @@ def _zap_settings(result: Result, message: Message) -> list[tuple[Family, Settin
     return [(family, setting) for family, setting in ZAP_SETTINGS if setting.kinds & kinds]
 
 
-def read_purge(result: Result, message: Message, _recipient: str) -> list[Query]:
+def read_zap(result: Result, message: Message, _recipient: str) -> list[Query]:
     """Return the queries for the policies whose zero-hour auto purge should have removed the message."""
     return [query for family, _ in _zap_settings(result, message) for query in family.reads]
 
 
-def find_purge(evidence: Evidence) -> Finding | None:
+def find_zap(evidence: Evidence) -> Finding | None:
     """Find the policies in which zero-hour auto purge is off for this kind of threat."""
     expected = _zap_settings(evidence.result, evidence.message)
-    return contribute([hit for family, setting in expected for hit in weak_settings(evidence, family, [setting])])
+    return contributing_finding(
+        [hit for family, setting in expected for hit in weak_settings(evidence, family, [setting])]
+    )
 
 
 # R12: policy actions that deliver messages recognised as a threat.
 
 
-def find_action(evidence: Evidence) -> Finding | None:
+def find_weak_action(evidence: Evidence) -> Finding | None:
     """Find the anti-spam actions below the recommendation; decisive if the message's category triggered one of them."""
-    category = upper(evidence.message.delivery.cat)
+    category = upper_case(evidence.message.delivery.cat)
     decisive = weak_settings(
         evidence, ANTI_SPAM, [setting for setting in ACTION_SETTINGS if category in setting.categories]
     )
     if decisive:
         recognised = f"header CAT:{category}: the filter recognised the message and took the policy's action"
-        return weigh(evidence, decisive, None, stated=False, headers=[recognised])
+        return finding_of(evidence, decisive, None, stated=False, headers=[recognised])
     kinds = kinds_of(evidence.result, evidence.message)
-    return contribute(
+    return contributing_finding(
         weak_settings(evidence, ANTI_SPAM, [setting for setting in ACTION_SETTINGS if setting.kinds & kinds])
     )
 
@@ -730,7 +734,9 @@ def find_spoof(evidence: Evidence) -> Finding | None:
         "EnableSpoofIntelligence, HonorDmarcPolicy",
     )
     # A failed check alone explains nothing: much legitimate mail fails, and spoof intelligence judges it.
-    finding = weigh(evidence, hits, fallback, stated=stated, headers=_failed_checks(message) if stated or hits else ())
+    finding = finding_of(
+        evidence, hits, fallback, stated=stated, headers=_failed_checks(message) if stated or hits else ()
+    )
     if finding and _claims_own_domain(message) and message.sender_domain:
         action = (
             f"Publish SPF, DKIM and an enforced DMARC policy for your own domain {readable(message.sender_domain)}."
@@ -768,7 +774,7 @@ _IMPERSONATION_TIPS = {"9.19": "domain", "9.20": "user"}
 
 def _impersonation_headers(message: Message) -> dict[str, str]:
     """Map each header that indicates impersonation to the kind it indicates."""
-    category, tip = upper(message.delivery.cat), upper(message.delivery.sfty)
+    category, tip = upper_case(message.delivery.cat), upper_case(message.delivery.sfty)
     by_category = {f"header CAT:{category}": _IMPERSONATION_CATEGORIES.get(category)}
     by_tip = {f"header SFTY:{tip}": _IMPERSONATION_TIPS.get(tip)}
     return {header: kind for header, kind in {**by_category, **by_tip}.items() if kind}
@@ -784,7 +790,9 @@ def find_impersonation(evidence: Evidence) -> Finding | None:
     headers, words = _impersonation_headers(evidence.message), words_of(evidence.result) & IMPERSONATION_WORDS.keys()
     kinds = sorted({IMPERSONATION_WORDS[word] for word in words} | set(headers.values()))
     trusted = [
-        listed_entry(ANTI_PHISHING.setter, name(policy), setting, entry, "it is exempt from impersonation protection")
+        listed_entry_hit(
+            ANTI_PHISHING.setter, name(policy), setting, entry, "it is exempt from impersonation protection"
+        )
         for policy in evidence.in_force(ANTI_PHISHING)
         for setting in ("ExcludedSenders", "ExcludedDomains")
         for entry in entries(policy.get(setting))
@@ -799,7 +807,7 @@ def find_impersonation(evidence: Evidence) -> Finding | None:
         "Impersonation protection",
     )
     hits = [*trusted, *weak_settings(evidence, ANTI_PHISHING, settings)]
-    return weigh(evidence, hits, fallback, stated=bool(words), headers=tuple(headers))
+    return finding_of(evidence, hits, fallback, stated=bool(words), headers=tuple(headers))
 
 
 # R15: Safe Links and Safe Attachments.
@@ -839,7 +847,7 @@ def find_detonation(evidence: Evidence) -> Finding | None:
         for family in families
         for hit in (*_without_policy(evidence, family), *weak_settings(evidence, family, DETONATION_SETTINGS[family]))
     ]
-    return weigh(evidence, [*decisive, *weak], None, stated=False) if decisive else contribute(weak)
+    return finding_of(evidence, [*decisive, *weak], None, stated=False) if decisive else contributing_finding(weak)
 
 
 def _skipped_family(rule: Row) -> Family | None:
@@ -862,7 +870,9 @@ def _detonation_skipped(rule: Row) -> Hit:
 
 def _exempt_urls(evidence: Evidence) -> list[Hit]:
     return [
-        listed_entry(SAFE_LINKS.setter, name(policy), "DoNotRewriteUrls", entry, "Safe Links does not scan it in mail")
+        listed_entry_hit(
+            SAFE_LINKS.setter, name(policy), "DoNotRewriteUrls", entry, "Safe Links does not scan it in mail"
+        )
         for policy in evidence.in_force(SAFE_LINKS)
         for entry in entries(policy.get("DoNotRewriteUrls"))
         if any(covers_url(entry, url) for url in evidence.result.detected_urls)
@@ -911,14 +921,14 @@ def find_drift(evidence: Evidence) -> Finding | None:
         and kinds & _KINDS_BY_GROUP.get(text(row, "PolicyGroup").lower(), frozenset())
     ]
     analyzed = [
-        weak_setting(family, text(row, "Policy"), setting, row.get("CurrentConfiguration"))
+        weak_setting_hit(family, text(row, "Policy"), setting, row.get("CurrentConfiguration"))
         for row in below
         for family, setting in ANALYZED_SETTINGS
         if setting.kinds & kinds and text(row, "SettingName") == setting.name
     ]
     # Custom policies that are nowhere below the recommendation are as good as a preset.
     presets = _without_preset(evidence) if below or CONFIGURATION_ANALYZER not in evidence.settings else []
-    return contribute([*analyzed, *presets])
+    return contributing_finding([*analyzed, *presets])
 
 
 def _without_preset(evidence: Evidence) -> list[Hit]:
@@ -954,7 +964,7 @@ def find_bulk(evidence: Evidence) -> Finding | None:
         "BulkThreshold",
     )
     hits = weak_settings(evidence, ANTI_SPAM, BULK_SETTINGS)
-    return weigh(evidence, hits, fallback, stated=True, headers=() if level is None else (f"header BCL:{level}",))
+    return finding_of(evidence, hits, fallback, stated=True, headers=() if level is None else (f"header BCL:{level}",))
 
 
 # R20: messages that Microsoft could not analyse.
@@ -993,7 +1003,7 @@ def find_no_analysis(evidence: Evidence) -> Finding:
         action = "Check that no policy or mail flow rule keeps submissions from reaching Microsoft, then submit again."
     else:
         action = "Submit the message once more, at most three times in 24 hours, or open a support case with Microsoft."
-    finding, status = advise(evidence, Strength.REMARK, action), evidence.result.status
+    finding, status = advising_finding(evidence, Strength.REMARK, action), evidence.result.status
     return (
         replace(finding, evidence=(*finding.evidence, f"submission status {readable(status)}")) if status else finding
     )
@@ -1010,7 +1020,7 @@ def find_not_submitted(evidence: Evidence) -> Finding | None:
     policies = [row for row in evidence.rows(REPORTING_POLICY) if flag(row.get("EnableReportToMicrosoft")) is False]
     why = "reports have to reach Microsoft as well as the reporting mailbox; submit this message by hand"
     hits = [
-        wrong_switch("Set-ReportSubmissionPolicy", name(row), "EnableReportToMicrosoft", why, to=True)
+        wrong_switch_hit("Set-ReportSubmissionPolicy", name(row), "EnableReportToMicrosoft", why, to=True)
         for row in policies
     ]
     fallback = where_to_look(
@@ -1019,7 +1029,7 @@ def find_not_submitted(evidence: Evidence) -> Finding | None:
         "Submit the message to Microsoft, and let user reports go to Microsoft and to the reporting mailbox.",
         "EnableReportToMicrosoft",
     )
-    return weigh_sign(evidence, NOT_SUBMITTED, hits, fallback)
+    return finding_of_sign(evidence, NOT_SUBMITTED, hits, fallback)
 
 
 # R22: verdicts lost in on-premises Exchange.
@@ -1056,7 +1066,9 @@ def is_blocked(result: Result, message: Message) -> bool:
 def find_filter_miss(evidence: Evidence) -> Finding:
     """Recommend to block the sender and purge the delivered copies."""
     missed = Sign(sfv="NSPM").headers(evidence.message)
-    finding = advise(evidence, Strength.SHOWN, "Find the copies that were delivered in Threat Explorer; purge them.")
+    finding = advising_finding(
+        evidence, Strength.SHOWN, "Find the copies that were delivered in Threat Explorer; purge them."
+    )
     return replace(
         finding,
         evidence=(*finding.evidence, *missed, "nothing shows that a setting allowed the message"),

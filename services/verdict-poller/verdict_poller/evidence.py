@@ -63,7 +63,7 @@ def make_hit(
     return Hit(evidence, change)
 
 
-def listed_entry(setter: str, policy: str, setting: str, entry: str, why: str) -> Hit:
+def listed_entry_hit(setter: str, policy: str, setting: str, entry: str, why: str) -> Hit:
     """Compose a hit for a list entry that should be removed."""
     place = f"{setting} of '{readable(policy)}'"
     cmdlet = powershell(setter, Identity=policy, **{setting: Removed(entry)})
@@ -76,7 +76,7 @@ def listed_entry(setter: str, policy: str, setting: str, entry: str, why: str) -
     )
 
 
-def wrong_switch(setter: str, policy: str, setting: str, why: str, *, to: bool) -> Hit:
+def wrong_switch_hit(setter: str, policy: str, setting: str, why: str, *, to: bool) -> Hit:
     """Compose a hit for a switch that should be turned on or off."""
     place = f"{setting} of '{readable(policy)}'"
     cmdlet = powershell(setter, Identity=policy, **{setting: to})
@@ -128,14 +128,14 @@ def words_of(result: Result) -> frozenset[str]:
     return frozenset({result.verdict, result.detail or ""})
 
 
-def upper(value: str | None) -> str:
+def upper_case(value: str | None) -> str:
     """Return a header's value in upper case, or an empty string."""
     return (value or "").strip().upper()
 
 
 def kinds_of(result: Result, message: Message) -> frozenset[Kind]:
     """Return the kinds of threat that the result and the headers indicate; empty if they indicate none."""
-    kinds = _KINDS_BY_CATEGORY.get(upper(message.delivery.cat), frozenset())
+    kinds = _KINDS_BY_CATEGORY.get(upper_case(message.delivery.cat), frozenset())
     for word in words_of(result):
         kinds |= _KINDS_BY_WORD.get(word, frozenset())
     if result.detected_files:
@@ -185,7 +185,7 @@ class Sign:
         """Return the headers of the message that name the cause."""
         delivery = message.delivery
         shown = {f"header SFV:{self.sfv}": (self.sfv, delivery.sfv), f"header IPV:{self.ipv}": (self.ipv, delivery.ipv)}
-        return tuple(header for header, (sign, stamp) in shown.items() if sign and sign == upper(stamp))
+        return tuple(header for header, (sign, stamp) in shown.items() if sign and sign == upper_case(stamp))
 
     def appears(self, result: Result, message: Message) -> bool:
         """Return True if the result or the headers name the cause."""
@@ -202,7 +202,7 @@ def _result_lines(result: Result) -> tuple[str, ...]:
     return (verdict, *detail)
 
 
-def weigh(
+def finding_of(
     evidence: Evidence, hits: Sequence[Hit], fallback: Hit | None, *, stated: bool, headers: Sequence[str] = ()
 ) -> Finding | None:
     """
@@ -221,13 +221,13 @@ def weigh(
     )
 
 
-def weigh_sign(evidence: Evidence, sign: Sign, hits: Sequence[Hit], fallback: Hit) -> Finding | None:
+def finding_of_sign(evidence: Evidence, sign: Sign, hits: Sequence[Hit], fallback: Hit) -> Finding | None:
     """Compose the finding of a cause that a sign in the result or the headers identifies."""
     headers = sign.headers(evidence.message)
-    return weigh(evidence, hits, fallback, stated=sign.is_stated(evidence.result), headers=headers)
+    return finding_of(evidence, hits, fallback, stated=sign.is_stated(evidence.result), headers=headers)
 
 
-def contribute(hits: Sequence[Hit]) -> Finding | None:
+def contributing_finding(hits: Sequence[Hit]) -> Finding | None:
     """Compose the finding of a contributing cause; None without hits."""
     if not hits:
         return None
@@ -235,7 +235,7 @@ def contribute(hits: Sequence[Hit]) -> Finding | None:
     return Finding(Strength.CONTRIBUTING, shown, changes, exact=True)
 
 
-def advise(evidence: Evidence, strength: Strength, *actions: str) -> Finding:
+def advising_finding(evidence: Evidence, strength: Strength, *actions: str) -> Finding:
     """Compose a finding that is based on the result alone."""
     return Finding(strength, _result_lines(evidence.result), tuple(Recommendation(action=action) for action in actions))
 

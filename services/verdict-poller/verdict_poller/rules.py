@@ -21,7 +21,7 @@ from verdict_poller.evidence import (
     Finding,
     Sign,
     Strength,
-    advise,
+    advising_finding,
     is_known_threat,
     is_override,
     is_unnamed_override,
@@ -97,7 +97,7 @@ def _always_reads(*queries: Query) -> Reads:
 
 
 def _always_advises(strength: Strength, action: str) -> Callable[[Evidence], Finding]:
-    return lambda evidence: advise(evidence, strength, action)
+    return lambda evidence: advising_finding(evidence, strength, action)
 
 
 def _always(_result: Result, _message: Message) -> bool:
@@ -198,15 +198,15 @@ RULES: tuple[Rule, ...] = (
         "Zero-hour auto purge does not remove this kind of threat",
         f"{_MDO}/zero-hour-auto-purge",
         is_known_threat,
-        causes.find_purge,
-        causes.read_purge,
+        causes.find_zap,
+        causes.read_zap,
     ),
     Rule(
         "R12",
         "The policy's action is weaker than Microsoft recommends",
         _RECOMMENDED,
         is_known_threat,
-        causes.find_action,
+        causes.find_weak_action,
         _always_reads(*ANTI_SPAM.reads),
     ),
     Rule(
