@@ -6,7 +6,7 @@ RUN := .venv/bin/python -m
 .PHONY: help setup demo up down status logs test faults bench check contracts lock clean
 
 help: ## List what can be made
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## Make .venv with everything that Backstop needs (the other targets do this by themselves)
 	@command -v "$(PYTHON)" >/dev/null || { echo "There is no $(PYTHON): install Python 3.11 or newer, or run make PYTHON=/path/to/python3." >&2; exit 1; }
@@ -26,6 +26,9 @@ status: setup ## Say which parts of `make up` are ready
 
 logs: setup ## Show what the processes of `make up` wrote: NAME=<process>, FOLLOW=1
 	@exec $(RUN) local_stack logs $(if $(FOLLOW),--follow) $(NAME)
+
+test-fast: setup ## Run the tests that need neither Kafka nor PostgreSQL, in less than a minute: ARGS=<options of pytest>
+	@exec $(RUN) pytest -n 2 --dist worksteal -m "not slow" $(ARGS)
 
 test: setup ## Run all tests, with a real Kafka and a real PostgreSQL: ARGS=<options of pytest>
 	@exec $(RUN) pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)

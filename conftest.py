@@ -11,7 +11,7 @@ import orjson
 import pytest
 import structlog
 from fastapi import APIRouter, FastAPI
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, is_hypothesis_test, settings
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 
@@ -31,6 +31,9 @@ JUDGED: dict[str, Any] = {
 }
 """What a verdict says of its message, where a test looks at the verdict alone."""
 
+SLOW_FIXTURES = {"backing_services", "browser"}
+"""A test that uses one of these, however indirectly, is slow. So is one that tries many examples, and who says so."""
+
 # Plain lines: a test that fails on purpose should not pay for a coloured traceback.
 trace.set_tracer_provider(TracerProvider())
 structlog.configure(processors=[structlog.processors.KeyValueRenderer()])
@@ -40,8 +43,15 @@ settings.register_profile("untimed", deadline=None, suppress_health_check=[Healt
 settings.load_profile("untimed")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the file that takes longest: with two workers, the other one runs the rest meanwhile."""
+    """Mark what is slow by what it uses, before `-m` chooses."""
+    for item in items:
+        if isinstance(item, pytest.Function) and (
+            not SLOW_FIXTURES.isdisjoint(item.fixturenames) or is_hypothesis_test(item.obj)
+        ):
+            item.add_marker("slow")
+    # Begin with the file that takes longest: with two workers, the other one runs the rest meanwhile.
     items.sort(key=lambda item: item.path.name != "test_faults.py")
 
 

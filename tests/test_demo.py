@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 from uuid import uuid4
 
+import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
@@ -19,6 +20,8 @@ from demo.report import Outcome
 from demo.run import run_demo
 from demo.story import Reported
 from local_stack.stack import STATE
+
+pytestmark = pytest.mark.slow
 
 TEXT = "Please confirm your account {} at https://confirm.phish.example/in before tonight, or it will be closed.\n"
 HEAD = "From: {0}@phish.example\nMessage-ID: <{0}@phish.example>\nSubject: {0}\n"

@@ -15,6 +15,8 @@ from faults.schedule import plan
 
 from .test_story import until
 
+pytestmark = pytest.mark.slow
+
 SEED = 4
 SECONDS = 30.0
 SESSION_SECONDS = 6.0

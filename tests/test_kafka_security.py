@@ -33,6 +33,8 @@ from local_stack.kafka import start_kafka
 from local_stack.ports import choose_port
 from local_stack.supervisor import Supervisor
 
+pytestmark = pytest.mark.slow
+
 PASSWORD = "let me in"  # noqa: S105 - the test's own broker
 
 

@@ -19,6 +19,8 @@ from .conftest import running
 from .test_replicas import metrics, write
 from .test_story import until
 
+pytestmark = pytest.mark.slow
+
 USERS = ("anna@contoso.example", "ben@contoso.example")
 MANY = 1000
 SERVICES = ("reporter", "triage", "submitter", "verdict_poller", "blocklist")

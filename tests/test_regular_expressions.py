@@ -21,12 +21,14 @@ from typing import Any, NamedTuple
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted(
     path
     for folder in ("contracts", "libs", "services", "cli")
     for path in (ROOT / folder).rglob("*.py")
-    if "tests" not in path.parts
+    if "tests" not in path.relative_to(ROOT).parts
 )
 
 TURNS = (8, 12, 16, 20, 24, 32, 40, 48, 64, 128)

@@ -79,6 +79,7 @@ async def assert_ends(process: asyncio.subprocess.Process, sig: signal.Signals) 
     assert "Traceback" not in out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("service", "sig"), [*((service, signal.SIGTERM) for service in SERVICES[1:]), ("triage", signal.SIGINT)]
 )
@@ -153,6 +154,7 @@ async def test_a_signal_ends_a_service_that_waits_for_kafka(database: str) -> No
         await assert_ends(process, signal.SIGTERM)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("service", SERVICES)
 async def test_a_service_without_settings_names_each_that_it_misses(service: str) -> None:
     """A line each, on stderr alone."""
@@ -307,6 +309,7 @@ def test_a_secret_that_is_no_text_is_named(
     assert capfd.readouterr().err == "BACKSTOP_POSTGRES_DSN: its file cannot be read (UnicodeDecodeError)\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("port", ["99999", SECRET])
 async def test_a_dsn_that_only_the_driver_refuses_is_said_without_it(port: str) -> None:
     """No service waits for a PostgreSQL that cannot be."""
@@ -339,6 +342,7 @@ async def test_a_postgresql_that_refuses_for_good_is_said_in_a_line(database: st
     assert "the schema there is of another version: triage/9999_later.sql was applied to it" in err
 
 
+@pytest.mark.slow
 async def test_a_port_that_is_taken_is_said_in_a_line() -> None:
     """By the names of the settings that choose it."""
     taken = await asyncio.start_server(lambda _reader, writer: writer.close(), "127.0.0.1", 0)

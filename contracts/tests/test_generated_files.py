@@ -27,6 +27,7 @@ def test_committed_files_are_what_the_code_says() -> None:
     assert check() == []
 
 
+@pytest.mark.slow
 def test_the_command_names_what_drifted_and_what_to_run(contracts: Path) -> None:
     """Files that are wrong, missing or left over are named; writing them again mends it."""
     (contracts / "backstop_contracts" / "asyncapi.json").write_text("{}")
@@ -54,6 +55,7 @@ def test_every_event_has_a_schema_that_its_headers_name() -> None:
         assert "additionalProperties" not in json.dumps(schema)
 
 
+@pytest.mark.slow
 def test_a_changed_example_reaches_the_asyncapi_document(contracts: Path) -> None:
     """The document shows the very examples that are tested."""
     example = contracts / "examples" / "block-removed.v1.json"
@@ -62,6 +64,7 @@ def test_a_changed_example_reaches_the_asyncapi_document(contracts: Path) -> Non
     assert check(contracts) == ["contracts/backstop_contracts/asyncapi.json is not what the code says"]
 
 
+@pytest.mark.slow
 def test_the_text_does_not_depend_on_the_run() -> None:
     """Another process, whose sets Python orders otherwise, finds the committed files as they should be."""
     command = [sys.executable, "-m", "generator", "--check"]

@@ -103,6 +103,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("raw", HOSTILE.values(), ids=HOSTILE)
 def test_a_mail_that_is_made_to_hurt_is_read_like_any_other(raw: bytes) -> None:
     """One that raised, or took minutes, would be refused or waited for without end, and its case never judged."""

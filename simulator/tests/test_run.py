@@ -83,6 +83,7 @@ async def test_an_unknown_option_is_refused(tmp_path: Path) -> None:
             pass
 
 
+@pytest.mark.slow
 async def test_many_clients_are_served_at_once(graph: Any, control: Any, sim: Simulator, mail: Any) -> None:
     """Limits hold exactly when submissions arrive together."""
     mails = [mail(message_id=f"<{number}@fabrikam.example>") for number in range(200)]

@@ -24,6 +24,8 @@ from local_stack.ports import choose_port
 from local_stack.postgres import start_postgres
 from local_stack.supervisor import StackError, Supervisor, together
 
+pytestmark = pytest.mark.slow
+
 
 @dataclass
 class Pair:

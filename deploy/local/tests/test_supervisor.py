@@ -240,6 +240,7 @@ async def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
             pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sig", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
 async def test_nothing_outlives_the_program(tmp_path: Path, sig: signal.Signals) -> None:
     """Whatever signal ends the program, no process of it is left, and the folder is free for the next one."""
@@ -253,6 +254,7 @@ async def test_nothing_outlives_the_program(tmp_path: Path, sig: signal.Signals)
     await until(lambda: holder(tmp_path / "stack") is None, 20)
 
 
+@pytest.mark.slow
 async def test_the_next_supervisor_waits_for_the_end_of_the_last(tmp_path: Path) -> None:
     """After SIGKILL the folder is not given away while a process of the killed program lives."""
     program = await run_program(tmp_path, "trap '' TERM; ")

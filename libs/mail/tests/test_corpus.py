@@ -13,7 +13,10 @@ from mail.mime import HEADER_BYTES, read_header, read_parts
 CORPUS = Path(__file__).resolve().parents[4] / "shared" / "corpus"
 FILES = sorted(path for path in CORPUS.rglob("*") if path.is_file()) if CORPUS.is_dir() else []
 
-pytestmark = pytest.mark.skipif(not FILES, reason=f"NOT TESTED ON REAL MAILS: there is no corpus at {CORPUS}")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not FILES, reason=f"NOT TESTED ON REAL MAILS: there is no corpus at {CORPUS}"),
+]
 
 
 def test_every_file_has_facts() -> None:

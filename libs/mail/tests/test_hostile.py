@@ -181,6 +181,7 @@ def test_recipients_are_counted() -> None:
     assert "too-many-recipients" in facts.defects
 
 
+@pytest.mark.slow
 def test_a_thirty_megabyte_attachment_is_hashed() -> None:
     """The largest attachments that mail servers take are read to their end."""
     content = bytes(range(256)) * 90_000
@@ -252,6 +253,7 @@ def reopening(count: int) -> bytes:
     return b"<p>" + opened + b"</p>" + b"<p>x</p>" * count
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "markup",
     [b"<div>" * 100_000, reopening(10_000), b"<a " + b" ".join(b"a%d" % n for n in range(100_000)) + b">"],
@@ -288,6 +290,7 @@ def test_a_reference_of_thousands_of_digits_is_left_as_it_is() -> None:
     assert parse(HEAD + b"Content-Type: text/html\n\n" + markup).urls == ("http://end.example",)
 
 
+@pytest.mark.slow
 def test_all_html_of_a_mail_shares_one_tree() -> None:
     """A thousand hostile parts are no worse than one."""
     part = b"--cut\nContent-Type: text/html\n\n<p " + b" ".join(b"a%d" % number for number in range(12_000)) + b">\n"
@@ -351,6 +354,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HOSTILE)
 def test_nothing_takes_quadratic_time(name: str) -> None:
     """Each of these took a naive reader (ours, the standard library's, an HTML parser) from 5 to 75 seconds."""
@@ -409,6 +413,7 @@ BOMBS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BOMBS)
 def test_a_mail_takes_no_more_memory_than_its_share(name: str) -> None:
     """The kernel gives no more than that; and the same bytes have the same facts."""

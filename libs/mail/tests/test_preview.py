@@ -267,6 +267,7 @@ def test_what_is_no_raster_image_is_listed_and_not_shown(data: bytes) -> None:
     assert [file.name for file in shown.attachments] == ["logo.png"]
 
 
+@pytest.mark.slow
 def test_images_are_bounded_however_often_they_are_shown() -> None:
     """One image can be named a thousand times."""
     shown = with_image(png(9, 9) + bytes(1_000_000), '<img src="cid:a@b">' * 1_000)
@@ -394,6 +395,7 @@ def test_anything_like_html_has_a_preview(pieces: list[bytes]) -> None:
     check(preview(head + b"".join(pieces)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "markup",
     [
@@ -444,6 +446,7 @@ def test_hostile_sizes_take_bounded_time(markup: bytes, kind: str) -> None:
     assert shown.is_cut or len(markup) < 200_000 or kind == "plain"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "field",
     ["To: <{}@example.com>", "Authentication-Results: {}", 'Authentication-Results: "{}', "From: a({}@example.com"],
@@ -457,6 +460,7 @@ def test_a_hostile_header_takes_bounded_time(field: str, piece: str) -> None:
     assert (shown.subject, shown.text) == ("x", "hello")
 
 
+@pytest.mark.slow
 def test_many_texts_share_the_bounds_of_one() -> None:
     """A mail cannot have more by having more parts."""
     begin = time.thread_time()
