@@ -1,6 +1,7 @@
 """Where a request ends is clear, or nothing behind it is answered."""
 
 import asyncio
+from collections.abc import AsyncIterator
 from urllib.parse import urlsplit
 
 import pytest
@@ -12,16 +13,23 @@ from conftest import running
 SMUGGLED = b"GET /livez HTTP/1.1\r\nHost: service\r\n\r\n"
 
 
-async def statuses(sent: bytes, answers: int) -> list[int]:
-    """Send this on one connection; return the statuses of up to so many answers: fewer when the service closes it."""
+@pytest.fixture(scope="module")
+async def service() -> AsyncIterator[str]:
+    """Serve a route that reads the body of its request; return the address."""
     api = make_api(title="", description="", ready={}, alive={})
 
     @api.post("/take")
     async def take(request: Request) -> int:
         return len(await request.body())
 
-    async with running(api) as url, asyncio.timeout(60):
-        reader, writer = await asyncio.open_connection(urlsplit(url).hostname, urlsplit(url).port)
+    async with running(api) as url:
+        yield url
+
+
+async def statuses(service: str, sent: bytes, answers: int) -> list[int]:
+    """Send this on one connection; return the statuses of up to so many answers: fewer when the service closes it."""
+    async with asyncio.timeout(60):
+        reader, writer = await asyncio.open_connection(urlsplit(service).hostname, urlsplit(service).port)
         writer.write(sent)
         answered = b""
         while answered.count(b"HTTP/1.1 ") < answers and (piece := await reader.read(65536)):
@@ -62,20 +70,22 @@ async def statuses(sent: bytes, answers: int) -> list[int]:
         "Host: other\r\nContent-Length: 0\r\n\r\n",
     ],
 )
-async def test_nothing_is_answered_behind_a_request_that_two_readers_could_end_at_different_places(sent: str) -> None:
+async def test_nothing_is_answered_behind_a_request_that_two_readers_could_end_at_different_places(
+    service: str, sent: str
+) -> None:
     """What follows may be a request that a proxy has not seen: RFC 9112, 6.1 and 6.3."""
-    assert await statuses(f"POST /take HTTP/1.1\r\nHost: service\r\n{sent}".encode() + SMUGGLED, 2) == [400]
+    assert await statuses(service, f"POST /take HTTP/1.1\r\nHost: service\r\n{sent}".encode() + SMUGGLED, 2) == [400]
 
 
-async def test_a_first_line_without_a_carriage_return_is_refused_too() -> None:
+async def test_a_first_line_without_a_carriage_return_is_refused_too(service: str) -> None:
     """It is a line like any other."""
-    assert await statuses(b"GET /livez HTTP/1.1\nHost: service\r\n\r\n" + SMUGGLED, 2) == [400]
+    assert await statuses(service, b"GET /livez HTTP/1.1\nHost: service\r\n\r\n" + SMUGGLED, 2) == [400]
 
 
-async def test_requests_that_follow_each_other_at_once_are_all_answered() -> None:
+async def test_requests_that_follow_each_other_at_once_are_all_answered(service: str) -> None:
     """Also when their bodies come in chunks, with trailers, and hold line feeds."""
     one = (
         b"POST /take HTTP/1.1\r\nHost: service\r\nTransfer-Encoding: chunked\r\n\r\n"
         b"5\r\n\n\n x\n\r\n0\r\nX-Sum: 1\r\n\r\n"
     )
-    assert await statuses(one * 3 + SMUGGLED, 4) == [200] * 4
+    assert await statuses(service, one * 3 + SMUGGLED, 4) == [200] * 4
