@@ -17,6 +17,8 @@ from local_stack.backing import Backing
 from local_stack.stack import Stack
 from local_stack.supervisor import StackError, holder
 
+pytestmark = pytest.mark.slow
+
 # Stand-ins for programs that are not this package's: they answer as those do, with what they were told.
 SERVICE = """
     import http.server, json, os
