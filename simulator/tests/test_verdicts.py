@@ -207,7 +207,6 @@ CASES = [
         "goodReclassifiedAsGood",
         cmdlets={"Get-InboundConnector": [{**GATEWAY, "Enabled": False}]},
     ),
-    Case("known_bad", "threatsFound", "goodReclassifiedAsBad", mail=LINKED),
     Case(
         "spoof", "spoofedAllowed", mail={"headers": {"Authentication-Results": "dmarc=fail; compauth=fail reason=001"}}
     ),
