@@ -129,6 +129,13 @@ def _saying(status: int, json: Any = None, **response: Any) -> Handler:
     return say
 
 
+@pytest.fixture(autouse=True)
+async def patience() -> AsyncIterator[None]:
+    """No test waits for longer than this."""
+    async with asyncio.timeout(20):
+        yield
+
+
 @pytest.fixture(scope="session")
 def ca() -> trustme.CA:
     """Make a certificate authority that nobody but the tests trusts."""

@@ -1,7 +1,6 @@
 """A cmdlet is sent the way Exchange expects it, and what comes back is told plainly."""
 
 import asyncio
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta, timezone
 from enum import StrEnum
 from time import monotonic
@@ -25,13 +24,6 @@ class Colour(StrEnum):
     """Any enum."""
 
     RED = "Red"
-
-
-@pytest.fixture(autouse=True)
-async def patience() -> AsyncIterator[None]:
-    """No test waits for longer than this."""
-    async with asyncio.timeout(20):
-        yield
 
 
 def parameters(microsoft: Any) -> dict[str, Any]:
