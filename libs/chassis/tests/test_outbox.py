@@ -207,6 +207,39 @@ async def test_one_relay_leads_and_another_takes_over(
     await other_db.close()
 
 
+COUNT_WHAT_IS_DELETED_AT_ONCE = """
+    CREATE TABLE deleted (place serial, bytes int);
+    CREATE FUNCTION count_deleted() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+        INSERT INTO deleted (bytes) SELECT sum(octet_length(payload)) FROM gone HAVING count(*) > 0;
+        RETURN NULL;
+    END $$;
+    CREATE TRIGGER deleted AFTER DELETE ON outbox REFERENCING OLD TABLE AS gone
+        FOR EACH STATEMENT EXECUTE FUNCTION count_deleted();
+"""
+
+
+async def test_large_events_are_published_a_few_at_a_time_and_in_their_order(
+    db: Database, kafka_bootstrap: str, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is read from the outbox at once has a bound in bytes; an event that is larger is published all the same."""
+    monkeypatch.setattr(outbox, "READ_BYTES", 10_000)
+    case_id = uuid4()
+    notes = ["x" * (30_000 if number == 7 else 1_000) for number in range(40)]
+    events = [case_updated(case_id, n).model_copy(update={"note": note}) for n, note in enumerate(notes)]
+    await emit(db, *events)
+    await db.pool.execute(COUNT_WHAT_IS_DELETED_AT_ONCE)
+    async with relaying(db, kafka_bootstrap, prefix):
+        await until_empty(db)
+
+    records = await published(kafka_bootstrap, prefix, len(events))
+    assert [CaseUpdated.model_validate_json(record.value) for record in records] == events
+    at_once = [row["bytes"] for row in await db.pool.fetch("SELECT bytes FROM deleted ORDER BY place")]
+    largest = max(len(event.model_dump_json()) for event in events)
+    assert all(outbox.READ_BYTES <= size < outbox.READ_BYTES + largest for size in at_once[:-1])
+    assert sum(at_once) == sum(len(event.model_dump_json()) for event in events)
+    assert len(at_once) > 3
+
+
 async def test_a_topic_that_is_missing_holds_up_its_own_events_alone(
     db: Database, kafka_bootstrap: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
