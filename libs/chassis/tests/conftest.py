@@ -30,10 +30,18 @@ class NotUtf8(str):
         return b"\xff\xfe"
 
 
+async def remember(cases: list[Received[CaseUpdated]], tx: Tx) -> None:
+    """Write down the cases of events."""
+    await tx.execute(
+        "INSERT INTO seen SELECT * FROM unnest($1::uuid[]) ON CONFLICT DO NOTHING", [r.event.case_id for r in cases]
+    )
+
+
 class World:
     """Topics, a database and a producer of one test's own, and a consumer on demand."""
 
     tenant_id = UUID(int=7)
+    remember = staticmethod(remember)
 
     def __init__(self, db: Database, kafka_bootstrap: str, prefix: str, producer: AIOKafkaProducer) -> None:
         self.db = db
@@ -117,23 +125,30 @@ class World:
                 await asyncio.sleep(0.02)
 
 
-async def remember(cases: list[Received[CaseUpdated]], tx: Tx) -> None:
-    """Write down the cases of events."""
-    await tx.execute(
-        "INSERT INTO seen SELECT * FROM unnest($1::uuid[]) ON CONFLICT DO NOTHING", [r.event.case_id for r in cases]
-    )
-
-
-@pytest.fixture
-async def world(database: str, kafka_bootstrap: str, tmp_path: Path) -> AsyncIterator[World]:
-    """Give a test its world; its topics have two partitions."""
+@asynccontextmanager
+async def making_world(database: str, kafka_bootstrap: str, tmp_path: Path, partitions: int) -> AsyncIterator[World]:
+    """Make topics with so many partitions, and the rest of a test's world."""
     (tmp_path / "0001_seen.sql").write_text("CREATE TABLE seen (case_id uuid PRIMARY KEY, seq serial)")
     db = Database(database, schema="triage")
     await db.open(tmp_path)
     prefix = f"test-{uuid4().hex[:8]}"
-    await create_topics(kafka_bootstrap, prefix=prefix, partitions=2, replication=1)
+    await create_topics(kafka_bootstrap, prefix=prefix, partitions=partitions, replication=1)
     producer = AIOKafkaProducer(bootstrap_servers=kafka_bootstrap)
     await producer.start()
     yield World(db, kafka_bootstrap, prefix, producer)
     await producer.stop()
     await db.close()
+
+
+@pytest.fixture
+async def world(database: str, kafka_bootstrap: str, tmp_path: Path) -> AsyncIterator[World]:
+    """Give a test its world; its topics have two partitions."""
+    async with making_world(database, kafka_bootstrap, tmp_path, 2) as world:
+        yield world
+
+
+@pytest.fixture
+async def narrow_world(database: str, kafka_bootstrap: str, tmp_path: Path) -> AsyncIterator[World]:
+    """Give a test a world whose topics have one partition, so that all records have one order."""
+    async with making_world(database, kafka_bootstrap, tmp_path, 1) as world:
+        yield world
