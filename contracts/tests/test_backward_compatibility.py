@@ -203,13 +203,13 @@ def test_what_was_released_stays_readable() -> None:
 
 
 @pytest.mark.parametrize(("before", "after"), COMPATIBLE.values(), ids=COMPATIBLE)
-def test_compatible(before: dict[str, Any], after: dict[str, Any]) -> None:
+def test_a_change_that_no_reader_notices_is_allowed(before: dict[str, Any], after: dict[str, Any]) -> None:
     """Neither new readers of old events nor old readers of new events notice these changes."""
     assert breaking_changes(schema_of_fields(before), schema_of_fields(after)) == []
 
 
 @pytest.mark.parametrize(("before", "after", "told"), BREAKING.values(), ids=BREAKING)
-def test_breaking(before: dict[str, Any], after: dict[str, Any], told: str) -> None:
+def test_a_change_that_breaks_readers_is_named(before: dict[str, Any], after: dict[str, Any], told: str) -> None:
     """Each of these changes breaks somebody, and the text names the field and the change."""
     changes = breaking_changes(schema_of_fields(before), schema_of_fields(after))
 

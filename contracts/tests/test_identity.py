@@ -108,7 +108,7 @@ def test_a_case_is_named_after_the_report_that_opens_it() -> None:
     assert len({first, case_id(reported(UUID(int=2))), case_id(reported(UUID(int=1), datetime.now(UTC)))}) == 3
 
 
-def test_what_is_asked_again_after_its_end_is_another_thing() -> None:
+def test_a_submission_or_block_that_is_asked_for_again_has_an_id_of_its_own() -> None:
     """Submissions and blocks are counted; each channel counts the blocks of a mailbox for itself."""
     case = uuid5(TENANT, "case")
 

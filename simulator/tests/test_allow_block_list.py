@@ -97,7 +97,9 @@ async def test_output_json_adds_what_can_be_added(exchange: Any) -> None:
         ("IP", "::/0", False),
     ],
 )
-async def test_values_are_checked(exchange: Any, list_type: str, value: str, valid: bool) -> None:
+async def test_each_list_type_takes_its_own_kind_of_value(
+    exchange: Any, list_type: str, value: str, valid: bool
+) -> None:
     """Each list type takes its own kind of value."""
     answer = await exchange.invoke(NEW, ListType=list_type, Block=True, Entries=[value])
 
@@ -206,7 +208,7 @@ async def test_a_list_type_is_matched_by_its_beginning(exchange: Any) -> None:
     assert await exchange.rows(GET, ListType="Mailbox") == []
 
 
-async def test_reading_by_action_and_expiry(exchange: Any) -> None:
+async def test_entries_are_listed_by_action_and_expiry(exchange: Any) -> None:
     """Get narrows by Block or Allow, and by the latest expiry."""
     await exchange.rows(NEW, ListType="Sender", Block=True, Entries=[BAD])
     await exchange.rows(NEW, ListType="Sender", Allow=True, Entries=["good@fabrikam.example"], RemoveAfter=45)

@@ -118,7 +118,7 @@ async def test_the_ledger_is_read_in_parts(graph: Any, control: Any, mail: Any) 
     assert (await control.ledger(f"?tenant={OTHER}"))["submissions"] == []
 
 
-async def test_arrangements_are_no_effects(control: Any, exchange: Any, graph: Any, mail: Any) -> None:
+async def test_what_a_test_arranges_is_not_in_the_ledger(control: Any, exchange: Any, graph: Any, mail: Any) -> None:
     """What tests put into place by control routes works, and is not in the ledger."""
     tenant = f"/tenants/{DEFAULT_TENANT}"
     entry = {"ListType": "Sender", "Allow": True, "Entries": ["fabrikam.example"]}

@@ -240,7 +240,7 @@ async def test_sending_is_throttled_on_order(mailer: Mailer, control: Any) -> No
     assert await mailer.sent() == []
 
 
-async def test_attachments_arrive(mailer: Mailer) -> None:
+async def test_a_sent_mail_carries_its_attachments(mailer: Mailer) -> None:
     """Files, also those that the HTML shows."""
     attachment = {
         "@odata.type": "#microsoft.graph.fileAttachment",

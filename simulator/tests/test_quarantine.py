@@ -116,7 +116,9 @@ async def test_pages_have_no_total_and_the_last_is_short(numbers: Any, put: Any,
 
 
 @pytest.mark.parametrize("identity", ["", None, "000", "unknown\\unknown"])
-async def test_an_identity_that_does_not_exist_answers_all(numbers: Any, put: Any, identity: Any) -> None:
+async def test_an_identity_that_does_not_exist_selects_all_quarantined_mails(
+    numbers: Any, put: Any, identity: Any
+) -> None:
     """The trap that the cmdlet's page warns of."""
     await put(1)
     await put(2)
@@ -124,7 +126,7 @@ async def test_an_identity_that_does_not_exist_answers_all(numbers: Any, put: An
     assert sorted(await numbers(Identity=identity)) == [1, 2]
 
 
-async def test_an_identity_answers_one_row(exchange: Any, put: Any) -> None:
+async def test_an_identity_selects_one_quarantined_mail(exchange: Any, put: Any) -> None:
     """Whatever the case, and however long ago it was received."""
     made = await put(1, received=ago(20), expires=ago(-5))
     await put(2)
@@ -134,7 +136,7 @@ async def test_an_identity_answers_one_row(exchange: Any, put: Any) -> None:
     assert row["MessageId"] == "<1@evil.example>"
 
 
-async def test_every_filter_narrows(numbers: Any, put: Any) -> None:
+async def test_every_filter_narrows_the_list_of_quarantined_mails(numbers: Any, put: Any) -> None:
     """Texts match whole, lists match any, enumerations match by prefix."""
     await put(1, recipients=["anna@contoso.example"], quarantine_type="Phish", policy_type="AntiPhishPolicy")
     await put(2, recipients=["ben@contoso.example"], policy_name="Strict", recipient_tags=["VIP"])

@@ -146,7 +146,7 @@ async def test_what_was_released_is_neither_denied_nor_requested(exchange: Any, 
         assert (refused.status, "already released" in refused.reason) == (400, True)
 
 
-async def test_the_same_request_counts_once(exchange: Any, control: Any, put: Any, status: Any) -> None:
+async def test_the_same_release_request_counts_once(exchange: Any, control: Any, put: Any, status: Any) -> None:
     """An app may ask too."""
     (identity,), _ = await put()
     for _ in range(2):
@@ -201,7 +201,9 @@ async def test_many_are_released_at_once(exchange: Any, put: Any, status: Any) -
 
 
 @pytest.mark.parametrize(("shape", "expected"), [("warning", 200), ("error", 404)])
-async def test_some_of_many_fail(exchange: Any, control: Any, put: Any, status: Any, shape: str, expected: int) -> None:
+async def test_a_release_of_many_may_fail_for_some(
+    exchange: Any, control: Any, put: Any, status: Any, shape: str, expected: int
+) -> None:
     """The others are released all the same: a client must read the warnings, and look after an error."""
     await control.settings(partly_failed=shape)
     (identity,), _ = await put()

@@ -65,7 +65,7 @@ async def test_the_command_says_where_it_listens_and_stops_at_once(tmp_path: Pat
     assert not (tmp_path / "run" / "simulator.json").exists()
 
 
-async def test_a_test_can_run_one_inside_its_own_process(tmp_path: Path) -> None:
+async def test_a_simulator_can_run_inside_a_test(tmp_path: Path) -> None:
     """The state is at hand, and options are settings."""
     tenants = [{"id": DEFAULT_TENANT, "accepted_domains": ["fabrikam.example"]}]
     async with serve(tmp_path, tenants=tenants, verdict_delay_seconds=0) as simulator:

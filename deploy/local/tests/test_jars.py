@@ -62,7 +62,7 @@ def test_every_jar_of_kafka_has_a_hash() -> None:
 
 
 @pytest.mark.usefixtures("mirror")
-async def test_what_lacks_is_downloaded_and_kept(repository: Path) -> None:
+async def test_a_missing_jar_is_downloaded_and_kept(repository: Path) -> None:
     """A jar is put into the local Maven repository, where the next run finds it, and nothing else is left there."""
     assert await fetch({JAR: SHA256}) == [repository / PLACE]
 
@@ -70,7 +70,7 @@ async def test_what_lacks_is_downloaded_and_kept(repository: Path) -> None:
     assert files_in(repository) == [repository / PLACE]
 
 
-async def test_what_is_there_is_not_downloaded_again(
+async def test_a_jar_that_is_there_is_not_downloaded_again(
     repository: Path, mirror: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With all jars in the local repository, no network is needed."""

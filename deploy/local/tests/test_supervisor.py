@@ -155,7 +155,7 @@ async def test_processes_are_stopped_in_reverse_order(tmp_path: Path) -> None:
     assert order.read_text().split() == ["third", "second", "first"]
 
 
-async def test_what_does_not_listen_is_killed(supervisor: Supervisor) -> None:
+async def test_a_process_that_ignores_the_stop_signal_is_killed(supervisor: Supervisor) -> None:
     """A process that ignores SIGTERM is killed after the grace, with its children."""
 
     async def ready() -> bool:

@@ -56,7 +56,7 @@ async def letters(world: Any, count: int = 1) -> list[Any]:
     return list(found)
 
 
-async def test_events_are_handled(world: Any) -> None:
+async def test_each_event_reaches_its_handler_with_its_envelope(world: Any) -> None:
     """Each published event reaches its handler with its envelope."""
     events = [world.event() for _ in range(20)]
     received: list[Received[CaseUpdated]] = []

@@ -84,7 +84,9 @@ async def test_a_topic_that_waits_holds_up_no_other(world: Any) -> None:
     assert await world.db.pool.fetchval("SELECT count(*) FROM dead_letters") == 0
 
 
-async def test_who_stops_while_postgresql_is_away_leaves_the_batch_to_the_next(world: Any, database: str) -> None:
+async def test_a_consumer_that_stops_while_postgresql_is_away_leaves_the_batch_to_the_next(
+    world: Any, database: str
+) -> None:
     """It stops at once, keeps nothing, parks nothing; the next one handles all of it, once."""
     admin = await asyncpg.connect(database.rpartition("/")[0] + "/postgres")
     name = database.rpartition("/")[2]

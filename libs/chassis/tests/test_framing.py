@@ -70,7 +70,7 @@ async def statuses(service: str, sent: bytes, answers: int) -> list[int]:
         "Host: other\r\nContent-Length: 0\r\n\r\n",
     ],
 )
-async def test_nothing_is_answered_behind_a_request_that_two_readers_could_end_at_different_places(
+async def test_a_request_whose_end_is_ambiguous_is_refused_and_nothing_behind_it_is_answered(
     service: str, sent: str
 ) -> None:
     """What follows may be a request that a proxy has not seen: RFC 9112, 6.1 and 6.3."""

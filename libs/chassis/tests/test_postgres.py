@@ -136,7 +136,7 @@ async def test_listeners_hear_of_commits_only(database: str, tmp_path: Path) -> 
     await db.close()
 
 
-async def test_who_stops_in_the_middle_of_a_transaction_keeps_no_lock(
+async def test_a_process_that_freezes_in_the_middle_of_a_transaction_keeps_no_lock(
     database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """PostgreSQL ends it; the one who was frozen meets an error that says nothing about the data."""

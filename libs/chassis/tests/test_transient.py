@@ -366,6 +366,6 @@ async def test_what_the_code_or_the_data_is_at_fault_for_is_not_waited_out(
         (ZeroDivisionError(), False),
     ],
 )
-def test_what_cannot_be_provoked_here_is_told_apart_by_its_class_and_text(error: Exception, *, transient: bool) -> None:
+def test_errors_that_no_test_can_provoke_are_classified_by_class_and_text(error: Exception, *, transient: bool) -> None:
     """A file or a connection of somebody else says nothing about PostgreSQL."""
     assert is_transient(error) is transient

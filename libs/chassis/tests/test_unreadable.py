@@ -65,7 +65,7 @@ async def test_a_header_whose_name_is_not_utf8_stops_its_own_partition_and_loses
     assert seen == {event.case_id for event in [*here, behind[0], *there, more, last]}
 
 
-async def test_another_topic_goes_on(world: Any) -> None:
+async def test_a_topic_with_an_unreadable_record_stops_no_other_topic(world: Any) -> None:
     """Also when the unreadable record is the first of all."""
     router = KafkaRouter()
     handled: list[CaseExpired] = []

@@ -114,7 +114,7 @@ async def test_only_the_name_of_a_cmdlet_is_sent(microsoft: Any, exchange: Excha
     assert microsoft.requests == []
 
 
-async def test_the_types_of_properties_are_not_properties(microsoft: Any, exchange: Exchange) -> None:
+async def test_type_annotations_of_exchange_are_left_out_of_the_row(microsoft: Any, exchange: Exchange) -> None:
     """Exchange puts them beside the values, and one of them under a broken name."""
     microsoft.answers(
         200,
@@ -167,7 +167,9 @@ async def test_warnings_are_returned_and_counted_in_the_log(microsoft: Any, exch
     ]
 
 
-async def test_a_part_is_not_taken_for_the_whole(microsoft: Any, exchange: Exchange) -> None:
+async def test_an_incomplete_answer_is_an_error_that_keeps_the_records_that_came(
+    microsoft: Any, exchange: Exchange
+) -> None:
     """A link to more records is an error, which keeps those that came."""
     microsoft.answers(
         200, {"value": [{"Name": "x", "Name@data.type": "y"}], "@odata.nextLink": f"{microsoft.url}/more"}

@@ -250,7 +250,9 @@ async def test_without_a_token_nothing_is_sent(microsoft: Any, graph: Graph) -> 
 
 
 @pytest.mark.parametrize("connected", [True, False])
-async def test_who_was_frozen_past_the_deadline_sends_nothing(microsoft: Any, graph: Graph, connected: bool) -> None:
+async def test_a_process_that_was_frozen_past_the_deadline_sends_nothing(
+    microsoft: Any, graph: Graph, connected: bool
+) -> None:
     """Whatever was ready to be sent: somebody else may have claimed the row and called by now."""
     if connected:
         await graph.get(TENANT, THINGS)

@@ -120,7 +120,7 @@ async def test_a_valid_token_is_served_while_its_renewal_fails(
     assert len(microsoft.forms) == 2
 
 
-async def test_after_a_failure_entra_is_left_alone_for_a_while(microsoft: Any, application: Application) -> None:
+async def test_after_a_failure_entra_is_not_asked_for_a_while(microsoft: Any, application: Application) -> None:
     """Meanwhile everybody is told what went wrong, without another request."""
     tokens = application(pause=60.0)
     microsoft.entra_answers(500)
@@ -134,7 +134,7 @@ async def test_after_a_failure_entra_is_left_alone_for_a_while(microsoft: Any, a
     assert len(microsoft.forms) == 1
 
 
-async def test_after_the_rest_the_next_caller_asks_again(microsoft: Any, tokens: Tokens) -> None:
+async def test_after_the_pause_the_next_caller_asks_entra_again(microsoft: Any, tokens: Tokens) -> None:
     """An outage of Entra ID ends without a restart of ours."""
     microsoft.entra_answers(500)
     with pytest.raises(Unavailable):

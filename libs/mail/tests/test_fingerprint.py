@@ -114,7 +114,7 @@ def test_short_mails_never_join(text: str) -> None:
     assert fingerprint(text, subject="A subject that is long enough to be characteristic of something") is None
 
 
-def test_the_minimum_of_letters_is_enough() -> None:
+def test_a_mail_with_just_enough_letters_has_a_fingerprint() -> None:
     """The bound is where it is said to be."""
     assert fingerprint("b" * MINIMUM_LETTERS) is not None
 

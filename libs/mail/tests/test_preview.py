@@ -57,7 +57,7 @@ def test_plain_text_is_shown_as_it_is() -> None:
     assert "1 &lt; 2\n  &lt;b&gt;indented&lt;/b&gt;" in document(shown)
 
 
-def test_of_alternatives_the_html_is_shown() -> None:
+def test_of_several_alternatives_the_html_is_shown() -> None:
     """The plain text and the calendar beside it are not."""
     shown = mail(multipart("alternative", "\nplain", f"{HTML}rich", "Content-Type: text/calendar\n\nBEGIN:VCALENDAR"))
     assert shown.text == "rich"
