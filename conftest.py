@@ -1,6 +1,7 @@
 """What all tests share: real Kafka and PostgreSQL (local_stack's plugin), Microsoft's stand-in, a served API."""
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
@@ -37,6 +38,9 @@ SLOW_FIXTURES = {"backing_services", "browser"}
 # Plain lines: a test that fails on purpose should not pay for a coloured traceback.
 trace.set_tracer_provider(TracerProvider())
 structlog.configure(processors=[structlog.processors.KeyValueRenderer()])
+
+# Tests trust the authorities that they make. To read those of the system takes longer than most tests do.
+ssl.SSLContext.set_default_verify_paths = lambda _context: None  # type: ignore[method-assign]
 
 # No test fails for how long it takes: on a busy machine hypothesis's first table of Unicode alone takes seconds.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
