@@ -3,7 +3,7 @@ PYTHON ?= python3
 RUN := .venv/bin/python -m
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up down status logs test faults bench check contracts lock clean
+.PHONY: help setup demo up run down status logs test faults bench check contracts lock clean
 
 help: ## List what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -15,8 +15,11 @@ setup: ## Make .venv with everything that Backstop needs (the other targets do t
 demo: setup ## Run the whole story on this machine: MAILS=<folder of .eml files>, REPORT=<file for the findings as JSON>
 	@exec $(RUN) demo $(if $(MAILS),--mails "$(MAILS)") $(if $(REPORT),--report "$(REPORT)")
 
-up: setup ## Start everything in the background, and say where it is
-	@exec $(RUN) local_stack up
+up: setup ## Start everything in the background, and print where it is: WITHOUT=<services that `make run` starts>
+	@exec $(RUN) local_stack up --without "$(WITHOUT)"
+
+run: ## Run one service of `make up WITHOUT=...` in the foreground, for a debugger: SERVICE=triage
+	@exec $(RUN) local_stack run "$(SERVICE)"
 
 down: ## Stop what `make up` started
 	@if [ -x .venv/bin/python ]; then exec $(RUN) local_stack down; else echo "Nothing is up."; fi

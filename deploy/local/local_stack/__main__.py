@@ -1,4 +1,4 @@
-"""The stack that stays up while you try things: `python -m local_stack up`, `status`, `logs`, `down`."""
+"""The stack that stays up while you try things: `python -m local_stack up`, `status`, `logs`, `run`, `down`."""
 
 import asyncio
 import contextlib
@@ -8,14 +8,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 
 from local_stack.probes import is_ready
-from local_stack.supervisor import STATE, explain, holder, run, say
+from local_stack.supervisor import STATE, StackError, explain, holder, run, say
 
 FOLDER = STATE / "up"
 ADDRESSES = FOLDER / "addresses.json"
@@ -36,15 +36,18 @@ _TAIL_LINES = 20
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 
+Without = Annotated[str, typer.Option(help="Services that `run` will start, separated by commas.")]
+
+
 @app.command()
-def up() -> None:
-    """Start everything in the background, wait until it is ready, and say where it is."""
+def up(without: Without = "") -> None:
+    """Start everything in the background, wait until it is ready, and print where it is."""
     if (pid := holder(FOLDER)) is not None:
         if not ADDRESSES.exists():
             _fail(f"The stack is starting or stopping (process {pid}): wait for it, or run `make down`.")
         say(f"The stack is up already (process {pid}).")
     else:
-        _start_in_background()
+        _start_in_background(without)
     _show(json.loads(ADDRESSES.read_text()))
 
 
@@ -103,19 +106,34 @@ def status() -> None:
         raise typer.Exit(1)
 
 
+@app.command("run")
+def run_service(service: Annotated[str, typer.Argument(help="One that `up --without` has left out.")]) -> None:
+    """Run one service in the foreground, so that `breakpoint()` stops in it; Ctrl-C ends it."""
+    if holder(FOLDER) is None or not ADDRESSES.exists():
+        _fail(f"Nothing is up: run `make up WITHOUT={service}`.")
+    environments = json.loads(ADDRESSES.read_text())["environments"]
+    if service not in environments:
+        left_out = ", ".join(sorted(environments)) or "none"
+        _fail(f"{service} runs in the stack. Left out of it: {left_out}. Run `make down`, `make up WITHOUT={service}`.")
+    os.execve(sys.executable, [sys.executable, "-P", "-m", service], {**os.environ, **environments[service]})  # noqa: S606 - it replaces this process
+
+
 @app.command(hidden=True)
-def serve() -> None:
+def serve(without: Without = "") -> None:
     """Be the process that `up` starts in the background."""
-    run(_serve())
+    run(_serve([name.strip().replace("-", "_") for name in without.split(",") if name.strip()]))
 
 
-async def _serve() -> None:
-    from local_stack.stack import Stack  # noqa: PLC0415 - a second that the other commands save
+async def _serve(without: Sequence[str]) -> None:
+    from local_stack.stack import SERVICES, Stack  # noqa: PLC0415 - a second that the other commands save
 
+    if unknown := sorted(set(without) - set(SERVICES)):
+        raise StackError(f"There is no service {', '.join(unknown)}. Services: {', '.join(SERVICES)}.")
     stack = Stack(
         FOLDER,
         settings={**_SETTINGS, "triage": {"policy_file": POLICY}},
         simulator_options=["--verdict-delay", str(_VERDICT_SECONDS)],
+        without=without,
     )
     async with stack:
         written = ADDRESSES.with_suffix(".new")
@@ -132,14 +150,14 @@ async def _ask(urls: dict[str, str]) -> dict[str, bool]:
     return dict(zip(urls, await asyncio.gather(*map(is_ready, urls.values())), strict=True))
 
 
-def _start_in_background() -> None:
+def _start_in_background(without: str) -> None:
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         OUTPUT.parent.mkdir(parents=True, exist_ok=True)
         ADDRESSES.unlink(missing_ok=True)
         with OUTPUT.open("wb") as output:
-            process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "local_stack", "serve"],
+            process = subprocess.Popen(  # noqa: S603 - names of services are checked by `serve`
+                [sys.executable, "-P", "-m", "local_stack", "serve", "--without", without],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

@@ -5,7 +5,7 @@ import json
 import secrets
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
@@ -31,7 +31,8 @@ class Stack:
     removed at the end, but kept after a failure. *replicas* is how many processes each service has, or how
     many those named have: more than one are called `triage-1`, `triage-2`. *settings* adds settings by service, or for
     all under `"*"`, named without their prefix: `{"verdict_poller": {"kafka_max_batch": 1}}`; the last word is theirs.
-    *simulator_options* are appended to the simulator's command line. *services* limits what is started. With *found*,
+    *simulator_options* are appended to the simulator's command line. *services* limits what there is; services of
+    *without* have an address and settings, but are started by somebody else, such as in a debugger. With *found*,
     Kafka and PostgreSQL that already run are used. *modules* names another program to run in place of a service's own.
     *on_death* hears of processes that ended by themselves.
     Raises `StackError` when a part cannot be started; what was started is stopped then.
@@ -47,6 +48,7 @@ class Stack:
         settings: Mapping[str, Mapping[str, object]] | None = None,
         simulator_options: Sequence[str] = (),
         services: Sequence[str] = SERVICES,
+        without: Collection[str] = (),
         found: Backing | None = None,
         modules: Mapping[str, str] | None = None,
         on_death: Callable[[str, int], None] | None = None,
@@ -56,6 +58,7 @@ class Stack:
         self.supervisor = Supervisor(self.folder, on_death)
         self.urls: dict[str, str] = {}
         self.services = tuple(services)
+        self._without = frozenset(without)
         self._replicas = {name: replicas if isinstance(replicas, int) else replicas.get(name, 1) for name in services}
         self._settings = settings or {}
         self._simulator_options = simulator_options
@@ -95,7 +98,8 @@ class Stack:
         await together(self._start_simulator(), self._find_backing(life))
         await self.supervisor.run("topics", _python("backstop", "topics", "create"), env=self.environment("topics"))
         life.push_async_callback(self._stop_services, list(ports))
-        await together(*(self._start_service(name, service, port) for name, (service, port) in ports.items()))
+        started = {name: place for name, place in ports.items() if place[0] not in self._without}
+        await together(*(self._start_service(name, service, port) for name, (service, port) in started.items()))
 
     def _choose_ports(self) -> dict[str, tuple[str, int]]:
         ports = {}
@@ -186,6 +190,10 @@ class Stack:
             "ca_file": str(self.ca_file),
             "tenant_id": self.tenant_id,
             "api_audience": self.api_audience,
+            "environments": {
+                service: {**self.environment(service), "BACKSTOP_HTTP_PORT": self.urls[service].rpartition(":")[2]}
+                for service in self._without
+            },
         }
 
 

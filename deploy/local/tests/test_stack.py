@@ -154,6 +154,15 @@ async def test_replicas_are_numbered(tmp_path: Path) -> None:
         assert await told(stack.urls["triage-1"])
 
 
+async def test_a_service_that_is_left_out_has_an_address_and_settings(tmp_path: Path) -> None:
+    """Somebody starts it in a debugger, and the others find it there."""
+    async with Stack(tmp_path, found=FOUND, services=["triage", "gateway"], without=["triage"]) as stack:
+        assert "triage" not in stack.supervisor.states()
+        environment = stack.addresses()["environments"]["triage"]
+        assert stack.urls["triage"] == f"http://127.0.0.1:{environment['BACKSTOP_HTTP_PORT']}"
+        assert stack.environment("gateway")["BACKSTOP_TRIAGE_URL"] == stack.urls["triage"]
+
+
 async def test_one_service_that_does_not_start_stops_everything(tmp_path: Path) -> None:
     """The error shows the log of the service that failed, and nothing is left running."""
     stack = Stack(tmp_path, found=FOUND, settings={"blocklist": {"broken": "a setting is wrong"}})
