@@ -122,12 +122,12 @@ class QuarantineFlows:
         digests = {who: await self._digest(who) for who in (rita, sam, tina)}
         self.walked[USER_STEPS[0]] = len(digests)
 
-        await self._look(rita, digests[rita]["Look at it"], "New this spring")
+        await self._look(rita, digests[rita]["View message"], "New this spring")
         await self._confirm(digests[rita]["Release"], "on its way to your mailbox")
         self._did(USER_STEPS[2], f"{rita} releases the catalogue")
-        await self._confirm(digests[sam]["Ask for release"], "has been asked")
+        await self._confirm(digests[sam]["Request release"], "has been asked")
         self._did(USER_STEPS[3], f"{sam} asks for the offer")
-        await self._look(tina, digests[tina]["Look at it"], "[https://quota.phish.example/in]")
+        await self._look(tina, digests[tina]["View message"], "[https://quota.phish.example/in]")
         await self._confirm(digests[tina]["Block sender"], "is blocked for your mailbox")
         self._did(USER_STEPS[4], f"{tina} blocks the sender of the phishing mail")
         await self._confirm(digests[tina]["Report to Microsoft"], "was reported", reported_as="phishing")

@@ -18,40 +18,40 @@ from chassis.worker import Lease
 from m365 import Graph, M365Settings, connect
 from mail.settings import MailStoreSettings
 from quarantine import handlers
-from quarantine.carrying import Carrier
-from quarantine.digest import Digester
+from quarantine.actions import ActionWorker
+from quarantine.digest import DigestWorker
 from quarantine.http import make_router
 from quarantine.links import Signer
-from quarantine.mirror import Mirror, forget
-from quarantine.offering import Links
+from quarantine.message_source import MessageSource
 from quarantine.pages import Pages
-from quarantine.reading import Reading
 from quarantine.rendering import make_templates
+from quarantine.retention import purge_due
 from quarantine.sign_in import SignIn
+from quarantine.sync import SyncWorker
 
-AT_ONCE = 4
-"""Tenants that are read, and batches of wishes that are carried out, side by side: a slow one holds up no other."""
+CONCURRENT_WORKERS = 4
+"""Tenants that are synced, and batches of actions that run, side by side: a slow one delays no other."""
 
 
 class Settings(ServiceSettings, M365Settings, MailStoreSettings):
     """Quarantine's settings."""
 
     quarantine_sync_interval_seconds: Seconds = 60
-    """How often each tenant's quarantine is read for what is new and what was decided."""
+    """How often each tenant's quarantine is synced."""
     quarantine_sweep_interval_hours: Annotated[float, Field(gt=0, le=24 * 30)] = 6
-    """How often all 30 days of it are read."""
+    """How often a sync reads all 30 days of the quarantine."""
     quarantine_page_size: Annotated[int, Field(ge=25, lt=1000)] = 500
     """Rows of a page of Get-QuarantineMessage."""
     quarantine_lease_seconds: LeaseSeconds = 75
-    """How long what is worked on is held; calls about it end after three quarters of that."""
+    """Lease on a claimed row; outbound calls are cancelled at 75 % of it."""
     public_url: HttpUrl
-    """Where users reach this service: what the links of digests begin with."""
+    """The URL at which users reach this service; links in digests begin with it."""
     link_keys: Annotated[tuple[SecretStr, ...], NoDecode, CommaSeparated]
-    """What links are signed with, the newest first; each of at least 32 characters. Older ones go on working."""
+    """Keys that sign links, the newest first, each of at least 32 characters. All of them are accepted."""
     digest_period_seconds: Annotated[float, Field(gt=0, le=14400)] = 14400
-    """The shortest period of digests, four hours; less is for trying it out."""
+    """The shortest period of digests, four hours; less is for trials."""
     sign_in_client_id: str | None = None
-    """The web application in Entra ID with which users sign in, for tenants that want it."""
+    """The web application in Entra ID with which users sign in, for tenants that require it."""
     sign_in_client_secret: SecretStr | None = None
 
     @field_validator("link_keys")
@@ -62,11 +62,12 @@ class Settings(ServiceSettings, M365Settings, MailStoreSettings):
 
     @model_validator(mode="after")
     def _check_sign_in(self) -> "Settings":
-        # Whoever signs in is given an ID token for the client that asks. For the API's own, it is one for the API.
+        # Signing in yields an ID token for this client. If the API had the same id, the API would accept that token.
         if self.sign_in_client_id and _client(self.sign_in_client_id) == _client(self.api_audience):
             raise ValueError(
-                "BACKSTOP_SIGN_IN_CLIENT_ID is BACKSTOP_API_AUDIENCE: tokens for signing in would be tokens for the"
-                " API. Register a web application of its own in Entra ID for signing in, and set its client id"
+                "BACKSTOP_SIGN_IN_CLIENT_ID equals BACKSTOP_API_AUDIENCE, so the API would accept the ID tokens of"
+                " users who sign in. Register a separate web application in Entra ID for signing in, and set its"
+                " client id"
             )
         if (self.sign_in_client_id is None) != (self.sign_in_client_secret is None):
             raise ValueError("set BACKSTOP_SIGN_IN_CLIENT_ID and BACKSTOP_SIGN_IN_CLIENT_SECRET, or neither")
@@ -74,7 +75,7 @@ class Settings(ServiceSettings, M365Settings, MailStoreSettings):
 
 
 def _client(client_id: str) -> str:
-    """Return a client id as it is compared: a GUID has several spellings."""
+    """Return the normal form of a client id: a GUID can be written in several ways."""
     try:
         return str(UUID(client_id.strip()))
     except ValueError:
@@ -83,22 +84,22 @@ def _client(client_id: str) -> str:
 
 @asynccontextmanager
 async def build(settings: Settings) -> AsyncIterator[Service]:
-    """Compose the service, with its connections to the outside for the time of the block."""
+    """Compose the service. Its connections to Microsoft 365 stay open for the duration of the block."""
     service = Service(
         "quarantine",
         settings,
         title="Backstop quarantine",
-        description="Quarantined mail: what users and admins do with it.",
+        description="What users and admins do with quarantined messages.",
         migrations=Path(__file__).parent / "migrations",
         libraries=[outcomes.MIGRATIONS],
     )
     service.subscribe(handlers.router)
-    service.add_worker("forget", partial(forget, service.db), idle=3600, woken=False)
+    service.add_worker("purge_due", partial(purge_due, service.db), idle=3600, woken=False)
     signer = Signer([key.get_secret_value() for key in settings.link_keys])
-    links, templates = Links(signer, settings.public_url), make_templates()
+    templates = make_templates()
     lease = Lease(timedelta(seconds=settings.quarantine_lease_seconds))
     async with connect(settings, authority=settings.authority, ca_file=settings.ca_file) as (graph, exchange):
-        mirror = Mirror(
+        sync_worker = SyncWorker(
             service.db,
             exchange,
             settings.tenants,
@@ -107,24 +108,25 @@ async def build(settings: Settings) -> AsyncIterator[Service]:
             page_size=settings.quarantine_page_size,
             lease=lease,
         )
-        digester = Digester(
+        digest_worker = DigestWorker(
             service.db,
             graph,
             settings.tenants,
-            links,
+            signer,
             templates,
-            shortest=timedelta(seconds=settings.digest_period_seconds),
+            public_url=settings.public_url,
+            shortest_period=timedelta(seconds=settings.digest_period_seconds),
             lease=lease,
         )
-        carrier = Carrier(service.db, exchange, settings.mail_store, lease=lease)
-        for _ in range(AT_ONCE):
-            service.add_worker("sync_due", mirror.sync_due)
-            service.add_worker("carry_due", carrier.carry_due)
-        service.add_worker("plan_due", digester.plan_due, idle=min(10.0, settings.digest_period_seconds / 2))
-        service.add_worker("send_due", digester.send_due)
-        reading, sign_in = Reading(exchange), _sign_in(settings, signer, graph)
-        service.add_router(make_router(service.db, reading, sign_in=sign_in is not None))
-        service.add_router(Pages(service.db, reading, links, templates, sign_in).router())
+        action_worker = ActionWorker(service.db, exchange, settings.mail_store, lease=lease)
+        for _ in range(CONCURRENT_WORKERS):
+            service.add_worker("sync_due", sync_worker.sync_due)
+            service.add_worker("run_due", action_worker.run_due)
+        service.add_worker("plan_due", digest_worker.plan_due, idle=min(10.0, settings.digest_period_seconds / 2))
+        service.add_worker("send_due", digest_worker.send_due)
+        source, sign_in = MessageSource(exchange), _sign_in(settings, signer, graph)
+        service.add_router(make_router(service.db, source, sign_in=sign_in is not None))
+        service.add_router(Pages(service.db, source, signer, templates, sign_in).router())
         yield service
         if sign_in:
             sign_in.close()
@@ -145,7 +147,7 @@ def _sign_in(settings: Settings, signer: Signer, graph: Graph) -> SignIn | None:
 
 
 def main() -> None:
-    """Run the service with the settings of the environment."""
+    """Run the service with settings from the environment."""
     with report_setup_errors():
         settings = Settings()
         serve("quarantine", settings, build(settings))

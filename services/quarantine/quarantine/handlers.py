@@ -1,4 +1,4 @@
-"""What quarantine does with events: it remembers what became of what was reported and blocked from here."""
+"""Record what other services publish about reports and blocks made from the quarantine."""
 
 from faststream.kafka import KafkaRouter
 
@@ -45,9 +45,9 @@ async def on_block_removed(removed: list[Received[BlockRemoved]], tx: Tx) -> Non
 @router.subscriber("case-expired", **BATCH)
 async def on_case_expired(expired: list[Received[CaseExpired]], tx: Tx) -> None:
     """
-    Forget what became of reports whose case is no more.
+    Delete expired cases and their reports.
 
-    The topics are read side by side. What is read of such a case afterwards finds none of its reports: case-updated is
-    dropped, and what a verdict leaves is swept up.
+    Topics are consumed side by side, so older events of such a case may follow. They find none of its reports: a
+    case-updated then changes nothing, and the row that a verdict leaves is purged later.
     """
-    await store.forget_cases(tx, [received.event.case_id for received in expired])
+    await store.purge_cases(tx, [received.event.case_id for received in expired])

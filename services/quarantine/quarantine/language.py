@@ -1,4 +1,4 @@
-"""What users read, in their language: one catalogue file for each, English where a text is missing."""
+"""The texts that users read, in their language: a catalogue file per language, with English where a text is missing."""
 
 import re
 import tomllib
@@ -11,8 +11,8 @@ from mail import ENGLISH
 
 FALLBACK = "en"
 _FOLDER = Path(__file__).parent / "languages"
-_WANTED = re.compile(r"\s*([a-z]{2,3})(?:-[a-z0-9-]+)?\s*+(?:;\s*q\s*=\s*([0-9.]+))?\s*", re.IGNORECASE)
-_DATES = {"de": "%d.%m.%Y", "fr": "%d/%m/%Y", "es": "%d/%m/%Y"}
+_LANGUAGE_RANGE = re.compile(r"\s*([a-z]{2,3})(?:-[a-z0-9-]+)?\s*+(?:;\s*q\s*=\s*([0-9.]+))?\s*", re.IGNORECASE)
+_DATE_FORMATS = {"de": "%d.%m.%Y", "fr": "%d/%m/%Y", "es": "%d/%m/%Y"}
 
 
 def _load(code: str) -> dict[str, str]:
@@ -33,15 +33,15 @@ CATALOGUES: Mapping[str, Mapping[str, str]] = {
 }
 
 
-class Words:
-    """The texts of one language: `words("page.title")`, `words("digest.more", count=3)`."""
+class Texts:
+    """The texts of one language: `texts("page.title")`, `texts("digest.more", count=3)`."""
 
     def __init__(self, code: str) -> None:
         self.code = code if code in CATALOGUES else FALLBACK
         self._texts = CATALOGUES[self.code]
 
     def __call__(self, key: str, **values: Any) -> str:
-        """Return a text with *values* filled in. They are not escaped here."""
+        """Return a text with *values* filled in, unescaped."""
         text = self._texts[key]
         return text.format(**values) if values else text
 
@@ -50,33 +50,33 @@ class Words:
         return {key: self._texts[f"preview.{key}"] for key in ENGLISH}
 
     def reason(self, quarantine_type: str) -> str:
-        """Say why a mail is held; of several reasons, the first."""
+        """Return why a message is held: the text of its first quarantine type."""
         return self._texts.get(f"reason.{quarantine_type.partition(',')[0].lower()}", self._texts["reason.other"])
 
     def date(self, moment: datetime, *, time: bool = False) -> str:
-        """Write a date, with its *time* in UTC if wanted."""
-        day = moment.strftime(_DATES.get(self.code, "%Y-%m-%d"))
+        """Format a date, optionally with its *time* in UTC."""
+        day = moment.strftime(_DATE_FORMATS.get(self.code, "%Y-%m-%d"))
         return f"{day} {moment:%H:%M} UTC" if time else day
 
 
-def choose(accepted: str, default: str) -> Words:
-    """Choose the language that a browser wants most (Accept-Language, RFC 9110), or else *default*."""
-    wanted: list[tuple[float, str]] = []
+def choose_language(accepted: str, default: str) -> Texts:
+    """Return the texts of the language that a browser prefers (Accept-Language, RFC 9110), or of *default*."""
+    preferences: list[tuple[float, str]] = []
     for entry in accepted[:500].split(","):
-        found = _WANTED.fullmatch(entry)
+        found = _LANGUAGE_RANGE.fullmatch(entry)
         if found:
             try:
                 weight = float(found[2] or 1)
             except ValueError:
                 continue
-            wanted.append((weight, found[1].lower()))
+            preferences.append((weight, found[1].lower()))
     best = next(
-        (code for weight, code in sorted(wanted, key=lambda one: -one[0]) if weight and code in CATALOGUES), None
+        (code for weight, code in sorted(preferences, key=lambda one: -one[0]) if weight and code in CATALOGUES), None
     )
-    return Words(best or default)
+    return Texts(best or default)
 
 
-def of_user(preferred: str | None, default: str) -> str:
-    """Return the language of a user whose preferredLanguage is known, as a code of ours; else *default*."""
+def user_language(preferred: str | None, default: str) -> str:
+    """Return the language with a catalogue for a user's preferredLanguage; *default* if there is none."""
     code = (preferred or "").partition("-")[0].lower()
-    return code if code in CATALOGUES else Words(default).code
+    return code if code in CATALOGUES else Texts(default).code

@@ -1,4 +1,4 @@
-"""Signed links: bound to recipient, mail and action, and good for a time. Pure functions over data."""
+"""Signed links, each for one recipient, message and action until it expires. Pure functions."""
 
 import base64
 import binascii
@@ -12,8 +12,8 @@ from enum import IntEnum
 from uuid import UUID
 
 CONFIRMED_WITHIN = timedelta(hours=1)
-"""How long a confirming page may stay open."""
-SHORTEST_KEY = 32
+"""How long a confirmation page may stay open."""
+MIN_KEY_LENGTH = 32
 
 _LAYOUT = struct.Struct(">BBI4s16s16s")
 _VERSION = 1
@@ -21,11 +21,11 @@ _MAC_BYTES = 16
 
 
 class InvalidLinkError(Exception):
-    """Nobody signed this link, or not for this."""
+    """The link was not signed by this service, or not for this purpose."""
 
 
-class ExpiredError(Exception):
-    """The link was good once."""
+class ExpiredLinkError(Exception):
+    """The link was valid, but has expired."""
 
 
 class LinkAction(IntEnum):
@@ -37,10 +37,15 @@ class LinkAction(IntEnum):
     BLOCK = 4
     REPORT = 5
 
+    @property
+    def key(self) -> str:
+        """The name of the action in the keys of users' texts."""
+        return self.name.lower()
+
 
 @dataclass(frozen=True, slots=True)
-class Claim:
-    """What a link says of itself; `Signer.check` tells whether to believe it."""
+class LinkClaims:
+    """What a link claims. `Signer.check_link` verifies it."""
 
     token: str
     action: LinkAction
@@ -51,63 +56,64 @@ class Claim:
 
 class Signer:
     """
-    Signs with the first of *keys* and believes all of them, so that a new key can be put before the old one.
+    Signs with the first of *keys* and accepts all of them, so that keys can be rotated.
 
-    Each has at least SHORTEST_KEY characters; raises ValueError otherwise, or when there is none.
+    Raises ValueError if there is no key, or one with fewer than MIN_KEY_LENGTH characters.
     """
 
     def __init__(self, keys: Sequence[str]) -> None:
-        if not keys or any(len(key) < SHORTEST_KEY for key in keys):
-            raise ValueError(f"link keys: give at least one, each of at least {SHORTEST_KEY} characters")
+        if not keys or any(len(key) < MIN_KEY_LENGTH for key in keys):
+            raise ValueError(f"set at least one link key; each needs at least {MIN_KEY_LENGTH} characters")
         self._keys = {_key_id(key): key.encode() for key in reversed(keys)}
         self._newest = _key_id(keys[0])
 
-    def link(
+    def sign_link(
         self, action: LinkAction, *, tenant_id: UUID, message_id: UUID, recipient: str, expires_at: datetime
     ) -> str:
-        """Make the token of a link for *recipient*, who gets nothing else done with it."""
+        """Return the token of a link with which *recipient*, and nobody else, can perform *action*."""
         content = _LAYOUT.pack(
             _VERSION, action, int(expires_at.timestamp()), self._newest, tenant_id.bytes, message_id.bytes
         )
-        return _written(content + self._mac(self._newest, b"link", content, recipient.lower().encode()))
+        return _encode(content + self._mac(self._newest, b"link", content, recipient.lower().encode()))
 
-    def check(self, claim: Claim, recipient: str, now: datetime) -> None:
-        """Raise InvalidLinkError unless the link was signed for *recipient*, ExpiredError when its time is over."""
-        raw = _read(claim.token)
+    def check_link(self, link: LinkClaims, recipient: str, now: datetime) -> None:
+        """Raise InvalidLinkError if the link was not signed for *recipient*, ExpiredLinkError if it has expired."""
+        raw = _decode(link.token)
         content, mac = raw[: _LAYOUT.size], raw[_LAYOUT.size :]
         key_id = _LAYOUT.unpack(content)[3]
         if key_id not in self._keys:
             raise InvalidLinkError
         if not hmac.compare_digest(mac, self._mac(key_id, b"link", content, recipient.lower().encode())):
             raise InvalidLinkError
-        if claim.expires_at <= now:
-            raise ExpiredError
+        if link.expires_at <= now:
+            raise ExpiredLinkError
 
-    def confirmation(self, token: str, who: str, now: datetime) -> str:
-        """Make what a confirming page sends back: that page was seen, by *who*, for this link."""
-        at = struct.pack(">I", int(now.timestamp()))
-        return _written(self._newest + at + self._mac(self._newest, b"confirm", at, token.encode(), who.encode()))
+    def sign_confirmation(self, token: str, user: str, now: datetime) -> str:
+        """Return what a confirmation page sends back to prove that *user* saw it for this link."""
+        shown_at = struct.pack(">I", int(now.timestamp()))
+        mac = self._mac(self._newest, b"confirm", shown_at, token.encode(), user.encode())
+        return _encode(self._newest + shown_at + mac)
 
-    def is_confirmed(self, confirmation: str, token: str, who: str, now: datetime) -> bool:
-        """Tell whether the confirming page of this link was seen by *who* a short time ago."""
+    def is_confirmed(self, confirmation: str, token: str, user: str, now: datetime) -> bool:
+        """Return True if *user* saw the confirmation page of this link less than CONFIRMED_WITHIN ago."""
         try:
-            raw = _read(confirmation)
+            raw = _decode(confirmation)
         except InvalidLinkError:
             return False
-        key_id, at, mac = raw[:4], raw[4:8], raw[8:]
-        if key_id not in self._keys or len(at) != 4:
+        key_id, shown_at, mac = raw[:4], raw[4:8], raw[8:]
+        if key_id not in self._keys or len(shown_at) != 4:
             return False
-        right = hmac.compare_digest(mac, self._mac(key_id, b"confirm", at, token.encode(), who.encode()))
-        age = now - datetime.fromtimestamp(struct.unpack(">I", at)[0], UTC)
-        return right and timedelta(minutes=-1) <= age <= CONFIRMED_WITHIN
+        is_authentic = hmac.compare_digest(mac, self._mac(key_id, b"confirm", shown_at, token.encode(), user.encode()))
+        age = now - datetime.fromtimestamp(struct.unpack(">I", shown_at)[0], UTC)
+        return is_authentic and timedelta(minutes=-1) <= age <= CONFIRMED_WITHIN
 
     def seal(self, purpose: str, content: bytes) -> str:
-        """Sign *content*, which whoever holds it can read but not change."""
-        return _written(self._newest + content + self._mac(self._newest, b"seal", purpose.encode(), content))
+        """Sign *content* for *purpose*. Its holder can read but not change it."""
+        return _encode(self._newest + content + self._mac(self._newest, b"seal", purpose.encode(), content))
 
     def unseal(self, purpose: str, sealed: str) -> bytes:
-        """Return what was sealed for this purpose. Raises InvalidLinkError."""
-        raw = _read(sealed)
+        """Return the content that was sealed for *purpose*. Raises InvalidLinkError."""
+        raw = _decode(sealed)
         key_id, content, mac = raw[:4], raw[4:-_MAC_BYTES], raw[-_MAC_BYTES:]
         if key_id not in self._keys:
             raise InvalidLinkError
@@ -120,9 +126,9 @@ class Signer:
         return hmac.digest(self._keys[key_id], content, hashlib.sha256)[:_MAC_BYTES]
 
 
-def read(token: str) -> Claim:
-    """Read what a link says of itself. Raises InvalidLinkError when it is none."""
-    raw = _read(token)
+def parse_link(token: str) -> LinkClaims:
+    """Return what a link claims, before it is verified. Raises InvalidLinkError if it is not a link."""
+    raw = _decode(token)
     if len(raw) != _LAYOUT.size + _MAC_BYTES:
         raise InvalidLinkError
     version, action, expires, _, tenant, message = _LAYOUT.unpack(raw[: _LAYOUT.size])
@@ -132,25 +138,25 @@ def read(token: str) -> Claim:
         raise InvalidLinkError from None
     if version != _VERSION:
         raise InvalidLinkError
-    return Claim(token, known, datetime.fromtimestamp(expires, UTC), UUID(bytes=tenant), UUID(bytes=message))
+    return LinkClaims(token, known, datetime.fromtimestamp(expires, UTC), UUID(bytes=tenant), UUID(bytes=message))
 
 
 def _key_id(key: str) -> bytes:
     return hashlib.sha256(b"key id" + key.encode()).digest()[:4]
 
 
-def _written(raw: bytes) -> str:
+def _encode(raw: bytes) -> str:
     return base64.urlsafe_b64encode(raw).decode().rstrip("=")
 
 
-def _read(text: str) -> bytes:
+def _decode(text: str) -> bytes:
     if len(text) > 8000 or not text.isascii():
         raise InvalidLinkError
     try:
         raw = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
     except (binascii.Error, ValueError):
         raise InvalidLinkError from None
-    # One spelling for each: what differs in unused bits was not written here.
-    if _written(raw) != text:
+    # Exactly one encoding is valid: a text that differs in unused bits was not made here.
+    if _encode(raw) != text:
         raise InvalidLinkError
     return raw

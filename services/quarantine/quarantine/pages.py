@@ -1,15 +1,13 @@
-"""The pages behind the links of a digest: GET shows, POST acts after a confirming page, and nothing needs script."""
+"""The users' pages behind the links of a digest. Following a link changes nothing; only a confirmed form does."""
 
-import secrets
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from http import HTTPStatus
-from typing import Any, Literal
+from typing import Literal
 from urllib.parse import parse_qs
 
 import structlog
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import HTMLResponse, RedirectResponse
+from fastapi.responses import RedirectResponse
 from jinja2 import Environment
 
 from backstop_contracts import Actor, ReportedAs
@@ -17,377 +15,348 @@ from chassis.http import Problem
 from chassis.postgres import Database
 from m365 import M365Error
 from mail import DOCUMENT_HEADERS, document
-from quarantine import filing, links, rules, store
-from quarantine.language import Words, choose
-from quarantine.links import Claim, ExpiredError, InvalidLinkError, LinkAction
-from quarantine.offering import NAMES, Links, offered
-from quarantine.reading import Reading
-from quarantine.rules import BY_RECIPIENT, NOT_PERMITTED, Kind, Permissions
-from quarantine.settings import QuarantineSettings, settings_of
+from quarantine import intake, store
+from quarantine.language import Texts, choose_language
+from quarantine.links import ExpiredLinkError, InvalidLinkError, LinkAction, LinkClaims, Signer, parse_link
+from quarantine.message_source import MessageSource
+from quarantine.permissions import is_held, permitted_actions
+from quarantine.policies import Permissions
+from quarantine.rendering import link_path, page_headers, render_page
+from quarantine.rules import BY_RECIPIENT, NOT_PERMITTED, Kind
 from quarantine.sign_in import Person, SignIn, SignInError
-from quarantine.store import QuarantinedMessage
+from quarantine.store import Action, QuarantinedMessage
+from quarantine.tenant_settings import QuarantineSettings, read_settings
 
 log = structlog.get_logger()
 
-PATIENCE = timedelta(seconds=10)
-FORM_BYTES = 32_768
-"""An answer of Entra ID is the largest form that comes here."""
-CHOICES = (ReportedAs.PHISHING, ReportedAs.JUNK, ReportedAs.NOT_JUNK)
+MAX_WAIT = timedelta(seconds=10)
+"""How long a page waits for the outcome of an action."""
+MAX_FORM_BYTES = 32_768
+"""Entra ID's response is the largest form."""
+REPORT_CHOICES = (ReportedAs.PHISHING, ReportedAs.JUNK, ReportedAs.NOT_JUNK)
 KINDS = {LinkAction.RELEASE: Kind.RELEASE, LinkAction.REQUEST: Kind.REQUEST, LinkAction.REPORT: Kind.REPORT}
-Tone = Literal["good", "note", "bad"]
 
 
 class _PageError(Exception):
-    """Something else than the page has to be shown: the texts `invalid.<name>_title` and `invalid.<name>`."""
+    """The page cannot be shown; the texts `invalid.<key>_title` and `invalid.<key>` say why."""
 
-    def __init__(self, name: str, status: int) -> None:
-        super().__init__(name)
-        self.name = name
+    def __init__(self, key: str, status: int) -> None:
+        super().__init__(key)
+        self.key = key
         self.status = status
-
-
-class _SignInNeededError(Exception):
-    """Nobody has signed in yet."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Visit:
-    """A link that was checked: what it is for, whose mail it is, who opens it."""
+    """A verified link, the message that it is for, and who opened it."""
 
-    claim: Claim
+    link: LinkClaims
     message: QuarantinedMessage
     settings: QuarantineSettings
-    words: Words
+    texts: Texts
     person: Person | None
 
     @property
-    def who(self) -> str:
-        """What a confirming page is bound to, besides its link."""
+    def user(self) -> str:
+        """Who a confirmation page is bound to, besides its link."""
         return self.person.oid if self.person else ""
 
     @property
     def actor(self) -> Actor:
-        """In whose name something is done: the person who signed in, or whoever has the recipient's link."""
+        """In whose name something is done: the person who signed in, or else the recipient."""
         if self.person:
             return Actor(kind="user", id=self.person.oid, name=self.person.name)
         return Actor(kind="user", id=self.message.recipient, name=self.message.recipient)
 
 
 class Pages:
-    """Serves the pages over *db*; what is shown of mails comes from *reading*."""
+    """Serves the users' pages."""
 
     def __init__(
         self,
         db: Database,
-        reading: Reading,
-        links: Links,
+        source: MessageSource,
+        signer: Signer,
         templates: Environment,
         sign_in: SignIn | None,
         *,
-        patience: timedelta = PATIENCE,
+        max_wait: timedelta = MAX_WAIT,
     ) -> None:
         self._db = db
-        self._reading = reading
-        self._links = links
+        self._source = source
+        self._signer = signer
         self._templates = templates
         self._sign_in = sign_in
-        self._patience = patience
+        self._max_wait = max_wait
 
     def router(self) -> APIRouter:
-        """Make the routes. They are for people, so no API document shows them."""
+        """Return the routes. They are for people, so no API document shows them."""
         router = APIRouter(prefix="/q", include_in_schema=False)
-        router.add_api_route("/signed-in", self.signed_in, methods=["POST"])
-        router.add_api_route("/{token}", self.show, methods=["GET"])
-        router.add_api_route("/{token}", self.act, methods=["POST"])
-        router.add_api_route("/{token}/mail", self.mail, methods=["GET"])
+        router.add_api_route("/signed-in", self.finish_sign_in, methods=["POST"])
+        router.add_api_route("/{token}", self.show_page, methods=["GET"])
+        router.add_api_route("/{token}", self.submit_form, methods=["POST"])
+        router.add_api_route("/{token}/mail", self.show_preview, methods=["GET"])
         router.add_api_route("/{token}/sign-in", self.begin_sign_in, methods=["GET"])
         return router
 
-    async def show(self, token: str, request: Request) -> Response:
-        """Show the mail, or ask whether to do what the link is for. Changes nothing, whoever follows the link."""
+    async def show_page(self, token: str, request: Request) -> Response:
+        """Show the message, or ask for confirmation of the link's action. Changes nothing, whoever follows the link."""
         try:
             visit = await self._visit(token, request)
-            if visit.claim.action is LinkAction.VIEW:
-                return self._message(visit, as_text=request.query_params.get("as") == "text")
-            self._check_offered(visit)
-        except (_PageError, _SignInNeededError) as error:
-            return await self._instead(error, token, request)
-        return self._confirm(visit)
+            if visit.link.action is LinkAction.VIEW:
+                return self._message_page(visit, as_text=request.query_params.get("as") == "text")
+            _check_permitted(visit)
+        except _PageError as error:
+            return self._error_page(error, token, request)
+        return self._confirmation_page(visit)
 
-    async def act(self, token: str, request: Request) -> Response:
-        """Do what the link is for, once its page has been seen and confirmed; what is permitted is looked at anew."""
+    async def submit_form(self, token: str, request: Request) -> Response:
+        """Perform the link's action if its confirmation page was sent and the action is still permitted."""
         try:
             visit = await self._visit(token, request)
-            said = await self._confirmed(visit, request)
-            if visit.claim.action is LinkAction.BLOCK:
-                return await self._block(visit)
-            return await self._wish(visit, said)
-        except (_PageError, _SignInNeededError) as error:
-            return await self._instead(error, token, request)
+            reported_as = await self._read_confirmation(visit, request)
+            if visit.link.action is LinkAction.BLOCK:
+                return await self._block_sender(visit)
+            return await self._request_action(visit, reported_as)
+        except _PageError as error:
+            return self._error_page(error, token, request)
 
-    async def _confirmed(self, visit: _Visit, request: Request) -> str | None:
-        """Return what was chosen on the confirming page. Raises _PageError when it was not that page that was sent."""
-        form = await _form(request)
-        confirmation, said = form.get("confirmation", ""), form.get("reported_as")
-        if not self._links.signer.is_confirmed(confirmation, visit.claim.token, visit.who, datetime.now(UTC)):
-            raise _PageError("stale", 403)
-        return said
-
-    async def mail(self, token: str, request: Request) -> Response:
-        """Show the mail itself, made safe, for the frame in the page."""
+    async def show_preview(self, token: str, request: Request) -> Response:
+        """Show the content of the message, made safe, for the frame in the page."""
         try:
             visit = await self._visit(token, request)
-            self._check_shown(visit)
-        except (_PageError, _SignInNeededError) as error:
-            return await self._instead(error, token, request, framed=True)
-        try:
-            words = visit.words.preview()
-            shown = await self._reading.preview(visit.message.tenant_id, visit.message.identity, words)
+            _check_preview_permitted(visit)
+            texts = visit.texts.preview()
+            shown = await self._source.preview(visit.message.tenant_id, visit.message.identity, texts)
+        except _PageError as error:
+            return self._error_page(error, token, request, framed=True)
         except Problem as problem:
-            name = "not_permitted" if problem.status in (404, 409) else "away"
-            return await self._instead(_PageError(name, problem.status), token, request, framed=True)
+            key = "not_permitted" if problem.status in (404, 409) else "away"
+            return self._error_page(_PageError(key, problem.status), token, request, framed=True)
         if request.query_params.get("as") == "text":
             shown = replace(shown, html=None)
-        return Response(document(shown, words), headers=dict(DOCUMENT_HEADERS))
+        return Response(document(shown, texts), headers=dict(DOCUMENT_HEADERS))
 
     async def begin_sign_in(self, token: str, request: Request) -> Response:
-        """Go to Entra ID and come back."""
-        response = RedirectResponse("/", 303, headers=_headers(""))
+        """Redirect to Entra ID, which sends the user back to `finish_sign_in`."""
+        response = RedirectResponse("/", 303, headers=page_headers())
         try:
-            claim, _ = await self._link(token)
-            response.headers["Location"] = await self._offered_sign_in().start(response, claim.tenant_id, token)
+            link, _ = await self._check_link(token)
+            response.headers["Location"] = await self._require_sign_in().start(response, link.tenant_id, token)
         except _PageError as error:
-            return await self._instead(error, token, request)
+            return self._error_page(error, token, request)
         except SignInError:
-            return await self._instead(_PageError("away", 503), token, request)
+            return self._error_page(_PageError("away", 503), token, request)
         return response
 
-    async def signed_in(self, request: Request) -> Response:
-        """Take the answer of Entra ID, and go on with the link."""
-        response = RedirectResponse("/", 303, headers=_headers(""))
+    async def finish_sign_in(self, request: Request) -> Response:
+        """Accept Entra ID's response and redirect to the link."""
+        response = RedirectResponse("/", 303, headers=page_headers())
         try:
-            token = await self._offered_sign_in().finish(request, response, await _form(request))
+            token = await self._require_sign_in().finish(request, response, await _read_form(request))
         except (SignInError, _PageError):
-            return await self._instead(_PageError("", 403), "", request)
+            return self._error_page(_PageError("", 403), "", request)
         response.headers["Location"] = f"/q/{token}"
         return response
 
-    def _offered_sign_in(self) -> SignIn:
+    def _require_sign_in(self) -> SignIn:
         if self._sign_in is None:
             raise _PageError("away", 503)
         return self._sign_in
 
-    async def _link(self, token: str) -> tuple[Claim, QuarantinedMessage]:
-        """Check a link. Raises _PageError."""
+    async def _visit(self, token: str, request: Request) -> _Visit:
+        """Check the link and, if the tenant requires it, who opened it. Raises _PageError."""
+        link, message = await self._check_link(token)
+        settings = await read_settings(self._db.pool, link.tenant_id)
+        person = await self._check_person(request, message) if settings.sign_in else None
+        texts = choose_language(request.headers.get("accept-language", ""), settings.language)
+        return _Visit(link, message, settings, texts, person)
+
+    async def _check_link(self, token: str) -> tuple[LinkClaims, QuarantinedMessage]:
+        """Return a verified link and its message. Raises _PageError."""
         try:
-            claim = links.read(token)
+            link = parse_link(token)
         except InvalidLinkError:
             raise _PageError("", 404) from None
-        message = await store.find_message(self._db.pool, claim.tenant_id, claim.message_id)
+        message = await store.find_message(self._db.pool, link.tenant_id, link.message_id)
         if message is None:
             raise _PageError("", 404)
         try:
-            self._links.signer.check(claim, message.recipient, datetime.now(UTC))
+            self._signer.check_link(link, message.recipient, datetime.now(UTC))
         except InvalidLinkError:
             raise _PageError("", 404) from None
-        except ExpiredError:
+        except ExpiredLinkError:
             raise _PageError("expired", 410) from None
-        return claim, message
+        return link, message
 
-    async def _visit(self, token: str, request: Request) -> _Visit:
-        """Check the link and, where the tenant wants it, who opens it. Raises _PageError or _SignInNeededError."""
-        claim, message = await self._link(token)
-        settings = await settings_of(self._db.pool, claim.tenant_id)
-        person = await self._person(request, message) if settings.sign_in else None
-        words = choose(request.headers.get("accept-language", ""), settings.language)
-        return _Visit(claim, message, settings, words, person)
-
-    async def _person(self, request: Request, message: QuarantinedMessage) -> Person:
-        sign_in = self._offered_sign_in()
+    async def _check_person(self, request: Request, message: QuarantinedMessage) -> Person:
+        """Return who signed in, if that is the recipient. Raises _PageError."""
+        sign_in = self._require_sign_in()
         person = sign_in.person(request)
         if person is None or person.tenant_id != message.tenant_id:
-            raise _SignInNeededError
+            raise _PageError("sign_in", 401)
         try:
-            theirs = await sign_in.is_recipient(person, message.tenant_id, message.recipient)
+            is_recipient = await sign_in.is_recipient(person, message.tenant_id, message.recipient)
         except M365Error:
             raise _PageError("away", 503) from None
-        if not theirs:
+        if not is_recipient:
             raise _PageError("not_yours", 403)
         return person
 
-    def _check_offered(self, visit: _Visit) -> None:
-        if visit.claim.action not in offered(visit.message, datetime.now(UTC)):
+    async def _read_confirmation(self, visit: _Visit, request: Request) -> str | None:
+        """Return what was chosen on the confirmation page. Raises _PageError if the form is not from that page."""
+        form = await _read_form(request)
+        confirmation, reported_as = form.get("confirmation", ""), form.get("reported_as")
+        if not self._signer.is_confirmed(confirmation, visit.link.token, visit.user, datetime.now(UTC)):
+            raise _PageError("stale", 403)
+        return reported_as
+
+    async def _request_action(self, visit: _Visit, reported_as: str | None) -> Response:
+        """Release the message, request its release or report it, and show the outcome."""
+        kind = KINDS.get(visit.link.action)
+        if kind is None:
+            raise _PageError("", 404)
+        if kind is not Kind.REPORT:
+            reported_as = None
+        elif reported_as not in REPORT_CHOICES:
+            raise _PageError("stale", 422)
+        variant = BY_RECIPIENT if kind is Kind.RELEASE else reported_as or ""
+        message = visit.message
+        async with self._db.transaction() as tx:
+            latest = await store.find_latest_actions(tx, [message.message_id], kind, variant)
+            known = latest.get(message.message_id)
+            # A form that is sent twice shows the same outcome twice.
+            if known is None or known.state == "failed":
+                _check_permitted(visit)
+            (action_id,) = await intake.request_actions(
+                tx, [message], kind, by=visit.actor, variant=variant, reported_as=reported_as
+            )
+        (action,) = await intake.wait_for_actions(self._db, message.tenant_id, [action_id], self._max_wait)
+        log.info("link.used", action=kind, action_id=action_id, state=action.state)
+        return await self._action_page(visit, action)
+
+    async def _action_page(self, visit: _Visit, action: Action) -> Response:
+        if action.state != "failed":
+            running = action.state == "pending"
+            return await self._success_page(visit, str(action.kind), running=running, already=action.already_done)
+        if action.detail == NOT_PERMITTED:
             raise _PageError("not_permitted", 409)
+        return await self._failure_page(visit, action.detail, away=action.failure in ("gave-up", "not-allowed"))
 
-    def _check_shown(self, visit: _Visit) -> None:
-        if visit.claim.action is not LinkAction.VIEW or Permissions.PREVIEW not in visit.message.permitted:
-            raise _PageError("not_permitted", 403)
+    async def _block_sender(self, visit: _Visit) -> Response:
+        """Block the sender for the recipient's mailbox, and show the outcome."""
+        _check_permitted(visit)
+        message = visit.message
+        async with self._db.transaction() as tx:
+            block = await intake.request_sender_block(tx, message, message.sender or "", by=visit.actor)
+        found = await intake.wait_for_block(self._db, message.tenant_id, block, self._max_wait)
+        log.info("link.used", action="block", block_id=found.block_id, state=found.status)
+        if found.status in ("failed", "removed"):
+            return await self._failure_page(visit, found.detail, away=found.reason == "gave-up")
+        running, already = found.status == "requested", block.status == "applied"
+        return await self._success_page(visit, "block", running=running, already=already)
 
-    def _message(self, visit: _Visit, *, as_text: bool) -> Response:
-        message, here = visit.message, f"/q/{visit.claim.token}"
-        held = message.status in rules.HELD and message.expires_at > datetime.now(UTC)
+    def _message_page(self, visit: _Visit, *, as_text: bool) -> Response:
+        message, here, now = visit.message, f"/q/{visit.link.token}", datetime.now(UTC)
+        held = is_held(message, now)
         shown = held and Permissions.PREVIEW in message.permitted
-        actions = [
-            (NAMES[action], f"/q/{self._links.token(action, message, visit.claim.expires_at)}")
-            for action in offered(message, datetime.now(UTC))
-        ]
-        return self._page(
+        return render_page(
+            self._templates,
             "message.html",
-            visit.words,
-            title=message.subject or visit.words("digest.no_subject"),
+            visit.texts,
+            title=message.subject or visit.texts("digest.no_subject"),
             message=message,
-            actions=actions,
+            actions=[(action.key, self._path(visit, action)) for action in permitted_actions(message, now)],
             here=here,
             as_text=as_text,
             held=held,
             frame=(f"{here}/mail" + ("?as=text" if as_text else "")) if shown else None,
         )
 
-    def _confirm(self, visit: _Visit) -> Response:
-        message, token, name = visit.message, visit.claim.token, NAMES[visit.claim.action]
-        return self._page(
+    def _confirmation_page(self, visit: _Visit) -> Response:
+        message, token, key = visit.message, visit.link.token, visit.link.action.key
+        return render_page(
+            self._templates,
             "confirm.html",
-            visit.words,
-            title=visit.words(f"confirm.{name}", sender=message.sender or ""),
+            visit.texts,
+            title=visit.texts(f"confirm.{key}", sender=message.sender or ""),
             message=message,
-            action=name,
+            action=key,
             here=f"/q/{token}",
-            back=self._back(visit),
-            confirmation=self._links.signer.confirmation(token, visit.who, datetime.now(UTC)),
-            choices=CHOICES,
+            back=self._path(visit, LinkAction.VIEW),
+            confirmation=self._signer.sign_confirmation(token, visit.user, datetime.now(UTC)),
+            choices=REPORT_CHOICES,
         )
 
-    def _back(self, visit: _Visit) -> str:
-        return f"/q/{self._links.token(LinkAction.VIEW, visit.message, visit.claim.expires_at)}"
+    async def _success_page(self, visit: _Visit, key: str, *, running: bool, already: bool) -> Response:
+        texts = visit.texts
+        if running:
+            return await self._outcome_page(visit, texts("done.running_title"), texts("done.running"), "note", 202)
+        text = texts("done.already" if already else f"done.{key}")
+        return await self._outcome_page(visit, texts(f"action.{key}"), text, "good", 200)
 
-    async def _wish(self, visit: _Visit, said: str | None) -> Response:
-        """Release, ask for it, or report, and say what became of that."""
-        kind = KINDS.get(visit.claim.action)
-        if kind is None:
-            raise _PageError("", 404)
-        if kind is Kind.REPORT and said not in CHOICES:
-            raise _PageError("stale", 422)
-        reported_as = said if kind is Kind.REPORT else None
-        variant = BY_RECIPIENT if kind is Kind.RELEASE else reported_as or ""
-        async with self._db.transaction() as tx:
-            last = await store.last_actions(tx, [visit.message.message_id], kind, variant)
-            known = last.get(visit.message.message_id)
-            # A page that is sent twice is answered twice, and acts once.
-            if known is None or known.state == "failed":
-                self._check_offered(visit)
-            (action_id,) = await filing.file(
-                tx, [visit.message], kind, by=visit.actor, variant=variant, reported_as=reported_as
-            )
-        (action,) = await filing.outcomes(self._db, visit.message.tenant_id, [action_id], self._patience)
-        log.info("link.used", action=kind, action_id=action_id, state=action.state)
-        if action.state == "failed":
-            if action.detail == NOT_PERMITTED:
-                raise _PageError("not_permitted", 409)
-            return await self._failed(visit, action.detail, away=action.failure in ("gave-up", "not-allowed"))
-        return await self._done(visit, str(kind), running=action.state == "pending", already=action.already_done)
+    async def _failure_page(self, visit: _Visit, detail: str | None, *, away: bool) -> Response:
+        texts = visit.texts
+        text = texts("done.failed", detail=detail) if detail else texts("done.failed_unknown")
+        return await self._outcome_page(visit, texts("done.failed_title"), text, "bad", 502 if away else 409)
 
-    async def _block(self, visit: _Visit) -> Response:
-        """Block the sender for the recipient's mailbox, and say what became of that."""
-        self._check_offered(visit)
-        message = visit.message
-        async with self._db.transaction() as tx:
-            block = await filing.block_sender(tx, message, message.sender or "", by=visit.actor)
-        found = await filing.block_outcome(self._db, message.tenant_id, block, self._patience)
-        log.info("link.used", action="block", block_id=found.block_id, state=found.status)
-        if found.status in ("failed", "removed"):
-            return await self._failed(visit, found.detail, away=found.reason == "gave-up")
-        return await self._done(visit, "block", running=found.status == "requested", already=block.status == "applied")
-
-    async def _done(self, visit: _Visit, name: str, *, running: bool, already: bool) -> Response:
-        words = visit.words
-        title = words("done.running_title") if running else words(f"action.{name}")
-        text = words("done.running") if running else words("done.already" if already else f"done.{name}")
-        tone: Tone = "note" if running else "good"
-        return await self._outcome(visit, title, text, tone, 202 if running else 200)
-
-    async def _failed(self, visit: _Visit, detail: str | None, *, away: bool) -> Response:
-        words = visit.words
-        text = words("done.failed", detail=detail) if detail else words("done.failed_unknown")
-        return await self._outcome(visit, words("done.failed_title"), text, "bad", 502 if away else 409)
-
-    async def _outcome(self, visit: _Visit, title: str, text: str, tone: Tone, status: int) -> Response:
-        message = await store.find_message(self._db.pool, visit.message.tenant_id, visit.message.message_id)
-        return self._page(
+    async def _outcome_page(
+        self, visit: _Visit, title: str, text: str, tone: Literal["good", "note", "bad"], status: int
+    ) -> Response:
+        return render_page(
+            self._templates,
             "outcome.html",
-            visit.words,
+            visit.texts,
             status=status,
             title=title,
             text=text,
             tone=tone,
-            message=message,
+            message=await store.find_message(self._db.pool, visit.message.tenant_id, visit.message.message_id),
             button=None,
-            back=self._back(visit),
+            back=self._path(visit, LinkAction.VIEW),
         )
 
-    async def _instead(
-        self, error: _PageError | _SignInNeededError, token: str, request: Request, *, framed: bool = False
-    ) -> Response:
-        words = choose(request.headers.get("accept-language", ""), "en")
-        if isinstance(error, _SignInNeededError):
-            sign_in = (words("invalid.sign_in_button"), f"/q/{token}/sign-in")
-            return self._problem(words, _PageError("sign_in", 401), button=None if framed else sign_in, framed=framed)
-        again = None
-        if error.name == "stale":
-            again = (words("page.back"), f"/q/{token}")
-        return self._problem(words, error, button=again, framed=framed)
-
-    def _problem(
-        self, words: Words, error: _PageError, *, button: tuple[str, str] | None = None, framed: bool = False
-    ) -> Response:
-        name = error.name
-        return self._page(
+    def _error_page(self, error: _PageError, token: str, request: Request, *, framed: bool = False) -> Response:
+        texts, key = choose_language(request.headers.get("accept-language", ""), "en"), error.key
+        button = None
+        if key == "sign_in" and not framed:
+            button = (texts("invalid.sign_in_button"), f"/q/{token}/sign-in")
+        elif key == "stale":
+            button = (texts("page.back"), f"/q/{token}")
+        return render_page(
+            self._templates,
             "outcome.html",
-            words,
+            texts,
             status=error.status,
             framed=framed,
-            title=words(f"invalid.{name}_title" if name else "invalid.title"),
-            text=words(f"invalid.{name}" if name else "invalid.text"),
-            tone="note" if name == "sign_in" else "bad",
+            title=texts(f"invalid.{key}_title" if key else "invalid.title"),
+            text=texts(f"invalid.{key}" if key else "invalid.text"),
+            tone="note" if key == "sign_in" else "bad",
             message=None,
             button=button,
             back=None,
         )
 
-    def _page(
-        self, template: str, words: Words, *, status: int = HTTPStatus.OK, framed: bool = False, **content: Any
-    ) -> Response:
-        nonce = secrets.token_urlsafe(16)
-        text = self._templates.get_template(template).render(words=words, nonce=nonce, **content)
-        return HTMLResponse(text, status, headers={**_headers(nonce, framed=framed), "Content-Language": words.code})
+    def _path(self, visit: _Visit, action: LinkAction) -> str:
+        """Return the path of another page for the same message, which expires with the visited link."""
+        return link_path(self._signer, action, visit.message, visit.link.expires_at)
 
 
-async def _form(request: Request) -> dict[str, str]:
-    """Read a small form; the first of a name counts. Raises _PageError."""
+def _check_permitted(visit: _Visit) -> None:
+    if visit.link.action not in permitted_actions(visit.message, datetime.now(UTC)):
+        raise _PageError("not_permitted", 409)
+
+
+def _check_preview_permitted(visit: _Visit) -> None:
+    if visit.link.action is not LinkAction.VIEW or Permissions.PREVIEW not in visit.message.permitted:
+        raise _PageError("not_permitted", 403)
+
+
+async def _read_form(request: Request) -> dict[str, str]:
+    """Return the fields of a small form; the first field of a name counts. Raises _PageError."""
     body = b""
     async for chunk in request.stream():
         body += chunk
-        if len(body) > FORM_BYTES:
+        if len(body) > MAX_FORM_BYTES:
             raise _PageError("stale", 413)
     return {name: values[0] for name, values in parse_qs(body.decode("ascii", "replace")).items()}
-
-
-def _headers(nonce: str, *, framed: bool = False) -> dict[str, str]:
-    """Let a page load nothing but its own style and frame, be kept nowhere, and be framed by nobody else."""
-    policy = (
-        "default-src 'none'",
-        f"style-src 'nonce-{nonce}'" if nonce else "style-src 'none'",
-        "frame-src 'self'",
-        "form-action 'self'",
-        "base-uri 'none'",
-        "frame-ancestors 'self'" if framed else "frame-ancestors 'none'",
-    )
-    return {
-        "Content-Security-Policy": "; ".join(policy),
-        "Referrer-Policy": "no-referrer",
-        "Cache-Control": "no-store",
-        "X-Content-Type-Options": "nosniff",
-        "X-Robots-Tag": "noindex, nofollow",
-        "Cross-Origin-Opener-Policy": "same-origin",
-        "Cross-Origin-Resource-Policy": "same-origin",
-        "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
-    }

@@ -1,4 +1,4 @@
-"""Sign users in with Entra ID before a link shows anything: OpenID Connect, the code flow with PKCE, by MSAL."""
+"""Sign users in with Entra ID before a link shows anything: OpenID Connect's code flow with PKCE, through MSAL."""
 
 import asyncio
 import json
@@ -26,12 +26,12 @@ _FLOW, _SESSION = "flow", "session"
 
 
 class SignInError(Exception):
-    """Entra ID did not say who this is."""
+    """Entra ID did not confirm who the user is."""
 
 
 @dataclass(frozen=True, slots=True)
 class Person:
-    """Who signed in. `name` is for display only."""
+    """A user who signed in. `name` is for display only."""
 
     tenant_id: UUID
     oid: str
@@ -40,10 +40,10 @@ class Person:
 
 class SignIn:
     """
-    Signs people in, for an hour, by cookies that only this service can write.
+    Signs users in for an hour, with signed cookies.
 
-    *client_id* is a web application in Entra ID with the redirect address `<public_url>/q/signed-in`. The cookies are
-    for the host alone; they are not sent with requests that other sites cause, but for following a link.
+    *client_id* is a web application in Entra ID with the redirect URI `<public_url>/q/signed-in`. The cookies are bound
+    to the host. Browsers do not send them with requests that other sites trigger, except when a user follows a link.
     """
 
     def __init__(
@@ -65,55 +65,55 @@ class SignIn:
         self._http = requests.Session()
         if ca_file:
             self._http.verify = str(ca_file)
-            # REQUESTS_CA_BUNDLE would win over `verify`.
+            # Otherwise REQUESTS_CA_BUNDLE would override `verify`.
             self._http.trust_env = False
         self._secure = urlsplit(public_url).scheme == "https"
         self._graph = graph
 
     def close(self) -> None:
-        """Let go of the connections to Entra ID."""
+        """Close the connections to Entra ID."""
         self._http.close()
 
     def person(self, request: Request) -> Person | None:
-        """Return who has signed in; None when nobody has, or too long ago."""
-        held = self._read(request, _SESSION)
-        return Person(UUID(held["tid"]), held["oid"], held["name"]) if held else None
+        """Return who signed in; None if nobody has, or the session has expired."""
+        session = self._read_cookie(request, _SESSION)
+        return Person(UUID(session["tid"]), session["oid"], session["name"]) if session else None
 
     async def start(self, response: Response, tenant_id: UUID, token: str) -> str:
-        """Return the address at Entra ID to go to, and have *response* remember the way back to the link *token*."""
+        """Return the URL of Entra ID's sign-in; *response* remembers the link to return to. Raises SignInError."""
         try:
-            flow = await asyncio.to_thread(self._begin, tenant_id)
+            flow = await asyncio.to_thread(self._start_flow, tenant_id)
         except (requests.RequestException, ValueError) as error:
             log.warning("sign_in.unavailable", error=type(error).__name__)
             raise SignInError from None
-        self._write(response, _FLOW, {"flow": flow, "tid": str(tenant_id), "token": token}, FLOW_SECONDS)
+        self._write_cookie(response, _FLOW, {"flow": flow, "tid": str(tenant_id), "token": token}, FLOW_SECONDS)
         return str(flow["auth_uri"])
 
     async def finish(self, request: Request, response: Response, answer: dict[str, str]) -> str:
-        """Take Entra ID's *answer*; returns the token of the link to go on with. Raises SignInError."""
-        held = self._read(request, _FLOW)
-        if held is None:
+        """Check Entra ID's *answer* and start a session; return the token of the link. Raises SignInError."""
+        started = self._read_cookie(request, _FLOW)
+        if started is None:
             raise SignInError
-        tenant_id = UUID(held["tid"])
+        tenant_id = UUID(started["tid"])
         try:
-            result = await asyncio.to_thread(self._end, tenant_id, held["flow"], answer)
+            result = await asyncio.to_thread(self._finish_flow, tenant_id, started["flow"], answer)
         except (requests.RequestException, ValueError) as error:
-            # ValueError: the state is not ours, so this answer is for somebody else's browser.
+            # ValueError: the state is unknown, so this answer belongs to another browser.
             log.warning("sign_in.failed", error=type(error).__name__)
             raise SignInError from None
         claims = result.get("id_token_claims")
         if not claims or str(claims.get("tid")) != str(tenant_id) or not claims.get("oid"):
-            # The browser sends this code, so it may be anything.
+            # This code comes from the browser, so it may be any text.
             code = str(result.get("error", ""))
             log.warning("sign_in.failed", error=code if re.fullmatch("[a-z_]{1,40}", code) else "unknown")
             raise SignInError
         session = {"tid": str(tenant_id), "oid": str(claims["oid"]), "name": claims.get("preferred_username")}
-        self._write(response, _SESSION, session, SESSION_SECONDS)
-        response.delete_cookie(self._name(_FLOW), path="/", secure=self._secure, httponly=True, samesite="lax")
-        return str(held["token"])
+        self._write_cookie(response, _SESSION, session, SESSION_SECONDS)
+        response.delete_cookie(self._cookie_name(_FLOW), path="/", secure=self._secure, httponly=True, samesite="lax")
+        return str(started["token"])
 
     async def is_recipient(self, person: Person, tenant_id: UUID, recipient: str) -> bool:
-        """Tell whether *person* is the user with the mailbox *recipient*, by object id. Raises one of M365Error."""
+        """Return True if *person* owns the mailbox *recipient*; object ids are compared. Raises M365Error."""
         if person.tenant_id != tenant_id:
             return False
         try:
@@ -131,38 +131,38 @@ class SignIn:
             http_client=self._http,
         )
 
-    def _begin(self, tenant_id: UUID) -> dict[str, Any]:
+    def _start_flow(self, tenant_id: UUID) -> dict[str, Any]:
         flow: dict[str, Any] = self._application(tenant_id).initiate_auth_code_flow(
             [], redirect_uri=self._redirect_uri, prompt="select_account", response_mode="form_post"
         )
         return flow
 
-    def _end(self, tenant_id: UUID, flow: dict[str, Any], answer: dict[str, str]) -> dict[str, Any]:
+    def _finish_flow(self, tenant_id: UUID, flow: dict[str, Any], answer: dict[str, str]) -> dict[str, Any]:
         result: dict[str, Any] = self._application(tenant_id).acquire_token_by_auth_code_flow(flow, answer)
         return result
 
-    def _name(self, purpose: str) -> str:
-        # The prefix makes browsers refuse a cookie that another host of the domain has set.
+    def _cookie_name(self, purpose: str) -> str:
+        # With this prefix, browsers refuse a cookie that another host of the domain has set.
         return f"__Host-backstop-{purpose}" if self._secure else f"backstop-{purpose}"
 
-    def _write(self, response: Response, purpose: str, content: dict[str, Any], seconds: int) -> None:
-        sealed = self._signer.seal(purpose, json.dumps({**content, "until": time.time() + seconds}).encode())
+    def _write_cookie(self, response: Response, purpose: str, content: dict[str, Any], seconds: int) -> None:
+        sealed = self._signer.seal(purpose, json.dumps({**content, "expires": time.time() + seconds}).encode())
         response.set_cookie(
-            self._name(purpose),
+            self._cookie_name(purpose),
             sealed,
             max_age=seconds,
             path="/",
             secure=self._secure,
             httponly=True,
-            # Entra ID's page posts its answer, and a browser sends that from another site.
+            # Entra ID's page posts its answer, which browsers treat as a request from another site.
             samesite="none" if purpose == _FLOW and self._secure else "lax",
         )
 
-    def _read(self, request: Request, purpose: str) -> dict[str, Any] | None:
+    def _read_cookie(self, request: Request, purpose: str) -> dict[str, Any] | None:
         try:
             content: dict[str, Any] = json.loads(
-                self._signer.unseal(purpose, request.cookies.get(self._name(purpose), ""))
+                self._signer.unseal(purpose, request.cookies.get(self._cookie_name(purpose), ""))
             )
         except (InvalidLinkError, ValueError):
             return None
-        return content if content["until"] > time.time() else None
+        return content if content["expires"] > time.time() else None

@@ -1,9 +1,9 @@
-"""Quarantine's database and workers, and the Microsoft 365 that they reach."""
+"""Quarantine's database and workers against the simulated Microsoft 365, and its HTTP routes."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -15,36 +15,36 @@ from pydantic import SecretStr
 
 import outcomes
 import quarantine
-from backstop_contracts import EVENTS
+from backstop_contracts import EVENTS, Actor
 from chassis.http import make_api
 from chassis.postgres import Database
 from m365 import Credential, Exchange, Graph, Tokens, open_session
 from mail import MailStore
-from quarantine import store
-from quarantine.carrying import Carrier
-from quarantine.digest import Digester
-from quarantine.links import Signer
-from quarantine.mirror import Mirror
-from quarantine.offering import Links
+from quarantine import intake, store
+from quarantine.actions import ActionWorker
+from quarantine.digest import DigestWorker
+from quarantine.http import make_router
+from quarantine.links import LinkAction, Signer
+from quarantine.message_source import MessageSource
 from quarantine.pages import Pages
-from quarantine.reading import Reading
-from quarantine.rendering import make_templates
-from quarantine.settings import QuarantineSettings, settings_of
+from quarantine.rendering import link_path, make_templates
+from quarantine.rules import Kind
+from quarantine.sync import SyncWorker
+from quarantine.tenant_settings import QuarantineSettings, read_settings
 from simulator import DEFAULT_APP, DEFAULT_SECRET, Simulator
 from simulator.faults import Fault
 
 KEY = "a-key-of-the-tests-that-is-long-enough-0001"
 MODELS = {model.topic(): model for model in EVENTS}
+ANNA, BEN = "anna@contoso.example", "ben@contoso.example"
+ADMIN = Actor(kind="user", id="admin", name="admin@contoso.example")
+Client = Callable[..., Awaitable[tuple[int, Any]]]
 
 
-def write(
-    subject: str = "Parcel",
-    *,
-    sender: str = "parcels@fabrikam.example",
-    to: str = "anna@contoso.example",
-    body: str = "Track it.\r\n",
+def write_eml(
+    subject: str = "Parcel", *, sender: str = "parcels@fabrikam.example", to: str = ANNA, body: str = "Track it.\r\n"
 ) -> str:
-    """Write a mail."""
+    """Return a raw message."""
     return (
         f"From: Parcels <{sender}>\r\nTo: {to}\r\nSubject: {subject}\r\n"
         f"Message-ID: <{subject.replace(' ', '.')}@mail.example>\r\n"
@@ -53,10 +53,10 @@ def write(
 
 
 class World:
-    """The service's parts as after a restart: nothing is remembered but what the database holds."""
+    """The parts of the service, made anew for each use, as after a restart: only the database remembers anything."""
 
-    mail = staticmethod(write)
-    # Patience for an outcome that comes, and for one that does not.
+    eml = staticmethod(write_eml)
+    # How long to wait for an outcome that comes, and for one that does not.
     long, short = timedelta(minutes=1), timedelta(seconds=0.1)
 
     def __init__(
@@ -66,56 +66,103 @@ class World:
         self.tenant_id = tenant_id
         self.microsoft = microsoft
         self.state = microsoft.state
+        self.tenant = microsoft.state.tenants[str(tenant_id)]
         self.tokens = Tokens(
             Credential(client_id=DEFAULT_APP, secret=SecretStr(DEFAULT_SECRET)), session, authority=microsoft.url
         )
         self._session = session
         self._control = control
-        self.mails = MailStore("memory:///")
+        self.mail_store = MailStore("memory:///")
 
     def exchange(self, *, timeout: float = 10.0) -> Exchange:
-        """Reach Exchange Online; *timeout* in seconds is that of each call."""
+        """Connect to Exchange Online; *timeout* in seconds is that of each call."""
         return Exchange(self.tokens, self._session, base_url=self.microsoft.url, timeout=timeout)
 
     def graph(self, *, timeout: float = 10.0) -> Graph:
-        """Reach Graph."""
+        """Connect to Graph; *timeout* in seconds is that of each call."""
         return Graph(self.tokens, self._session, base_url=self.microsoft.url, timeout=timeout)
 
-    def mirror(self, **options: Any) -> Mirror:
-        """Make a mirror that is due at once, always."""
+    def source(self) -> MessageSource:
+        """Return a source of messages."""
+        return MessageSource(self.exchange())
+
+    def sync_worker(self, **options: Any) -> SyncWorker:
+        """Return a worker whose next sync is due at once."""
         values: dict[str, Any] = {"every": timedelta(0), "sweep_every": timedelta(hours=6), "page_size": 100, **options}
-        return Mirror(self.db, self.exchange(), [self.tenant_id], **values)
+        return SyncWorker(self.db, self.exchange(), [self.tenant_id], **values)
 
     async def sync(self, **options: Any) -> None:
-        """Read the quarantine now, whatever was postponed."""
+        """Sync now, even if the sync was postponed."""
         await self.db.pool.execute("UPDATE syncs SET due_at = now()")
-        assert await self.mirror(**options).sync_due() == 1
+        assert await self.sync_worker(**options).sync_due() == 1
 
-    def carrier(self, *, timeout: float = 10.0) -> Carrier:
-        """Make a worker that carries out actions."""
-        return Carrier(self.db, self.exchange(timeout=timeout), self.mails)
+    def action_worker(self, *, timeout: float = 10.0) -> ActionWorker:
+        """Return a worker that runs actions."""
+        return ActionWorker(self.db, self.exchange(timeout=timeout), self.mail_store)
 
-    async def carry(self, *, timeout: float = 10.0) -> list[Any]:  # noqa: ASYNC109 - each call's own
-        """Carry out all that is due now; return what was emitted."""
-        while await self.carrier(timeout=timeout).carry_due():
+    async def run_actions(self) -> list[Any]:
+        """Run all actions that are due; return the emitted events."""
+        while await self.action_worker().run_due():
             pass
         return await self.emitted()
 
-    def links(self) -> Links:
-        """Make links as the service does."""
-        return Links(Signer([KEY]), "http://quarantine.contoso.example")
+    @asynccontextmanager
+    async def running_actions(self) -> AsyncIterator[None]:
+        """Run actions as they come due."""
 
-    def digester(self, *, timeout: float = 10.0) -> Digester:
-        """Make a worker that plans and sends digests."""
-        return Digester(self.db, self.graph(timeout=timeout), [self.tenant_id], self.links(), make_templates())
+        async def run() -> None:
+            worker = self.action_worker()
+            while True:
+                await worker.run_due()
+                await asyncio.sleep(0.02)
+
+        task = asyncio.create_task(run())
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    async def make_actions_due(self) -> None:
+        """End every wait before a retry."""
+        await self.db.pool.execute("UPDATE actions SET due_at = now() WHERE state = 'pending'")
+
+    async def request(self, kind: Kind, *, subject: str = "Parcel", recipient: str = ANNA) -> UUID:
+        """Request an action on a message as an admin; return its id."""
+        row = (await self.messages())[subject, recipient]
+        messages = await store.find_messages(self.db.pool, self.tenant_id, [row["message_id"]])
+        async with self.db.transaction() as tx:
+            (action_id,) = await intake.request_actions(tx, messages, kind, by=ADMIN, reason="known")
+        return action_id
+
+    async def action(self, action_id: UUID) -> store.Action:
+        """Return an action."""
+        (action,) = await store.find_actions(self.db.pool, self.tenant_id, [action_id])
+        return action
+
+    def digest_worker(self, *, timeout: float = 10.0) -> DigestWorker:
+        """Return a worker that plans and sends digests."""
+        return DigestWorker(
+            self.db,
+            self.graph(timeout=timeout),
+            [self.tenant_id],
+            Signer([KEY]),
+            make_templates(),
+            public_url="http://quarantine.contoso.example",
+        )
 
     def pages(self, *, sign_in: Any = None, patient: bool = True) -> Pages:
-        """Make the users' pages; those that are not patient say soon that something runs."""
-        reading = Reading(self.exchange())
-        patience = self.long if patient else self.short
-        return Pages(self.db, reading, self.links(), make_templates(), sign_in, patience=patience)
+        """Return the users' pages; those that are not patient hardly wait for outcomes."""
+        max_wait = self.long if patient else self.short
+        return Pages(self.db, self.source(), Signer([KEY]), make_templates(), sign_in, max_wait=max_wait)
 
-    async def settle(self, **settings: Any) -> None:
+    async def link(
+        self, action: LinkAction = LinkAction.VIEW, *, key: str = KEY, expires_in: timedelta = timedelta(days=1)
+    ) -> str:
+        """Return the path of a link to the only message, as in a digest."""
+        return link_path(Signer([key]), action, await self.message(), datetime.now(UTC) + expires_in)
+
+    async def save_settings(self, **settings: Any) -> None:
         """Store settings of the tenant."""
         values = QuarantineSettings.model_validate({"sender": "notices@contoso.example", **settings})
         async with self.db.transaction() as tx:
@@ -123,36 +170,21 @@ class World:
 
     async def settings(self) -> QuarantineSettings:
         """Return the settings of the tenant."""
-        return await settings_of(self.db.pool, self.tenant_id)
+        return await read_settings(self.db.pool, self.tenant_id)
 
-    async def grant(self, permissions: int, name: str = "Custom") -> None:
-        """Make a quarantine policy that lets users do this, and name it."""
+    async def set_policy(self, permissions: int, name: str = "Custom") -> None:
+        """Make this the only quarantine policy of the tenant."""
         rows = [{"Name": name, "EndUserQuarantinePermissionsValue": permissions, "ESNEnabled": True}]
         await self.control("PATCH", "", {"cmdlets": {"Get-QuarantinePolicy": rows}})
 
-    @asynccontextmanager
-    async def working(self) -> AsyncIterator[None]:
-        """Carry out what comes due meanwhile."""
-
-        async def work() -> None:
-            carrier = self.carrier()
-            while True:
-                await carrier.carry_due()
-                await asyncio.sleep(0.02)
-
-        task = asyncio.create_task(work())
-        try:
-            yield
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-
-    async def pause_over(self) -> None:
-        """Let every pause before a next attempt be over."""
-        await self.db.pool.execute("UPDATE actions SET due_at = now() WHERE state = 'pending'")
+    async def hold(self, permissions: int, eml: str | None = None, **order: Any) -> None:
+        """Quarantine a message under a policy with these permissions, and sync."""
+        await self.set_policy(permissions)
+        await self.quarantine(eml, quarantine_policy="Custom", **order)
+        await self.sync()
 
     async def control(self, method: str, path: str, body: object = None) -> Any:
-        """Call a control route of the simulator about the tenant."""
+        """Call a control route of the simulator for the tenant."""
         url = f"{self.microsoft.url}/simulator/tenants/{self.tenant_id}{path}"
         async with self._control.request(method, url, json=body) as response:
             answer = await response.json()
@@ -160,40 +192,53 @@ class World:
             return answer
 
     async def quarantine(self, eml: str | None = None, **order: Any) -> Any:
-        """Let Defender quarantine a mail."""
-        return await self.control("POST", "/quarantine", {"eml": eml or write(), **order})
+        """Let Defender quarantine a message."""
+        return await self.control("POST", "/quarantine", {"eml": eml or write_eml(), **order})
 
     async def messages(self) -> dict[tuple[str, str], Any]:
-        """Return the mirror, by subject and recipient."""
+        """Return the synced messages by subject and recipient."""
         rows = await self.db.pool.fetch("SELECT * FROM messages")
         return {(row["subject"], row["recipient"]): row for row in rows}
 
-    async def status(self) -> dict[tuple[str, str], str]:
-        """Return what the mirror says became of the mails."""
+    async def message_ids(self) -> dict[tuple[str, str], str]:
+        """Return the ids of the synced messages by subject and recipient."""
+        return {key: str(row["message_id"]) for key, row in (await self.messages()).items()}
+
+    async def message(self) -> Any:
+        """Return the only message."""
+        (row,) = (await self.messages()).values()
+        return await store.find_message(self.db.pool, self.tenant_id, row["message_id"])
+
+    async def statuses(self) -> dict[tuple[str, str], str]:
+        """Return the status of each synced message."""
         return {key: row["status"] for key, row in (await self.messages()).items()}
 
     async def emitted(self) -> list[Any]:
-        """Take what lies in the outbox."""
+        """Remove the events from the outbox and return them."""
         rows = await self.db.pool.fetch("WITH gone AS (DELETE FROM outbox RETURNING *) SELECT * FROM gone ORDER BY id")
         return [MODELS[row["topic"]].model_validate_json(row["payload"]) for row in rows]
 
     def fault(self, route: str, kind: str, **more: Any) -> None:
-        """Order a fault."""
+        """Order a fault of the simulator."""
         self.state.faults.order([Fault.model_validate({"route": route, "kind": kind, **more})])
 
     def ledger(self, kind: str) -> list[Any]:
-        """Return what really happened."""
+        """Return what really happened at Microsoft."""
         entries: list[Any] = self.state.ledger.contents()[kind]
         return entries
 
+    def done(self) -> list[tuple[str, str]]:
+        """Return the actions that took effect in Exchange, each with its recipient."""
+        return [(entry["action"], entry["recipient"]) for entry in self.ledger("quarantine_actions")]
+
     def calls(self, route: str) -> int:
-        """Count the calls that arrived."""
+        """Return how many calls arrived at Microsoft."""
         return int(self.state.ledger.contents()["requests"].get(route, 0))
 
 
 @pytest.fixture
 async def world(database: str, microsoft: Simulator, tenant_id: UUID) -> AsyncIterator[World]:
-    """Give an empty database, and Microsoft as if nobody had used it."""
+    """Return the service's parts, over an empty database and a fresh Microsoft 365."""
     db = Database(database, schema="quarantine")
     await db.open(Path(quarantine.__file__).parent / "migrations", libraries=[outcomes.MIGRATIONS])
     async with open_session(microsoft.ca_file) as session, open_session(microsoft.ca_file) as control:
@@ -204,8 +249,30 @@ async def world(database: str, microsoft: Simulator, tenant_id: UUID) -> AsyncIt
 
 
 @pytest.fixture
+async def quarantined(world: World) -> Any:
+    """Quarantine one message for two recipients."""
+    made = await world.quarantine(world.eml(to=f"{ANNA}, {BEN}"))
+    await world.sync()
+    return made
+
+
+@pytest.fixture
+async def client(world: World, call: Any) -> Client:
+    """Return a client of the admin API."""
+    client: Client = await call(make_router(world.db, world.source(), max_wait=world.long))
+    return client
+
+
+@pytest.fixture
+async def impatient_client(world: World, call: Any) -> Client:
+    """Return a client of an admin API that hardly waits for outcomes."""
+    client: Client = await call(make_router(world.db, world.source(), max_wait=world.short))
+    return client
+
+
+@pytest.fixture
 def serve_router(serving: Any) -> Any:
-    """Serve a router as its service does: gives its address."""
+    """Serve a router as the service does; returns its URL."""
 
     def serve(router: APIRouter) -> Any:
         api = make_api(title="test", description="test", ready={}, alive={})

@@ -1,9 +1,9 @@
-"""The users' pages and the digest in a real Chromium: without script, on a phone and a desk, in light and dark."""
+"""The users' pages and the digest in Chromium: without script, on phone and desktop, in light and dark mode."""
 
 import os
 import shutil
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -12,7 +12,7 @@ import pytest
 from playwright.async_api import Browser, Page, async_playwright
 
 from quarantine import store
-from quarantine.language import Words
+from quarantine.language import Texts
 from quarantine.links import LinkAction
 
 FULL = 1 | 2 | 4 | 16
@@ -26,12 +26,12 @@ HOSTILE = (
     "<form action='https://form.phish.example/'><input name=password><button>Sign in</button></form>"
     "<svg onload='alert(2)'><image href='https://svg.phish.example/'/></svg>"
 )
-DESK, PHONE = {"width": 1100, "height": 900}, {"width": 360, "height": 740}
+DESKTOP, PHONE = {"width": 1100, "height": 900}, {"width": 360, "height": 740}
 
 
 @pytest.fixture(scope="session")
 async def chromium() -> AsyncIterator[Browser]:
-    """Start the Chromium that is on PATH."""
+    """Start Chromium from PATH."""
     path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if path is None:
         reason = "NOT TESTED IN A BROWSER: install Chromium so that it is on PATH (Debian: apt-get install chromium)"
@@ -47,70 +47,61 @@ async def chromium() -> AsyncIterator[Browser]:
 
 @pytest.fixture
 async def site(world: Any, serve_router: Any) -> AsyncIterator[str]:
-    """Serve the pages, with a hostile mail in quarantine."""
-    await world.grant(FULL)
-    eml = world.mail("Your parcel: confirm your address at https://parcels.phish.example today")
+    """Serve the pages, with a hostile message in quarantine."""
+    eml = world.eml("Your parcel: confirm your address at https://parcels.phish.example today")
     eml = eml.replace("\r\n\r\nTrack it.\r\n", f"\r\n{HOSTILE}")
-    await world.quarantine(eml, quarantine_policy="Custom")
-    await world.sync()
-    async with serve_router(world.pages().router()) as url, world.working():
+    await world.hold(FULL, eml)
+    async with serve_router(world.pages().router()) as url, world.running_actions():
         yield url
 
 
-async def link(world: Any, action: LinkAction) -> str:
-    """Return the path of a link."""
-    (row,) = (await world.messages()).values()
-    message = await store.find_message(world.db.pool, world.tenant_id, row["message_id"])
-    return "/q/" + world.links().token(action, message, datetime.now(UTC) + timedelta(days=1))
-
-
 async def fits(page: Page) -> bool:
-    """Tell whether nothing has to be scrolled sideways."""
+    """Return True if the page does not scroll sideways."""
     return bool(await page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth"))
 
 
-async def photograph(page: Page, name: str) -> None:
-    """Keep a picture for whoever wants to look: BACKSTOP_PICTURES names the folder."""
+async def take_screenshot(page: Page, name: str) -> None:
+    """Save a screenshot to the folder BACKSTOP_PICTURES, if it is set."""
     if folder := os.environ.get("BACKSTOP_PICTURES"):
         await page.screenshot(path=Path(folder) / f"{name}.png", full_page=await page.locator("iframe").count() == 0)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("size", [DESK, PHONE], ids=["desk", "phone"])
-async def test_a_user_looks_and_releases_without_script(
+@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+async def test_a_user_views_and_releases_a_message_without_script(
     world: Any, site: str, chromium: Browser, size: Any, scheme: Any
 ) -> None:
-    """From the mail's page over the confirming page to the outcome; nothing but our own pages is asked for."""
+    """From the message over the confirmation to the outcome; only our own pages are requested."""
     context = await chromium.new_context(viewport=size, color_scheme=scheme, java_script_enabled=False)
-    asked: list[str] = []
+    requested: list[str] = []
     # In the context, so that frames and popups count too.
-    context.on("request", lambda request: asked.append(request.url))
+    context.on("request", lambda request: requested.append(request.url))
     page = await context.new_page()
-    name = f"{scheme}-{'phone' if size is PHONE else 'desk'}"
-    await page.goto(site + await link(world, LinkAction.VIEW))
+    name = f"{scheme}-{'phone' if size is PHONE else 'desktop'}"
+    await page.goto(site + await world.link())
     frame = page.frame_locator("iframe")
     await frame.get_by_text("your parcel waits").wait_for()
     assert await frame.locator("form, input, a, svg, script, iframe").count() == 0
     shown = await frame.locator("body").inner_text()
     assert "xn--pple-43d.example" in shown
     await page.locator("iframe").scroll_into_view_if_needed()
-    await photograph(page, f"message-{name}")
+    await take_screenshot(page, f"message-{name}")
     await page.get_by_role("link", name="Release").click()
-    await photograph(page, f"confirm-{name}")
-    await page.get_by_role("button", name="Release it").click()
+    await take_screenshot(page, f"confirm-{name}")
+    await page.get_by_role("button", name="Release").click()
     assert "on its way" in await page.get_by_role("status").inner_text()
-    await photograph(page, f"done-{name}")
+    await take_screenshot(page, f"done-{name}")
 
-    assert {urlsplit(url).netloc for url in asked} == {urlsplit(site).netloc}
+    assert {urlsplit(url).netloc for url in requested} == {urlsplit(site).netloc}
     assert [entry["action"] for entry in world.ledger("quarantine_actions")] == ["release"]
     await context.close()
 
 
-@pytest.mark.parametrize("size", [DESK, PHONE], ids=["desk", "phone"])
-async def test_every_page_fits_and_can_be_worked_by_keyboard(
+@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+async def test_every_page_fits_the_screen_and_is_accessible(
     world: Any, site: str, chromium: Browser, size: Any
 ) -> None:
-    """Nothing is scrolled sideways, each page has one heading and a title, each field a label."""
+    """No page scrolls sideways; each has one heading and a title, each field a label, each button a size to tap."""
     context = await chromium.new_context(viewport=size, locale="en-GB")
     page = await context.new_page()
     failures: list[str] = []
@@ -118,7 +109,7 @@ async def test_every_page_fits_and_can_be_worked_by_keyboard(
     for action in LinkAction:
         if action is LinkAction.REQUEST:
             continue
-        await page.goto(site + await link(world, action))
+        await page.goto(site + await world.link(action))
         assert await fits(page), action
         assert await page.locator("h1").count() == 1
         assert await page.title()
@@ -127,40 +118,40 @@ async def test_every_page_fits_and_can_be_worked_by_keyboard(
         assert await page.evaluate(f"{unlabelled}.length") == 0
         small = "[...document.querySelectorAll('.button')].filter(one => one.getBoundingClientRect().height < 44)"
         assert await page.evaluate(f"{small}.length") == 0
-        await photograph(page, f"{action.name.lower()}-{size['width']}")
+        await take_screenshot(page, f"{action.name.lower()}-{size['width']}")
     assert failures == []
     await page.goto(f"{site}/q/nonsense")
     assert await fits(page)
-    await photograph(page, f"invalid-{size['width']}")
+    await take_screenshot(page, f"invalid-{size['width']}")
     await context.close()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("size", [DESK, PHONE], ids=["desk", "phone"])
+@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
 @pytest.mark.usefixtures("site")
-async def test_the_digest_shows_without_loading_anything(world: Any, chromium: Browser, size: Any, scheme: Any) -> None:
-    """In all languages; it asks for nothing."""
+async def test_a_digest_shows_without_loading_anything(world: Any, chromium: Browser, size: Any, scheme: Any) -> None:
+    """In all languages."""
     await world.quarantine(
-        world.mail("Quarterly newsletter with a rather long subject that goes on for more than one line"),
+        world.eml("Quarterly newsletter with a rather long subject that goes on for more than one line"),
         quarantine_type="Bulk",
         quarantine_policy="Custom",
     )
     await world.sync()
-    await world.settle(organisation="Contoso IT security")
+    await world.save_settings(organisation="Contoso IT security")
     await world.db.pool.execute("UPDATE messages SET first_seen_at = now() - interval '8 days'")
-    digester = world.digester()
-    await digester.plan_due()
+    worker = world.digest_worker()
+    await worker.plan_due()
     async with world.db.transaction() as tx:
         (digest,) = await store.claim_digests(tx, [world.tenant_id], timedelta(0), 5)
-    messages = await store.messages_of_digest(world.db.pool, digest.digest_id)
+    messages = await store.find_digest_messages(world.db.pool, digest.digest_id)
     context = await chromium.new_context(viewport=size, color_scheme=scheme)
     page = await context.new_page()
-    asked: list[str] = []
-    page.on("request", lambda request: asked.append(request.url))
+    requested: list[str] = []
+    page.on("request", lambda request: requested.append(request.url))
     for code in ("en", "de", "fr", "es"):
-        content = digester.content(digest, await world.settings(), messages, Words(code))
-        await page.set_content(digester.page(content))
+        content = worker.content(digest, await world.settings(), messages, Texts(code))
+        await page.set_content(worker.html(content))
         assert await fits(page), code
-        await photograph(page, f"digest-{code}-{scheme}-{size['width']}")
-    assert asked == []
+        await take_screenshot(page, f"digest-{code}-{scheme}-{size['width']}")
+    assert requested == []
     await context.close()

@@ -1,4 +1,4 @@
-"""Users sign in with Entra ID before a link shows anything; Entra ID and Graph are played at the network's edge."""
+"""Users sign in with Entra ID before a link shows anything; small fakes stand in for Entra ID and Graph."""
 
 import base64
 import hashlib
@@ -7,7 +7,6 @@ import re
 import ssl
 import time
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -22,7 +21,6 @@ from aiohttp import web
 from pydantic import SecretStr
 
 from m365 import Credential, Graph, Tokens, open_session
-from quarantine import store
 from quarantine.links import LinkAction, Signer
 from quarantine.sign_in import SignIn
 
@@ -33,7 +31,7 @@ FULL = 1 | 2 | 4 | 16
 
 
 class Entra:
-    """Entra ID's code flow and Graph's users: as much as a sign-in needs. `oid` is who signs in next."""
+    """As much of Entra ID and Graph as a sign-in needs. `oid` is the user who signs in next."""
 
     def __init__(self) -> None:
         self.url = ""
@@ -47,7 +45,7 @@ class Entra:
         self.app.router.add_get("/v1.0/users/{user}", self.user)
 
     async def metadata(self, request: web.Request) -> web.Response:
-        """Say where the rest is."""
+        """Return the OpenID configuration."""
         root = f"{self.url}/{request.match_info['tenant']}"
         return web.json_response(
             {
@@ -59,7 +57,7 @@ class Entra:
         )
 
     async def authorize(self, request: web.Request) -> web.Response:
-        """Sign somebody in at once and send them back with a code."""
+        """Sign the user in at once and return the form that sends them back with a code."""
         asked = dict(request.query)
         assert (asked["client_id"], asked["response_type"], asked["code_challenge_method"]) == (CLIENT, "code", "S256")
         code = uuid4().hex
@@ -68,7 +66,7 @@ class Entra:
         return web.json_response({"to": asked["redirect_uri"], "form": {"code": code, "state": asked["state"]}})
 
     async def token(self, request: web.Request) -> web.Response:
-        """Give tokens: to the application itself, or for a code whose verifier is right, once."""
+        """Issue tokens: to the application itself, or once for a code with the right verifier."""
         form = await request.post()
         tenant, now = request.match_info["tenant"], int(time.time())
         if form["grant_type"] == "client_credentials":
@@ -95,7 +93,7 @@ class Entra:
         )
 
     async def user(self, request: web.Request) -> web.Response:
-        """Name the user of a mailbox."""
+        """Return the user of a mailbox."""
         found = self.users.get(request.match_info["user"])
         if found is None:
             return web.json_response({"error": {"code": "Request_ResourceNotFound", "message": "no"}}, status=404)
@@ -119,7 +117,7 @@ async def entra(tmp_path: Path) -> AsyncIterator[Entra]:
 
 
 class Visitor:
-    """A browser that follows redirects by hand and keeps cookies of the pages' host."""
+    """A browser that does not follow redirects and keeps the cookies of the pages."""
 
     def __init__(self, url: str, entra: Entra, ca_file: Path) -> None:
         self.url = url
@@ -149,7 +147,7 @@ class Visitor:
             return answer.status, answer.headers.get("Location", "")
 
     async def sign_in(self, path: str) -> tuple[int, str]:
-        """Go through Entra ID; returns the answer of the page to which it leads back."""
+        """Sign in at Entra ID; return status and Location of the page that it leads back to."""
         status, location = await self.get(f"{path}/sign-in")
         assert (status, location.startswith(self.entra.url)) == (303, True)
         async with aiohttp.ClientSession() as session, session.get(location, ssl=self.trust) as answer:
@@ -159,11 +157,9 @@ class Visitor:
 
 @pytest.fixture
 async def visitor(world: Any, serve_router: Any, entra: Entra, tmp_path: Path) -> AsyncIterator[Visitor]:
-    """Serve the pages of a tenant that wants a sign-in, with a mail for Anna."""
-    await world.grant(FULL)
-    await world.quarantine(world.mail(), quarantine_policy="Custom")
-    await world.sync()
-    await world.settle(sign_in=True)
+    """Return a browser before the pages of a tenant that requires a sign-in, with a message for Anna."""
+    await world.hold(FULL)
+    await world.save_settings(sign_in=True)
     entra.users[ANNA] = entra.oid
     ca_file = tmp_path / "ca.pem"
     async with open_session(ca_file) as session:
@@ -183,16 +179,15 @@ async def visitor(world: Any, serve_router: Any, entra: Entra, tmp_path: Path) -
         sign_in.close()
 
 
-async def link(world: Any, action: LinkAction = LinkAction.VIEW) -> str:
-    """Return the path of a link."""
-    (row,) = (await world.messages()).values()
-    message = await store.find_message(world.db.pool, world.tenant_id, row["message_id"])
-    return "/q/" + world.links().token(action, message, datetime.now(UTC) + timedelta(days=1))
+def session(tenant_id: UUID, oid: str, *, seconds: float, key: str = KEY) -> str:
+    """Return the cookie of a session that expires in *seconds*."""
+    content = {"tid": str(tenant_id), "oid": oid, "name": None, "expires": time.time() + seconds}
+    return Signer([key]).seal("session", json.dumps(content).encode())
 
 
-async def test_the_recipient_signs_in_and_goes_on_with_the_link(world: Any, visitor: Visitor) -> None:
-    """Nothing is shown before; what is done then is done in their name."""
-    path = await link(world, LinkAction.RELEASE)
+async def test_the_recipient_signs_in_and_returns_to_the_link(world: Any, visitor: Visitor) -> None:
+    """Nothing is shown before; actions are then done in their name."""
+    path = await world.link(LinkAction.RELEASE)
     assert (await visitor.get(path))[0] == 401
     assert "fabrikam" not in visitor.text
     assert f'href="{path}/sign-in"' in visitor.text
@@ -200,7 +195,7 @@ async def test_the_recipient_signs_in_and_goes_on_with_the_link(world: Any, visi
     assert (await visitor.get(path))[0] == 200
     (confirmation,) = re.findall(r'name="confirmation" value="([^"]+)"', visitor.text)
 
-    async with world.working():
+    async with world.running_actions():
         async with (
             aiohttp.ClientSession() as stranger,
             stranger.post(visitor.url + path, data={"confirmation": confirmation}) as answer,
@@ -215,21 +210,21 @@ async def test_the_recipient_signs_in_and_goes_on_with_the_link(world: Any, visi
     assert (event.decided_by.id, event.recipient) == (visitor.entra.oid, ANNA)
 
 
-async def test_somebody_else_sees_nothing(world: Any, visitor: Visitor) -> None:
-    """Whoever has the link, and whatever their address claims to be: the object id counts."""
+async def test_another_user_sees_nothing(world: Any, visitor: Visitor) -> None:
+    """Whatever their address is: the object id counts."""
     visitor.entra.users[ANNA] = str(uuid4())
-    path = await link(world)
+    path = await world.link()
     await visitor.sign_in(path)
     assert (await visitor.get(path))[0] == 403
-    assert "This mail is not yours" in visitor.text
+    assert "This message is not yours" in visitor.text
     assert "fabrikam" not in visitor.text
     del visitor.entra.users[ANNA]
     assert (await visitor.get(f"{path}/mail"))[0] == 403
 
 
-async def test_an_answer_that_nobody_here_asked_for_signs_nobody_in(world: Any, visitor: Visitor) -> None:
-    """Another browser's state, no state, a forged cookie, a cookie made for something else."""
-    path = await link(world)
+async def test_a_forged_answer_or_cookie_signs_nobody_in(world: Any, visitor: Visitor) -> None:
+    """The state of another browser, no state, a cookie with another purpose, a cookie signed with another key."""
+    path = await world.link()
     _, location = await visitor.get(f"{path}/sign-in")
     state = parse_qs(urlsplit(location).query)["state"][0]
     assert (await visitor.post("/q/signed-in", {"code": "x", "state": "other"}))[0] == 403
@@ -237,30 +232,28 @@ async def test_an_answer_that_nobody_here_asked_for_signs_nobody_in(world: Any, 
     assert (await visitor.post("/q/signed-in", {"code": "x", "state": state}))[0] == 403
     visitor.cookies["backstop-session"] = flow
     assert (await visitor.get(path))[0] == 401
-    forged = json.dumps({"tid": str(world.tenant_id), "oid": visitor.entra.oid, "name": None, "until": 9e9}).encode()
-    visitor.cookies["backstop-session"] = Signer(["another-key-that-nobody-here-has-0001"]).seal("session", forged)
+    stranger = "another-key-that-nobody-here-has-0001"
+    visitor.cookies["backstop-session"] = session(world.tenant_id, visitor.entra.oid, seconds=60, key=stranger)
     assert (await visitor.get(path))[0] == 401
 
 
-async def test_a_session_of_another_tenant_is_none_here(world: Any, visitor: Visitor) -> None:
-    """Signed in, but elsewhere."""
-    elsewhere = json.dumps({"tid": str(UUID(int=7)), "oid": visitor.entra.oid, "name": None, "until": time.time() + 60})
-    visitor.cookies["backstop-session"] = Signer([KEY]).seal("session", elsewhere.encode())
-    assert (await visitor.get(await link(world)))[0] == 401
+async def test_a_session_of_another_tenant_is_not_accepted(world: Any, visitor: Visitor) -> None:
+    """The user has to sign in again."""
+    visitor.cookies["backstop-session"] = session(UUID(int=7), visitor.entra.oid, seconds=60)
+    assert (await visitor.get(await world.link()))[0] == 401
 
 
-async def test_an_expired_session_is_none(world: Any, visitor: Visitor) -> None:
-    """An hour is enough."""
-    over = json.dumps({"tid": str(world.tenant_id), "oid": visitor.entra.oid, "name": None, "until": time.time() - 1})
-    visitor.cookies["backstop-session"] = Signer([KEY]).seal("session", over.encode())
-    assert (await visitor.get(await link(world)))[0] == 401
+async def test_an_expired_session_is_not_accepted(world: Any, visitor: Visitor) -> None:
+    """The user has to sign in again."""
+    visitor.cookies["backstop-session"] = session(world.tenant_id, visitor.entra.oid, seconds=-1)
+    assert (await visitor.get(await world.link()))[0] == 401
 
 
-async def test_no_log_holds_a_link_or_what_entra_id_answers(
+async def test_no_log_contains_a_link_or_a_text_from_the_browser(
     world: Any, visitor: Visitor, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whoever reads the logs could use the link, and a browser can send any text as an error."""
-    path = await link(world)
+    """A reader of the logs could use the link, and a browser can send any text as an error code."""
+    path = await world.link()
     with structlog.testing.capture_logs() as logs:
         assert await visitor.sign_in(path) == (303, path)
         assert (await visitor.get(path))[0] == 200
@@ -271,9 +264,9 @@ async def test_no_log_holds_a_link_or_what_entra_id_answers(
             assert (await visitor.post("/q/signed-in", {"code": "c0de", "state": "c0de"}))[0] == 403
         await world.db.close()
         assert (await visitor.get(path))[0] == 503
-    told = f"{logs} {caplog.text}"
+    logged = f"{logs} {caplog.text}"
 
     assert [entry["error"] for entry in logs if entry["event"] == "sign_in.failed"][::2] == ["access_denied", "unknown"]
     assert [entry["route"] for entry in logs if entry["event"] == "request.refused"] == ["/q/{token}"]
-    assert path.removeprefix("/q/") not in told
-    assert "c0de" not in told
+    assert path.removeprefix("/q/") not in logged
+    assert "c0de" not in logged

@@ -1,29 +1,29 @@
--- The tenants whose quarantine is mirrored. Whoever holds the latest `turn` may write what Exchange says.
+-- The tenants whose quarantine is synced. Only the worker with the latest `lease_number` may write what Exchange lists.
 CREATE TABLE syncs (
     tenant_id    uuid        PRIMARY KEY,
     due_at       timestamptz NOT NULL DEFAULT now(),
     attempts     integer     NOT NULL DEFAULT 0,
-    turn         bigint      NOT NULL DEFAULT 0,
-    -- All that was received before it has been read.
+    lease_number bigint      NOT NULL DEFAULT 0,
+    -- Every message received before this time has been read.
     read_until   timestamptz,
-    -- Counts the whole readings of all days. What two of them in a row did not find is gone.
+    -- Counts the sweeps, which read all 30 days. A message that two sweeps in a row do not list was deleted.
     sweep        bigint      NOT NULL DEFAULT 0,
     swept_at     timestamptz,
     succeeded_at timestamptz,
-    -- Why the last round failed, in Microsoft's words where there are any, or what could not be read.
+    -- Why the last sync failed, with Microsoft's reason if there is one, or which policies could not be parsed.
     warning      text
 );
 
--- Quarantined mails, one row for each recipient.
+-- Quarantined messages, one row for each recipient.
 CREATE TABLE messages (
-    -- Made of tenant, identity and recipient.
+    -- Derived from tenant, identity and recipient.
     message_id          uuid        PRIMARY KEY,
     tenant_id           uuid        NOT NULL,
-    -- Exchange's: the network message id, a backslash, and the id of the row in the quarantine.
+    -- Exchange's Identity: the network message id, a backslash, and the id of the row in the quarantine.
     identity            text        NOT NULL,
     recipient           text        NOT NULL,
     -- How many recipients share the row in the quarantine.
-    sharing             integer     NOT NULL,
+    recipient_count     integer     NOT NULL,
     network_message_id  text        NOT NULL,
     internet_message_id text,
     sender              text,
@@ -43,23 +43,23 @@ CREATE TABLE messages (
     released_by         text[]      NOT NULL DEFAULT '{}',
     first_seen_at       timestamptz NOT NULL DEFAULT now(),
     status_changed_at   timestamptz NOT NULL DEFAULT now(),
-    -- When we last did something that Exchange may take a while to show.
+    -- When an action of ours last changed the status; Exchange may list the old one for a while.
     acted_at            timestamptz,
     sweep               bigint      NOT NULL,
-    -- The digest that lists it for its recipient.
+    -- The digest that lists the message for its recipient.
     digest_id           uuid
 );
 -- Pending release requests come first in every list.
 CREATE INDEX messages_pending_first ON messages (tenant_id, (status = 'requested') DESC, received_at DESC, message_id DESC);
-CREATE INDEX messages_of_mail ON messages (tenant_id, network_message_id);
+CREATE INDEX messages_of_network_message ON messages (tenant_id, network_message_id);
 CREATE INDEX messages_of_recipient ON messages (tenant_id, recipient, received_at DESC);
 CREATE INDEX messages_of_sender ON messages (tenant_id, sender, received_at DESC);
 CREATE INDEX messages_held ON messages (tenant_id, expires_at)
     WHERE status IN ('not-released', 'requested', 'preparing', 'denied', 'error');
 CREATE INDEX messages_of_digest ON messages (digest_id);
-CREATE INDEX messages_untold ON messages (tenant_id, first_seen_at) WHERE digest_id IS NULL AND status = 'not-released';
+CREATE INDEX messages_without_digest ON messages (tenant_id, first_seen_at) WHERE digest_id IS NULL AND status = 'not-released';
 
--- What quarantine policies let users do: EndUserQuarantinePermissionsValue.
+-- Quarantine policies. `permissions` has the bits of EndUserQuarantinePermissionsValue.
 CREATE TABLE policies (
     tenant_id   uuid    NOT NULL,
     name        text    NOT NULL,
@@ -68,24 +68,24 @@ CREATE TABLE policies (
     PRIMARY KEY (tenant_id, name)
 );
 
--- What somebody wants done with a quarantined mail, and what became of it.
+-- Actions that users and admins requested for a quarantined message, and their outcome.
 CREATE TABLE actions (
-    -- Made of the mail, the kind, the variant and the round.
+    -- Derived from message, kind, variant and generation.
     action_id    uuid        PRIMARY KEY,
     tenant_id    uuid        NOT NULL,
     message_id   uuid        NOT NULL REFERENCES messages,
     -- release, deny, request: Release-QuarantineMessage. report: a user's report; submit: an admin's, with a decision.
     kind         text        NOT NULL CHECK (kind IN ('release', 'deny', 'request', 'report', 'submit')),
-    -- What tells two wishes of one kind apart: what is reported, or the hash of the decision.
+    -- Distinguishes actions of one kind: what is reported, a hash of the decision, `recipient` for a user's release.
     variant      text        NOT NULL DEFAULT '',
-    -- Counts the wishes after an earlier one failed or was overtaken.
-    round        integer     NOT NULL,
+    -- Counts the requests for an action whose predecessor failed or was undone.
+    generation   integer     NOT NULL,
     reported_as  text,
     -- The admin's decision, in JSON as the event carries it.
     decision     text,
     reason       text,
-    -- Who wants it: an Actor in JSON.
-    by           text        NOT NULL,
+    -- An Actor in JSON.
+    requested_by text        NOT NULL,
     state        text        NOT NULL DEFAULT 'pending' CHECK (state IN ('pending', 'succeeded', 'failed')),
     already_done boolean     NOT NULL DEFAULT false,
     failure      text        CHECK (failure IN ('refused', 'not-allowed', 'gone', 'gave-up')),
@@ -96,13 +96,14 @@ CREATE TABLE actions (
     settled_at   timestamptz,
     due_at       timestamptz NOT NULL DEFAULT now(),
     attempts     integer     NOT NULL DEFAULT 0,
-    -- True from the claim until the outcome is recorded: the next attempt looks first.
-    unanswered   boolean     NOT NULL DEFAULT false,
-    UNIQUE (message_id, kind, variant, round)
+    -- True from the claim until the outcome is recorded: the next attempt first checks whether the call took effect.
+    in_doubt     boolean     NOT NULL DEFAULT false,
+    UNIQUE (message_id, kind, variant, generation)
 );
 CREATE INDEX actions_due ON actions (due_at) WHERE state = 'pending';
 CREATE INDEX actions_of_report ON actions (report_id);
 
+-- Reports of quarantined messages, from users and admins, and the case of each.
 CREATE TABLE reports (
     report_id  uuid PRIMARY KEY,
     message_id uuid NOT NULL REFERENCES messages,
@@ -111,7 +112,7 @@ CREATE TABLE reports (
 CREATE INDEX reports_of_message ON reports (message_id);
 CREATE INDEX reports_of_case ON reports (case_id);
 
--- How users hear of their quarantined mail. A tenant without a row sends no digests.
+-- What a tenant's admins chose for digests and links. A tenant without a row sends no digests.
 CREATE TABLE settings (
     tenant_id  uuid        PRIMARY KEY,
     settings   jsonb       NOT NULL,
@@ -119,7 +120,7 @@ CREATE TABLE settings (
     changed_at timestamptz NOT NULL DEFAULT now()
 );
 
--- The periods that were planned: all digests of one, or none.
+-- The periods whose digests are planned: all digests of a period in one transaction.
 CREATE TABLE periods (
     tenant_id uuid        NOT NULL,
     every     text        NOT NULL,
@@ -127,16 +128,16 @@ CREATE TABLE periods (
     PRIMARY KEY (tenant_id, every, ended_at)
 );
 
--- One mail to one recipient about one period.
+-- One email to one recipient for one period.
 CREATE TABLE digests (
-    -- Made of tenant, recipient and period.
+    -- Derived from tenant, recipient and period.
     digest_id  uuid        PRIMARY KEY,
     tenant_id  uuid        NOT NULL,
     recipient  text        NOT NULL,
     every      text        NOT NULL,
     ended_at   timestamptz NOT NULL,
     state      text        NOT NULL DEFAULT 'pending' CHECK (state IN ('pending', 'sent', 'nothing', 'failed')),
-    -- Graph's id of the one draft that may be sent; written before it is.
+    -- Graph's id of the one draft that may be sent; recorded before it is sent.
     draft_id   text,
     detail     text,
     planned_at timestamptz NOT NULL DEFAULT now(),

@@ -1,0 +1,80 @@
+"""The SQL of `reports`: what was reported from the quarantine, and the case of each report."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from uuid import UUID
+
+from backstop_contracts import CaseStatus, CaseUpdated, Verdict
+from chassis.postgres import Reads, Tx
+
+
+@dataclass(frozen=True, slots=True)
+class QuarantineReport:
+    """A report of a quarantined message, with the state of its case."""
+
+    report_id: UUID
+    message_id: UUID
+    case_id: UUID | None
+    status: CaseStatus | None
+    verdict: Verdict | None
+
+
+async def record_report(tx: Tx, report_id: UUID, message_id: UUID) -> bool:
+    """Record the report of a message; return False if it was recorded before."""
+    return bool(
+        await tx.fetchval(
+            "INSERT INTO reports (report_id, message_id) VALUES ($1, $2) ON CONFLICT DO NOTHING RETURNING true",
+            report_id,
+            message_id,
+        )
+    )
+
+
+async def assign_cases(tx: Tx, updates: Sequence[CaseUpdated]) -> None:
+    """Record which case each report belongs to."""
+    in_order = sorted(updates, key=lambda update: update.changed_at)
+    cases = {report_id: update.case_id for update in in_order for report_id in update.report_ids}
+    await tx.execute(
+        "UPDATE reports SET case_id = new.case_id FROM unnest($1::uuid[], $2::uuid[]) AS new (report_id, case_id)"
+        " WHERE reports.report_id = new.report_id",
+        list(cases),
+        list(cases.values()),
+    )
+
+
+async def find_reports(db: Reads, message_ids: Collection[UUID]) -> list[QuarantineReport]:
+    """Return the reports of the messages, with the state of their cases."""
+    rows = await db.fetch(
+        "SELECT reports.*, status, verdict FROM reports LEFT JOIN cases USING (case_id)"
+        " WHERE message_id = ANY($1::uuid[]) ORDER BY report_id",
+        list(message_ids),
+    )
+    return [
+        QuarantineReport(
+            report_id=row["report_id"],
+            message_id=row["message_id"],
+            case_id=row["case_id"],
+            status=CaseStatus(row["status"]) if row["status"] else None,
+            verdict=Verdict.model_validate(row["verdict"]) if row["verdict"] else None,
+        )
+        for row in rows
+    ]
+
+
+async def purge_cases(tx: Tx, case_ids: Sequence[UUID]) -> None:
+    """Delete cases and their reports."""
+    await tx.execute(
+        "WITH reports AS (DELETE FROM reports WHERE case_id = ANY($1::uuid[]))"
+        " DELETE FROM cases WHERE case_id = ANY($1::uuid[])",
+        case_ids,
+    )
+
+
+async def purge_unreported_cases(tx: Tx, age: timedelta) -> None:
+    """Delete cases without a report in this service that last changed more than *age* ago."""
+    await tx.execute(
+        "DELETE FROM cases WHERE greatest(changed_at, read_at) < now() - $1::interval"
+        " AND NOT EXISTS (SELECT FROM reports WHERE reports.case_id = cases.case_id)",
+        age,
+    )
