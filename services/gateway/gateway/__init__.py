@@ -1,1 +1,1 @@
-"""Gateway: one address, one table of who may do what, one OpenAPI document."""
+"""Gateway: one address, one routing table, one OpenAPI document for the whole API."""

@@ -14,8 +14,8 @@ from chassis.settings import HttpSettings, HttpUrl, Seconds, report_setup_errors
 from gateway.http import make_router
 from gateway.upstream import Upstream
 
-TURN_SECONDS = 30
-"""An upload may wait 20 s for its turn at reporter, whose own refusals should get through."""
+UPLOAD_QUEUE_SECONDS = 30
+"""Added to the upload timeout: an upload may queue at reporter for 20 s, and reporter's own 408 should arrive first."""
 
 
 class Settings(HttpSettings):
@@ -25,21 +25,21 @@ class Settings(HttpSettings):
     triage_url: HttpUrl
     quarantine_url: HttpUrl
     upstream_timeout_seconds: Seconds = 60
-    """Longest silence of a service after it has got the whole request."""
+    """How long a service may be silent after it has received the whole request."""
     max_upload_bytes: PositiveInt = 48 << 20
-    """Longest body of a report: reporter's largest mail in base64, and what stands beside it."""
+    """Largest body of a report: reporter's largest message in base64, plus its attributes."""
     upload_timeout_seconds: Seconds = 120
-    """Longest time that reporter gives to an upload; with the time until it is an upload's turn, the gateway's too."""
+    """Reporter's timeout for an upload. The gateway adds the time that an upload may queue at reporter."""
 
 
 @asynccontextmanager
 async def build(settings: Settings) -> AsyncIterator[FastAPI]:
-    """Compose the gateway, with its connections to the services for the time of the block."""
+    """Compose the gateway. Its connections to the services stay open for the duration of the block."""
     tls = ssl.create_default_context()
     if settings.ca_file:
         tls.load_verify_locations(settings.ca_file)
     async with aiohttp.ClientSession(
-        # Far below the time after which a service closes an idle connection: none is chosen at that moment.
+        # Far shorter than a service keeps idle connections, so none is reused while the service closes it.
         connector=aiohttp.TCPConnector(limit=0, ssl=tls, keepalive_timeout=2),
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=settings.upstream_timeout_seconds),
         auto_decompress=False,
@@ -52,14 +52,14 @@ async def build(settings: Settings) -> AsyncIterator[FastAPI]:
 def _api(settings: Settings, session: aiohttp.ClientSession) -> FastAPI:
     api = make_api(
         title="Backstop",
-        description="Report mails that the filter let through; triage them; hear Microsoft's verdict.",
-        # Its own readiness: an upstream that is away must not take the others' routes out of the load balancer.
+        description="Report messages that the filter let through, triage them, and read Microsoft's verdict.",
+        # Independent of the upstreams: one that is down must not make the routes of the others unavailable.
         ready={},
         alive={},
         limits=settings.limits,
     )
     api.state.authenticator = authenticator(settings)
-    # A redirect would lead wherever the request's Host header says.
+    # A redirect would lead to whatever the request's Host header names.
     api.router.redirect_slashes = False
     api.include_router(
         make_router(
@@ -68,15 +68,15 @@ def _api(settings: Settings, session: aiohttp.ClientSession) -> FastAPI:
                 "triage": Upstream("triage", settings.triage_url, session),
                 "quarantine": Upstream("quarantine", settings.quarantine_url, session),
             },
-            upload_bytes=settings.max_upload_bytes,
-            upload_timeout_seconds=settings.upload_timeout_seconds + TURN_SECONDS,
+            max_upload_bytes=settings.max_upload_bytes,
+            upload_timeout_seconds=settings.upload_timeout_seconds + UPLOAD_QUEUE_SECONDS,
         )
     )
     return api
 
 
 def main() -> None:
-    """Run the gateway with the settings of the environment."""
+    """Run the gateway with settings from the environment."""
     with report_setup_errors():
         settings = Settings()
         serve("gateway", settings, build(settings))

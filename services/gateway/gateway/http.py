@@ -1,4 +1,4 @@
-"""The gateway over HTTP: each route of the table, and the OpenAPI document that describes them."""
+"""The HTTP routes of the gateway: those of the table, and the OpenAPI document that describes them."""
 
 import re
 from collections.abc import Awaitable, Callable, Mapping
@@ -12,14 +12,16 @@ from gateway.routes import ROUTES, Route
 from gateway.upstream import Upstream
 
 
-def make_router(upstreams: Mapping[str, Upstream], *, upload_bytes: int, upload_timeout_seconds: float) -> APIRouter:
-    """Make the routes of the table over *upstreams*; where a mail is taken, the body may be as large and slow."""
+def make_router(
+    upstreams: Mapping[str, Upstream], *, max_upload_bytes: int, upload_timeout_seconds: float
+) -> APIRouter:
+    """Return the routes of the table, forwarded to *upstreams*. The limits apply to routes that accept a message."""
     router = APIRouter()
     for route in ROUTES:
         router.add_api_route(
-            # A parameter that is no UUID is no route of ours: nothing else can get into an upstream's path.
+            # Only UUIDs match, so a parameter cannot inject anything into the path of the upstream.
             re.sub(r"{(\w+)}", r"{\1:uuid}", route.path),
-            _forwarder(upstreams[route.upstream], route, upload_bytes, upload_timeout_seconds),
+            _make_endpoint(upstreams[route.upstream], route, max_upload_bytes, upload_timeout_seconds),
             methods=[route.method],
             dependencies=[Depends(require(*route.roles))],
             include_in_schema=False,
@@ -31,13 +33,13 @@ def make_router(upstreams: Mapping[str, Upstream], *, upload_bytes: int, upload_
     return router
 
 
-def _forwarder(
-    upstream: Upstream, route: Route, upload_bytes: int, upload_timeout_seconds: float
+def _make_endpoint(
+    upstream: Upstream, route: Route, max_upload_bytes: int, upload_timeout_seconds: float
 ) -> Callable[[Request], Awaitable[Response]]:
     async def forward(request: Request) -> Response:
-        if route.takes_mail:
+        if route.accepts_message:
             body: Body = request.scope[Body.KEY]
-            body.allow(upload_bytes, upload_timeout_seconds)
+            body.allow(max_upload_bytes, upload_timeout_seconds)
         return await upstream.forward(request, route.path.format(**request.path_params))
 
     return forward

@@ -1,4 +1,4 @@
-"""Who may do what, and which service does it: all of it is in this one table."""
+"""The routing table: which app roles may call a route, and which service handles it."""
 
 from dataclasses import dataclass
 
@@ -9,17 +9,18 @@ SECURITY_ADMINISTRATOR = "SecurityAdministrator"
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One operation of the API. Parameters of a path are UUIDs; a caller needs one of *roles*; it may take a mail."""
+    """One operation of the API. Path parameters are UUIDs; callers need one of the *roles*."""
 
     method: str
     path: str
     roles: tuple[str, ...]
     upstream: str
-    takes_mail: bool = False
+    accepts_message: bool = False
+    """The body is a raw message: it may be larger, and its upload may take longer."""
 
 
 ROUTES = (
-    Route("POST", "/v1/reports", (REPORTER,), "reporter", takes_mail=True),
+    Route("POST", "/v1/reports", (REPORTER,), "reporter", accepts_message=True),
     Route("GET", "/v1/reports/{report_id}", (REPORTER, SECURITY_READER, SECURITY_ADMINISTRATOR), "reporter"),
     Route("GET", "/v1/cases", (SECURITY_READER, SECURITY_ADMINISTRATOR), "triage"),
     Route("GET", "/v1/cases/{case_id}", (SECURITY_READER, SECURITY_ADMINISTRATOR), "triage"),

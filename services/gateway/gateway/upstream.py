@@ -1,4 +1,4 @@
-"""One service behind the gateway: pass a request on and its answer back, both as streams."""
+"""Forward a request to the service behind a route and stream its answer back."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Mapping
@@ -18,9 +18,9 @@ from chassis.http import Problem
 
 log = structlog.get_logger()
 
-PASSED_ON = ("accept", "authorization", "content-encoding", "content-length", "content-type")
-"""Headers of a request that a service gets to see. Whatever else comes from outside stays outside."""
-KEPT_BACK = frozenset(
+FORWARDED_HEADERS = ("accept", "authorization", "content-encoding", "content-length", "content-type")
+"""Request headers that a service receives. No other header from outside reaches it."""
+DROPPED_HEADERS = frozenset(
     {
         "connection",
         "date",
@@ -34,9 +34,9 @@ KEPT_BACK = frozenset(
         "upgrade",
     }
 )
-"""Headers of an answer that are about one connection (RFC 9110, 7.6.1), or that this server writes itself."""
+"""Response headers that concern one connection (RFC 9110, 7.6.1), or that this server sets itself."""
 CHUNK_BYTES = 64 << 10
-UNKNOWN = (
+UNKNOWN_OUTCOME = (
     "It is not known whether the request was carried out. A report can be sent again, since it counts once; read a case"
     " before you decide on it again."
 )
@@ -52,49 +52,49 @@ class Upstream:
 
     async def forward(self, request: Request, path: str) -> Response:
         """
-        Send *request* to *path* of the service and stream back whatever it answers, as long as the client is there.
+        Send *request* to *path* of the service and stream its answer back, until the client disconnects.
 
-        Raises Problem 503 when the service cannot be reached, 502 when it breaks off, 504 when it keeps silent, and
-        what the bounds of the request's body raise.
+        Raises Problem 503 if the service cannot be reached, 502 if it disconnects, 504 if it does not respond, and the
+        problems of a request body that is too large or too slow.
         """
-        headers = {name: request.headers[name] for name in PASSED_ON if name in request.headers}
+        headers = {name: request.headers[name] for name in FORWARDED_HEADERS if name in request.headers}
         has_body = "content-length" in request.headers or "transfer-encoding" in request.headers
         upload = _Upload(request, has_body=has_body)
         with telemetry.span(f"forward to {self.name}") as traceparent:
-            async with self._failures(request.method):
-                response = await upload.while_client_waits(
+            async with self._problems(request.method):
+                response = await upload.wait_for(
                     self._session.request(
                         request.method,
-                        self._at(path, request.scope["query_string"]),
+                        self._target(path, request.scope["query_string"]),
                         headers={**headers, "traceparent": traceparent} if traceparent else headers,
                         data=upload.chunks() if has_body else None,
                         allow_redirects=False,
                     )
                 )
-        return _Passed(response)
+        return _StreamedAnswer(response)
 
-    def _at(self, path: str, query: bytes = b"") -> URL:
-        # What is percent-encoded stays so; what is not allowed in a query cannot end it.
-        asked = quote_from_bytes(query, safe="%!$&'()*+,;=:@/?-._~")
-        return URL(f"{self._url}{path}?{asked}" if asked else f"{self._url}{path}", encoded=True)
+    def _target(self, path: str, query: bytes) -> URL:
+        # Keeps percent-encoding as it is, and encodes characters that could end the query.
+        encoded = quote_from_bytes(query, safe="%!$&'()*+,;=:@/?-._~")
+        return URL(f"{self._url}{path}?{encoded}" if encoded else f"{self._url}{path}", encoded=True)
 
     @asynccontextmanager
-    async def _failures(self, method: str) -> AsyncIterator[None]:
-        """Turn what can go wrong on the way into problem details."""
-        unknown = UNKNOWN if method == "POST" else "Ask again."
+    async def _problems(self, method: str) -> AsyncIterator[None]:
+        """Raise failures of the call as problems."""
+        unknown = UNKNOWN_OUTCOME if method == "POST" else "Send the request again."
         try:
             yield
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             detail = "could not be reached, so nothing was saved. Send the same request again."
             raise Problem(503, "service-unreachable", self._failed(error, detail), retry_after=5) from None
         except TimeoutError as error:
-            raise Problem(504, "service-unresponsive", self._failed(error, f"does not answer. {unknown}")) from None
+            raise Problem(504, "service-unresponsive", self._failed(error, f"does not respond. {unknown}")) from None
         except aiohttp.ClientError as error:
             if isinstance(error.__cause__, Problem):
                 raise error.__cause__ from None
             if isinstance(error.__cause__, ClientDisconnect):
                 raise Problem(400, "upload-incomplete", "Nothing was saved.") from None
-            detail = f"broke off its answer. {unknown}"
+            detail = f"disconnected before it answered. {unknown}"
             raise Problem(502, "service-disconnected", self._failed(error, detail)) from None
 
     def _failed(self, error: Exception, what: str) -> str:
@@ -107,43 +107,43 @@ class _Upload:
 
     def __init__(self, request: Request, *, has_body: bool) -> None:
         self._request = request
-        self._through = asyncio.Event()
+        self._sent = asyncio.Event()
         if not has_body:
-            self._through.set()
+            self._sent.set()
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """Yield the body piece by piece."""
+        """Yield the body in chunks."""
         async for chunk in self._request.stream():
             yield chunk
-        self._through.set()
+        self._sent.set()
 
-    async def while_client_waits(self, answer: Awaitable[aiohttp.ClientResponse]) -> aiohttp.ClientResponse:
-        """Wait for *answer*. Raises Problem 400 when the client goes away first, and then cancels the call."""
+    async def wait_for(self, answer: Awaitable[aiohttp.ClientResponse]) -> aiohttp.ClientResponse:
+        """Return the *answer*. If the client disconnects first, cancel the call and raise Problem 400."""
         answering = asyncio.ensure_future(answer)
-        leaving = asyncio.create_task(self._left())
+        disconnecting = asyncio.create_task(self._wait_for_disconnect())
         try:
-            await asyncio.wait([answering, leaving], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([answering, disconnecting], return_when=asyncio.FIRST_COMPLETED)
             if not answering.done():
-                leaving.result()
-                raise Problem(400, "client-disconnected", UNKNOWN)
+                disconnecting.result()
+                raise Problem(400, "client-disconnected", UNKNOWN_OUTCOME)
             return answering.result()
         finally:
-            for task in (answering, leaving):
+            for task in (answering, disconnecting):
                 task.cancel()
-            await asyncio.wait([answering, leaving])
+            await asyncio.wait([answering, disconnecting])
 
-    async def _left(self) -> None:
-        await self._through.wait()
+    async def _wait_for_disconnect(self) -> None:
+        await self._sent.wait()
         while (await self._request.receive())["type"] != "http.disconnect":
             pass
 
 
-class _Passed(StreamingResponse):
-    """The answer of a service, passed on as it comes."""
+class _StreamedAnswer(StreamingResponse):
+    """The answer of a service, streamed to the client."""
 
     def __init__(self, answer: aiohttp.ClientResponse) -> None:
         super().__init__(
-            answer.content.iter_chunked(CHUNK_BYTES), status_code=answer.status, headers=_passed_back(answer.headers)
+            answer.content.iter_chunked(CHUNK_BYTES), status_code=answer.status, headers=_kept(answer.headers)
         )
         self._answer = answer
 
@@ -151,10 +151,11 @@ class _Passed(StreamingResponse):
         try:
             await super().__call__(scope, receive, send)
         finally:
-            # Ends an upload that the service answered before it was through, and an answer that nobody waits for.
+            # Also ends an upload that the service answered early, and an answer that nobody waits for any more.
             self._answer.close()
 
 
-def _passed_back(headers: Mapping[str, str]) -> dict[str, str]:
-    named = {name.strip().lower() for name in headers.get("connection", "").split(",")}
-    return {name: value for name, value in headers.items() if name.lower() not in KEPT_BACK | named}
+def _kept(headers: Mapping[str, str]) -> dict[str, str]:
+    """Return the response headers for the client."""
+    connection = {name.strip().lower() for name in headers.get("connection", "").split(",")}
+    return {name: value for name, value in headers.items() if name.lower() not in DROPPED_HEADERS | connection}

@@ -1,4 +1,4 @@
-"""The gateway as a real server, between a client and a service that is scripted by the test."""
+"""The gateway as a real server, between a client and a service that the test scripts."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -23,14 +23,14 @@ RunGateway = Callable[..., AbstractAsyncContextManager[aiohttp.ClientSession]]
 
 @pytest.fixture(scope="session")
 async def entra(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Simulator]:
-    """Run Entra ID on localhost."""
+    """Run the simulated Entra ID."""
     async with serve(tmp_path_factory.mktemp("simulator")) as simulator:
         yield simulator
 
 
 @pytest.fixture(scope="session")
 def token(entra: Simulator) -> Token:
-    """Order tokens of Entra ID, good or bad, in one word each."""
+    """Order tokens from Entra ID, valid or invalid."""
 
     async def order(*roles: str, **more: Any) -> str:
         async with (
@@ -46,25 +46,25 @@ def token(entra: Simulator) -> Token:
 
 @dataclass
 class Service:
-    """A service behind the gateway: remembers what it was asked, and answers as the test wants."""
+    """A service behind the gateway: records requests, and answers as the test says."""
 
     url: str = ""
-    asked: list[tuple[str, str, dict[str, str], bytes]] = field(default_factory=list)
+    requests: list[tuple[str, str, dict[str, str], bytes]] = field(default_factory=list)
     answer: Answer | None = None
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
-        """Answer."""
+        """Answer with `answer`; without one, record the request."""
         if request.path == "/livez":
             return web.json_response({})
         if self.answer:
             return await self.answer(request)
-        self.asked.append((request.method, request.raw_path, dict(request.headers), await request.read()))
+        self.requests.append((request.method, request.raw_path, dict(request.headers), await request.read()))
         return web.json_response({"service": "here"})
 
 
 @asynccontextmanager
 async def listening(handle: Answer) -> AsyncIterator[str]:
-    """Serve *handle* for every path on a free port."""
+    """Serve *handle* for every path; return the URL."""
     app = web.Application(client_max_size=100 << 20)
     app.router.add_route("*", "/{path:.*}", handle)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=0)
@@ -77,7 +77,7 @@ async def listening(handle: Answer) -> AsyncIterator[str]:
 
 
 def settings(entra: Simulator, **urls: Any) -> Settings:
-    """Make the gateway's settings."""
+    """Return the gateway's settings."""
     return Settings(
         authority=entra.url,
         ca_file=Path(entra.ca_file),
@@ -96,15 +96,15 @@ async def _service() -> AsyncIterator[Service]:
 
 @pytest.fixture
 def service(_service: Service) -> Service:
-    """Give the service behind the gateway, for reports and cases alike: it was asked nothing yet."""
-    _service.asked.clear()
+    """Return the one service behind all routes of the gateway, without requests."""
+    _service.requests.clear()
     _service.answer = None
     return _service
 
 
 @pytest.fixture(scope="session")
 def run_gateway(entra: Simulator, serving: Any) -> RunGateway:
-    """Run gateways before a service at some URL; give a client of each."""
+    """Run a gateway before the service at a URL; returns a client of it."""
 
     @asynccontextmanager
     async def run(service_url: str, **more: Any) -> AsyncIterator[aiohttp.ClientSession]:
@@ -121,6 +121,6 @@ def run_gateway(entra: Simulator, serving: Any) -> RunGateway:
 
 @pytest.fixture(scope="session")
 async def gateway(run_gateway: RunGateway, _service: Service) -> AsyncIterator[aiohttp.ClientSession]:
-    """Run the gateway before the service; give a client of it."""
+    """Run the gateway before the service; return a client of it."""
     async with run_gateway(_service.url) as client:
         yield client

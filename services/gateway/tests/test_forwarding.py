@@ -1,4 +1,4 @@
-"""Requests and answers pass through as streams; what goes wrong behind the gateway is told as it is."""
+"""Requests and answers are streamed; failures behind the gateway become problems that say what happened."""
 
 import asyncio
 import hashlib
@@ -20,13 +20,13 @@ MEGABYTE = 1 << 20
 
 @pytest.fixture
 async def reporter(token: Any) -> dict[str, str]:
-    """Give the headers of somebody who may report."""
+    """Return the headers of a caller who may report."""
     return {"Authorization": f"Bearer {await token('Reporter')}", "Content-Type": "message/rfc822"}
 
 
 @pytest.fixture
 async def security(token: Any) -> dict[str, str]:
-    """Give the headers of somebody who may read cases."""
+    """Return the headers of a caller who may read cases."""
     return {"Authorization": f"Bearer {await token('SecurityReader')}"}
 
 
@@ -39,39 +39,39 @@ async def test_a_request_arrives_as_it_was_sent(
     async with gateway.post(url, data=b"From: a\r\n\r\n\x00\xff", headers=reporter) as answer:
         assert await answer.json() == {"service": "here"}
 
-    ((method, path, headers, body),) = service.asked
+    ((method, path, headers, body),) = service.requests
     assert (method, path, body) == ("POST", "/v1/reports" + query, b"From: a\r\n\r\n\x00\xff")
     assert headers["Authorization"] == reporter["Authorization"]
     assert headers["Content-Type"] == "message/rfc822"
     assert headers["Content-Length"] == str(len(body))
 
 
-async def test_headers_from_outside_stay_outside(
+async def test_other_headers_are_not_forwarded(
     gateway: aiohttp.ClientSession, service: Any, security: dict[str, str]
 ) -> None:
-    """A service sees none of the headers that somebody outside could make it trust."""
-    foreign = {"Cookie": "a=b", "X-Forwarded-For": "192.0.2.1", "X-Ms-Client-Principal": "x", "TE": "trailers"}
-    async with gateway.get("/v1/cases", headers=security | foreign):
+    """A service receives no header that it might trust although it comes from outside."""
+    others = {"Cookie": "a=b", "X-Forwarded-For": "192.0.2.1", "X-Ms-Client-Principal": "x", "TE": "trailers"}
+    async with gateway.get("/v1/cases", headers=security | others):
         pass
 
-    ((_, _, headers, _),) = service.asked
+    ((_, _, headers, _),) = service.requests
     assert {name.lower() for name in headers} <= {"host", "accept", "authorization", "traceparent"}
 
 
-async def test_the_trace_goes_on(gateway: aiohttp.ClientSession, service: Any, security: dict[str, str]) -> None:
-    """The service gets a span of its own below the caller's trace."""
+async def test_the_trace_continues(gateway: aiohttp.ClientSession, service: Any, security: dict[str, str]) -> None:
+    """The service receives a new span of the caller's trace."""
     trace, caller = uuid4().hex, uuid4().hex[:16]
     async with gateway.get("/v1/cases", headers=security | {"traceparent": f"00-{trace}-{caller}-01"}):
         pass
 
-    ((_, _, headers, _),) = service.asked
+    ((_, _, headers, _),) = service.requests
     version, same_trace, span, flags = headers["traceparent"].split("-")
     assert (version, same_trace, flags) == ("00", trace, "01")
     assert span != caller
 
 
 @pytest.mark.parametrize("announced", [True, False], ids=["Content-Length", "chunked"])
-async def test_a_large_mail_passes_without_being_held(
+async def test_a_large_message_is_streamed(
     gateway: aiohttp.ClientSession, service: Any, reporter: dict[str, str], *, announced: bool
 ) -> None:
     """The service reads the first bytes of 35 MB before the last ones are sent, and then all of them."""
@@ -85,7 +85,7 @@ async def test_a_large_mail_passes_without_being_held(
             digest.update(chunk)
         return web.json_response({"sha256": digest.hexdigest(), "length": request.headers.get("Content-Length")})
 
-    async def mail() -> AsyncIterator[bytes]:
+    async def message() -> AsyncIterator[bytes]:
         yield b"x" * MEGABYTE
         await asyncio.wait_for(begun.wait(), 10)
         for _ in range(34):
@@ -93,15 +93,13 @@ async def test_a_large_mail_passes_without_being_held(
 
     service.answer = take
     length = {"Content-Length": str(size)} if announced else {}
-    async with gateway.post("/v1/reports", data=mail(), headers=reporter | length) as answer:
+    async with gateway.post("/v1/reports", data=message(), headers=reporter | length) as answer:
         taken = await answer.json()
 
     assert taken == {"sha256": hashlib.sha256(b"x" * size).hexdigest(), "length": str(size) if announced else None}
 
 
-async def test_an_answer_passes_without_being_held(
-    gateway: aiohttp.ClientSession, service: Any, security: dict[str, str]
-) -> None:
+async def test_an_answer_is_streamed(gateway: aiohttp.ClientSession, service: Any, security: dict[str, str]) -> None:
     """The client reads the first half of an answer before the service has sent the second."""
     seen = asyncio.Event()
 
@@ -120,25 +118,25 @@ async def test_an_answer_passes_without_being_held(
         assert await answer.read() == b"second"
 
 
-async def test_an_answer_that_comes_before_the_upload_ends_is_passed_on(
+async def test_an_answer_before_the_end_of_the_upload_is_forwarded(
     gateway: aiohttp.ClientSession, service: Any, reporter: dict[str, str]
 ) -> None:
-    """A service may refuse a mail by its announced size; the client hears why."""
+    """A service may refuse a message by its Content-Length; the client learns why."""
 
     async def refuse(_request: web.Request) -> web.Response:
         return web.json_response(
-            {"title": "The mail is too large"}, status=413, content_type="application/problem+json"
+            {"title": "The message is too large"}, status=413, content_type="application/problem+json"
         )
 
     service.answer = refuse
     async with gateway.post("/v1/reports", data=io.BytesIO(b"x" * 36 * MEGABYTE), headers=reporter) as answer:
-        assert (answer.status, (await answer.json())["title"]) == (413, "The mail is too large")
+        assert (answer.status, (await answer.json())["title"]) == (413, "The message is too large")
 
 
-async def test_an_upload_that_breaks_off_breaks_off_for_the_service_too(
+async def test_an_aborted_upload_is_aborted_for_the_service_too(
     gateway: aiohttp.ClientSession, service: Any, reporter: dict[str, str]
 ) -> None:
-    """Half a mail never looks like a whole one to the service."""
+    """A part of a message never looks complete to the service."""
     ended: asyncio.Future[BaseException | None] = asyncio.get_running_loop().create_future()
 
     async def take(request: web.Request) -> web.Response:
@@ -160,10 +158,10 @@ async def test_an_upload_that_breaks_off_breaks_off_for_the_service_too(
     assert await asyncio.wait_for(ended, 10) is not None
 
 
-async def test_a_refusal_of_the_service_passes_as_it_is(
+async def test_a_problem_of_the_service_is_forwarded_unchanged(
     gateway: aiohttp.ClientSession, service: Any, security: dict[str, str]
 ) -> None:
-    """Status, problem details and Retry-After come from the service; headers of its connection do not."""
+    """Status, body and Retry-After are the service's; headers of its connection are dropped."""
 
     async def refuse(_request: web.Request) -> web.Response:
         return web.Response(
@@ -182,8 +180,8 @@ async def test_a_refusal_of_the_service_passes_as_it_is(
         assert len(answer.headers.getall("Date")) == 1
 
 
-async def test_a_service_that_is_away_is_503(run_gateway: Any, reporter: dict[str, str]) -> None:
-    """A refused connection means that nothing was kept, and when to try again."""
+async def test_an_unreachable_service_is_503(run_gateway: Any, reporter: dict[str, str]) -> None:
+    """Nothing was saved, and Retry-After says when to try again. The gateway itself stays ready."""
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         async with run_gateway(f"http://127.0.0.1:{closed.getsockname()[1]}") as gateway:
@@ -191,21 +189,21 @@ async def test_a_service_that_is_away_is_503(run_gateway: Any, reporter: dict[st
                 assert (answer.status, answer.content_type) == (503, "application/problem+json")
                 assert answer.headers["Retry-After"] == "5"
                 assert "nothing was saved" in (await answer.json())["detail"]
-            # Else one service that is away would take the routes of all others out of the load balancer.
+            # Otherwise one unreachable service would take the routes of all others out of the load balancer.
             for path in ("/readyz", "/livez"):
                 async with gateway.get(path) as answer:
                     assert answer.status == 200
 
 
-async def test_a_service_that_keeps_silent_is_504(run_gateway: Any, service: Any, security: dict[str, str]) -> None:
-    """Silence ends after the time of the settings."""
+async def test_a_service_that_does_not_respond_is_504(run_gateway: Any, service: Any, security: dict[str, str]) -> None:
+    """The settings say how long it may be silent."""
     release = asyncio.Event()
 
-    async def keep_silent(_request: web.Request) -> web.Response:
+    async def stay_silent(_request: web.Request) -> web.Response:
         await release.wait()
         return web.Response()
 
-    service.answer = keep_silent
+    service.answer = stay_silent
     async with (
         run_gateway(service.url, upstream_timeout_seconds=0.3) as gateway,
         gateway.get("/v1/cases", headers=security) as answer,
@@ -214,13 +212,13 @@ async def test_a_service_that_keeps_silent_is_504(run_gateway: Any, service: Any
     release.set()
 
 
-async def test_a_service_that_breaks_off_is_502(
+async def test_a_service_that_disconnects_is_502(
     gateway: aiohttp.ClientSession, service: Any, reporter: dict[str, str]
 ) -> None:
-    """The gateway does not claim to know what became of a request whose answer was lost, nor repeat it."""
+    """The gateway says that the outcome is not known, and does not repeat the request."""
     calls = 0
 
-    async def break_off(request: web.Request) -> web.Response:
+    async def disconnect(request: web.Request) -> web.Response:
         nonlocal calls
         calls += 1
         await request.read()
@@ -228,33 +226,33 @@ async def test_a_service_that_breaks_off_is_502(
         request.transport.abort()
         return web.Response()
 
-    service.answer = break_off
+    service.answer = disconnect
     async with gateway.post("/v1/reports", data=b"From: a\r\n\r\n", headers=reporter) as answer:
         assert (answer.status, answer.content_type) == (502, "application/problem+json")
         assert "is not known" in (await answer.json())["detail"]
     assert calls == 1
 
 
-async def test_a_service_that_takes_no_connection_was_not_reached(
+async def test_a_service_that_accepts_no_connection_is_503(
     run_gateway: Any, security: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """503: where nobody lets us in in time, nothing can have been kept."""
+    """Nothing can have been saved if the connection timed out."""
     async with run_gateway("http://127.0.0.1:1") as gateway:
         connect = aiohttp.TCPConnector.connect
 
-        async def reach(connector: Any, request: Any, *rest: Any, **more: Any) -> Any:
+        async def connect_or_time_out(connector: Any, request: Any, *rest: Any, **more: Any) -> Any:
             if request.url.port == 1:
-                raise aiohttp.ConnectionTimeoutError("nobody comes")
+                raise aiohttp.ConnectionTimeoutError("timed out")
             return await connect(connector, request, *rest, **more)
 
-        monkeypatch.setattr(aiohttp.TCPConnector, "connect", reach)
+        monkeypatch.setattr(aiohttp.TCPConnector, "connect", connect_or_time_out)
         async with gateway.get("/v1/cases", headers=security) as answer:
             assert (answer.status, answer.headers["Retry-After"]) == (503, "5")
             assert "could not be reached" in (await answer.json())["detail"]
 
 
-async def left(request: web.Request) -> bool:
-    """Wait until whoever asks is gone."""
+async def disconnected(request: web.Request) -> bool:
+    """Wait until the client has disconnected."""
     async with asyncio.timeout(60):
         while request.transport is not None and not request.transport.is_closing():
             await asyncio.sleep(0.01)
@@ -262,46 +260,46 @@ async def left(request: web.Request) -> bool:
 
 
 @pytest.mark.parametrize(("method", "path"), [("GET", "/v1/cases"), ("POST", "/v1/reports")])
-async def test_a_client_that_goes_away_frees_the_service(
+async def test_a_client_that_disconnects_frees_the_service(
     run_gateway: Any, service: Any, reporter: dict[str, str], security: dict[str, str], method: str, path: str
 ) -> None:
-    """The gateway does not wait for an answer that nobody wants; there is room for others at once."""
-    asked: asyncio.Queue[web.Request] = asyncio.Queue()
+    """The gateway cancels the call at once, which makes room for other requests."""
+    arrived: asyncio.Queue[web.Request] = asyncio.Queue()
 
-    async def take_long(request: web.Request) -> web.Response:
+    async def hang(request: web.Request) -> web.Response:
         await request.read()
-        await asked.put(request)
-        await left(request)
+        await arrived.put(request)
+        await disconnected(request)
         return web.Response()
 
-    service.answer = take_long
+    service.answer = hang
     async with run_gateway(service.url, upstream_timeout_seconds=600, max_concurrent_requests=1) as gateway:
         headers = security if method == "GET" else reporter
         data = None if method == "GET" else b"From: a\r\n\r\n"
         for _ in range(2):
-            asking = asyncio.create_task(gateway.request(method, path, headers=headers, data=data))
-            request = await asyncio.wait_for(asked.get(), 60)
-            asking.cancel()
-            assert await left(request)
+            calling = asyncio.create_task(gateway.request(method, path, headers=headers, data=data))
+            request = await asyncio.wait_for(arrived.get(), 60)
+            calling.cancel()
+            assert await disconnected(request)
             service.answer = None
             while True:
                 async with gateway.get("/v1/cases", headers=security) as answer:
                     if answer.status == 200:
                         break
-            service.answer = take_long
+            service.answer = hang
 
 
-async def test_a_client_that_goes_away_in_the_middle_of_an_answer_frees_the_service(
+async def test_a_client_that_disconnects_during_an_answer_frees_the_service(
     gateway: aiohttp.ClientSession, service: Any, security: dict[str, str]
 ) -> None:
-    """An answer without an end ends with whoever asked for it."""
+    """An endless answer ends when its client disconnects."""
     gone = asyncio.Event()
 
     async def give(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()
         await response.prepare(request)
         await response.write(b"first")
-        await left(request)
+        await disconnected(request)
         gone.set()
         return response
 
@@ -312,18 +310,18 @@ async def test_a_client_that_goes_away_in_the_middle_of_an_answer_frees_the_serv
     await asyncio.wait_for(gone.wait(), 60)
 
 
-async def test_an_upload_that_is_too_slow_is_given_up_on_both_sides(
+async def test_a_slow_upload_is_aborted_on_both_sides(
     run_gateway: Any, service: Any, reporter: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The client hears 408; the service sees an upload that broke off."""
-    monkeypatch.setattr(gateway_app, "TURN_SECONDS", 0)
-    broken, answered = asyncio.Event(), asyncio.Event()
+    """The client gets 408; the service sees an aborted upload."""
+    monkeypatch.setattr(gateway_app, "UPLOAD_QUEUE_SECONDS", 0)
+    aborted, answered = asyncio.Event(), asyncio.Event()
 
     async def take(request: web.Request) -> web.Response:
         try:
             await request.read()
         except Exception:
-            broken.set()
+            aborted.set()
             raise
         return web.Response()
 
@@ -336,38 +334,38 @@ async def test_an_upload_that_is_too_slow_is_given_up_on_both_sides(
         async with gateway.post("/v1/reports", data=slow(), headers=reporter) as answer:
             assert (answer.status, answer.content_type) == (408, "application/problem+json")
         answered.set()
-        await asyncio.wait_for(broken.wait(), 60)
+        await asyncio.wait_for(aborted.wait(), 60)
 
 
 @pytest.mark.parametrize("announced", [True, False])
-async def test_a_body_beyond_its_bound_is_refused(
+async def test_a_body_over_its_limit_is_refused(
     run_gateway: Any, service: Any, reporter: dict[str, str], token: Any, *, announced: bool
 ) -> None:
-    """A mail may be large, a decision may not; neither is announced smaller than it is."""
+    """A message may be larger than a decision. The limits hold with and without a Content-Length."""
     admin = {"Authorization": f"Bearer {await token('SecurityAdministrator')}"}
     paths = {"/v1/reports": (reporter, 2 * MEGABYTE), f"/v1/cases/{uuid4()}/decisions": (admin, MEGABYTE)}
 
-    async def pieces(size: int) -> AsyncIterator[bytes]:
+    async def chunks(size: int) -> AsyncIterator[bytes]:
         for start in range(0, size, 65536):
             yield b"x" * min(65536, size - start)
 
     async with run_gateway(service.url, max_upload_bytes=2 * MEGABYTE) as gateway:
         for path, (headers, most) in paths.items():
             for size, status in ((most, 200), (most + 1, 413)):
-                data = io.BytesIO(b"x" * size) if announced else pieces(size)
+                data = io.BytesIO(b"x" * size) if announced else chunks(size)
                 async with gateway.post(path, data=data, headers=headers) as answer:
                     assert answer.status == status
-    assert [len(body) for *_, body in service.asked] == [2 * MEGABYTE, MEGABYTE]
+    assert [len(body) for *_, body in service.requests] == [2 * MEGABYTE, MEGABYTE]
 
 
 async def test_a_request_with_two_lengths_reaches_no_service(
     gateway: aiohttp.ClientSession, service: Any, reporter: dict[str, str]
 ) -> None:
-    """Its end could be the beginning of another request, in somebody else's name."""
+    """Otherwise its end could pass for the start of another caller's request."""
     assert gateway._base_url
     streams = await asyncio.open_connection(gateway._base_url.host, gateway._base_url.port)
     lines = ["POST /v1/reports HTTP/1.1", "Host: x", *(f"{name}: {value}" for name, value in reporter.items())]
     streams[1].write("\r\n".join([*lines, "Content-Length: 4", "Transfer-Encoding: chunked", "", "0", "", ""]).encode())
     assert (await streams[0].readline()).split()[1] == b"400"
     streams[1].close()
-    assert service.asked == []
+    assert service.requests == []

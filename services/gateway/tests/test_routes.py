@@ -1,4 +1,4 @@
-"""Who may do what, and that nothing else gets through."""
+"""Each role may call its own routes, and nothing else gets through."""
 
 import asyncio
 from typing import Any
@@ -23,7 +23,7 @@ ALLOWED = {
 
 @pytest.mark.parametrize(("operation", "roles"), ALLOWED.items(), ids=lambda value: " ".join(sorted(value)))
 @pytest.mark.parametrize("role", [*sorted(EVERYONE), "Unheard.Of", None])
-async def test_a_role_opens_its_own_routes_only(
+async def test_a_role_may_call_only_its_own_routes(
     gateway: aiohttp.ClientSession,
     service: Any,
     token: Any,
@@ -31,18 +31,18 @@ async def test_a_role_opens_its_own_routes_only(
     roles: set[str],
     role: str | None,
 ) -> None:
-    """A caller with a role of the route reaches the service; any other is stopped before it."""
+    """A caller with one of the route's roles reaches the service; all others get 403 from the gateway."""
     headers = {"Authorization": f"Bearer {await token(*filter(None, [role]))}"}
     async with gateway.request(*operation, headers=headers) as answer:
         body = await answer.json()
 
     if role in roles:
         assert answer.status == 200
-        assert [(method, path) for method, path, _, _ in service.asked] == [operation]
+        assert [(method, path) for method, path, _, _ in service.requests] == [operation]
     else:
         assert (answer.status, answer.content_type) == (403, "application/problem+json")
         assert (body["type"], body["title"]) == ("urn:backstop:problem:not-allowed", "Not allowed")
-        assert service.asked == []
+        assert service.requests == []
 
 
 BAD_TOKENS = {
@@ -51,7 +51,7 @@ BAD_TOKENS = {
     "of a tenant that is not served": {"claims": {"tid": str(uuid4())}},
     "for another audience": {"audience": str(uuid4())},
     "of another issuer": {"issuer": "https://login.example.com/v2.0"},
-    "signed with a key of somebody else": {"foreign_key": True},
+    "signed with another key": {"foreign_key": True},
     "without a signature": {"algorithm": "none"},
     "signed with HS256": {"algorithm": "HS256"},
     "without an object id": {"claims": {"oid": None}},
@@ -63,20 +63,20 @@ BAD_TOKENS = {
 async def test_a_bad_token_reaches_no_service(
     gateway: aiohttp.ClientSession, service: Any, token: Any, order: dict[str, Any], path: str
 ) -> None:
-    """Whatever is wrong with a token, nobody behind the gateway is asked."""
+    """Whatever is wrong with it, the gateway answers 401 itself."""
     headers = {"Authorization": f"Bearer {await token(*EVERYONE, **order)}"}
     async with gateway.get(path, headers=headers) as answer:
         assert (answer.status, answer.content_type) == (401, "application/problem+json")
         assert answer.headers["WWW-Authenticate"] == "Bearer"
-    assert service.asked == []
+    assert service.requests == []
 
 
 @pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer"}, {"Authorization": "Basic dTpw"}])
-async def test_no_token_no_entry(gateway: aiohttp.ClientSession, service: Any, headers: dict[str, str]) -> None:
-    """Every route wants a bearer token."""
+async def test_every_route_needs_a_token(gateway: aiohttp.ClientSession, service: Any, headers: dict[str, str]) -> None:
+    """A missing or malformed bearer token is 401."""
     async with gateway.get("/v1/cases", headers=headers) as answer:
         assert answer.status == 401
-    assert service.asked == []
+    assert service.requests == []
 
 
 @pytest.mark.parametrize(
@@ -101,20 +101,20 @@ async def test_no_token_no_entry(gateway: aiohttp.ClientSession, service: Any, h
         ("TRACE", "/v1/cases", 405),
     ],
 )
-async def test_what_is_not_in_the_table_is_not_there(
+async def test_a_request_that_is_not_in_the_table_is_not_forwarded(
     gateway: aiohttp.ClientSession, service: Any, token: Any, method: str, path: str, status: int
 ) -> None:
-    """An unknown route is 404, a wrong method 405, however the path is written; the service is not asked."""
+    """An unknown route is 404, a wrong method 405, however the path is written."""
     head, body = await _raw(gateway, method, path, await token(*EVERYONE))
 
     assert head.startswith(f"HTTP/1.1 {status} ")
     assert "application/problem+json" in head
     assert f'"status":{status}' in body
-    assert service.asked == []
+    assert service.requests == []
 
 
 async def _raw(gateway: aiohttp.ClientSession, method: str, path: str, token: str) -> tuple[str, str]:
-    """Send a request line as it is: no client in between that tidies the path up."""
+    """Send a request line unchanged: a client would normalise the path."""
     url = gateway._base_url
     assert url
     assert url.host
@@ -128,11 +128,11 @@ async def _raw(gateway: aiohttp.ClientSession, method: str, path: str, token: st
     return head, body
 
 
-async def test_the_document_of_the_api_needs_no_token(gateway: aiohttp.ClientSession, service: Any) -> None:
-    """It is the same for everybody, and no service is asked for it."""
+async def test_the_openapi_document_needs_no_token(gateway: aiohttp.ClientSession, service: Any) -> None:
+    """It is the same for everybody, and the gateway serves it itself."""
     async with gateway.get("/openapi.json", headers={}) as answer:
         document = await answer.json()
 
     assert (answer.status, answer.content_type) == (200, "application/json")
     assert set(document["paths"]) == {route.path for route in ROUTES}
-    assert service.asked == []
+    assert service.requests == []
