@@ -53,7 +53,7 @@ def write_eml(
 
 
 class World:
-    """The parts of the service, made anew for each use, as after a restart: only the database remembers anything."""
+    """The parts of the service, new at each use, as after a restart: all state is in the database."""
 
     eml = staticmethod(write_eml)
     # How long to wait for an outcome that comes, and for one that does not.

@@ -117,7 +117,7 @@ def test_permissions_are_parsed_as_text_or_number(value: Any, permissions: int, 
 
 
 @pytest.mark.parametrize(
-    "said",
+    "columns",
     [
         {},
         {"EndUserQuarantinePermissions": None, "EndUserQuarantinePermissionsValue": None},
@@ -133,10 +133,10 @@ def test_permissions_are_parsed_as_text_or_number(value: Any, permissions: int, 
         {"EndUserQuarantinePermissions": 2000 * "PermissionTo"},
     ],
 )
-def test_an_unreadable_policy_permits_nothing_and_is_named_in_a_warning(said: dict[str, Any]) -> None:
+def test_an_unreadable_policy_permits_nothing_and_is_named_in_a_warning(columns: dict[str, Any]) -> None:
     """Readable policies are not affected. Rows without a name and the global policy are skipped."""
     rows = [
-        {"Name": "Odd", **said},
+        {"Name": "Odd", **columns},
         {"Name": "Full", "EndUserQuarantinePermissions": AS_TEXT},
         {"EndUserQuarantinePermissionsValue": 4},
         {"Name": "DefaultGlobalTag", "QuarantinePolicyType": "GlobalQuarantinePolicy"},
@@ -159,8 +159,8 @@ def test_an_unreadable_policy_permits_nothing_and_is_named_in_a_warning(said: di
 )
 def test_of_contradictory_permissions_the_lesser_count(text: str, number: int, lesser: int) -> None:
     """A warning names the policy."""
-    said = {"EndUserQuarantinePermissions": text, "EndUserQuarantinePermissionsValue": number}
-    (policy,) = parse_policies([{"Name": "Ours", **said}])
+    columns = {"EndUserQuarantinePermissions": text, "EndUserQuarantinePermissionsValue": number}
+    (policy,) = parse_policies([{"Name": "Ours", **columns}])
     assert int(policy.permissions) == lesser
     assert "contradict each other. The lesser permissions apply to: Ours" in (policy_warning([policy]) or "")
 
