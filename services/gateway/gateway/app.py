@@ -46,10 +46,10 @@ async def build(settings: Settings) -> AsyncIterator[FastAPI]:
         skip_auto_headers=("Accept", "Accept-Encoding", "Content-Type", "User-Agent"),
         cookie_jar=aiohttp.DummyCookieJar(),
     ) as session:
-        yield _api(settings, session)
+        yield _make_api(settings, session)
 
 
-def _api(settings: Settings, session: aiohttp.ClientSession) -> FastAPI:
+def _make_api(settings: Settings, session: aiohttp.ClientSession) -> FastAPI:
     api = make_api(
         title="Backstop",
         description="Report messages that the filter let through, triage them, and read Microsoft's verdict.",

@@ -61,11 +61,11 @@ class Upstream:
         has_body = "content-length" in request.headers or "transfer-encoding" in request.headers
         upload = _Upload(request, has_body=has_body)
         with telemetry.span(f"forward to {self.name}") as traceparent:
-            async with self._problems(request.method):
-                response = await upload.wait_for(
+            async with self._failures_as_problems(request.method):
+                response = await upload.wait_for_answer(
                     self._session.request(
                         request.method,
-                        self._target(path, request.scope["query_string"]),
+                        self._target_url(path, request.scope["query_string"]),
                         headers={**headers, "traceparent": traceparent} if traceparent else headers,
                         data=upload.chunks() if has_body else None,
                         allow_redirects=False,
@@ -73,31 +73,32 @@ class Upstream:
                 )
         return _StreamedAnswer(response)
 
-    def _target(self, path: str, query: bytes) -> URL:
+    def _target_url(self, path: str, query: bytes) -> URL:
         # Keeps percent-encoding as it is, and encodes characters that could end the query.
         encoded = quote_from_bytes(query, safe="%!$&'()*+,;=:@/?-._~")
         return URL(f"{self._url}{path}?{encoded}" if encoded else f"{self._url}{path}", encoded=True)
 
     @asynccontextmanager
-    async def _problems(self, method: str) -> AsyncIterator[None]:
+    async def _failures_as_problems(self, method: str) -> AsyncIterator[None]:
         """Raise failures of the call as problems."""
         unknown = UNKNOWN_OUTCOME if method == "POST" else "Send the request again."
         try:
             yield
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             detail = "could not be reached, so nothing was saved. Send the same request again."
-            raise Problem(503, "service-unreachable", self._failed(error, detail), retry_after=5) from None
+            raise Problem(503, "service-unreachable", self._log_failure(error, detail), retry_after=5) from None
         except TimeoutError as error:
-            raise Problem(504, "service-unresponsive", self._failed(error, f"does not respond. {unknown}")) from None
+            detail = f"does not respond. {unknown}"
+            raise Problem(504, "service-unresponsive", self._log_failure(error, detail)) from None
         except aiohttp.ClientError as error:
             if isinstance(error.__cause__, Problem):
                 raise error.__cause__ from None
             if isinstance(error.__cause__, ClientDisconnect):
                 raise Problem(400, "upload-incomplete", "Nothing was saved.") from None
             detail = f"disconnected before it answered. {unknown}"
-            raise Problem(502, "service-disconnected", self._failed(error, detail)) from None
+            raise Problem(502, "service-disconnected", self._log_failure(error, detail)) from None
 
-    def _failed(self, error: Exception, what: str) -> str:
+    def _log_failure(self, error: Exception, what: str) -> str:
         log.warning("upstream.failed", upstream=self.name, error=type(error).__name__)
         return f"The {self.name} service {what}"
 
@@ -117,7 +118,7 @@ class _Upload:
             yield chunk
         self._sent.set()
 
-    async def wait_for(self, answer: Awaitable[aiohttp.ClientResponse]) -> aiohttp.ClientResponse:
+    async def wait_for_answer(self, answer: Awaitable[aiohttp.ClientResponse]) -> aiohttp.ClientResponse:
         """Return the *answer*. If the client disconnects first, cancel the call and raise Problem 400."""
         answering = asyncio.ensure_future(answer)
         disconnecting = asyncio.create_task(self._wait_for_disconnect())
@@ -142,9 +143,8 @@ class _StreamedAnswer(StreamingResponse):
     """The answer of a service, streamed to the client."""
 
     def __init__(self, answer: aiohttp.ClientResponse) -> None:
-        super().__init__(
-            answer.content.iter_chunked(CHUNK_BYTES), status_code=answer.status, headers=_kept(answer.headers)
-        )
+        headers = _response_headers(answer.headers)
+        super().__init__(answer.content.iter_chunked(CHUNK_BYTES), status_code=answer.status, headers=headers)
         self._answer = answer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -155,7 +155,7 @@ class _StreamedAnswer(StreamingResponse):
             self._answer.close()
 
 
-def _kept(headers: Mapping[str, str]) -> dict[str, str]:
+def _response_headers(headers: Mapping[str, str]) -> dict[str, str]:
     """Return the response headers for the client."""
     connection = {name.strip().lower() for name in headers.get("connection", "").split(",")}
     return {name: value for name, value in headers.items() if name.lower() not in DROPPED_HEADERS | connection}

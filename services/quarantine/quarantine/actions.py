@@ -27,7 +27,7 @@ from quarantine import rules, store
 from quarantine.message_source import NoMessageError, export_message, find_row
 from quarantine.permissions import may_run
 from quarantine.rows import parse_row
-from quarantine.rules import ACHIEVED, NOT_PERMITTED, RELEASED, Kind, Status
+from quarantine.rules import ACHIEVED_STATUSES, NOT_PERMITTED, RELEASED_STATUSES, ActionKind, MessageStatus
 from quarantine.store import Action, QuarantinedMessage
 
 log = structlog.get_logger()
@@ -35,11 +35,11 @@ log = structlog.get_logger()
 LEASE = Lease(timedelta(seconds=75))
 GIVE_UP_AFTER = timedelta(hours=1)
 """Short, because somebody waits for the outcome and can repeat the request."""
-ACTION_TYPES = {Kind.RELEASE: "Release", Kind.DENY: "Deny", Kind.REQUEST: "Request"}
+ACTION_TYPES = {ActionKind.RELEASE: "Release", ActionKind.DENY: "Deny", ActionKind.REQUEST: "Request"}
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class ActionOutcome:
     """The outcome of an action. `failure` is None if it succeeded; `report` is the event that a report emits."""
 
     failure: str | None = None
@@ -76,34 +76,35 @@ class ActionWorker:
         try:
             async with until(deadline):
                 if message.expires_at <= datetime.now(UTC) and not action.in_doubt:
-                    outcome = Outcome("gone", "The message's time in quarantine is over.")
+                    outcome = ActionOutcome("gone", "The message's time in quarantine is over.")
                 elif action.kind in ACTION_TYPES:
                     outcome = await self._change_status(action, message)
                 else:
-                    outcome = await self._report(action, message)
+                    outcome = await self._report_message(action, message)
         except Refused as error:
-            outcome = Outcome("gone" if error.status == 404 else "refused", error.reason or str(error))
+            outcome = ActionOutcome("gone" if error.status == 404 else "refused", error.reason or str(error))
         except Unauthorised as error:
-            outcome = Outcome("not-allowed", error.reason or str(error))
+            outcome = ActionOutcome("not-allowed", error.reason or str(error))
         except (M365Error, TimeoutError, NoMessageError, StoreUnavailable, _InDoubtError) as error:
             if await self._postpone(action, error):
                 return
             reason = getattr(error, "reason", "") or str(error) or type(error).__name__
-            outcome = Outcome("refused" if isinstance(error, _InDoubtError) else "gave-up", reason)
+            outcome = ActionOutcome("refused" if isinstance(error, _InDoubtError) else "gave-up", reason)
         await self._settle(action, message, outcome)
 
-    async def _change_status(self, action: Action, message: QuarantinedMessage) -> Outcome:
+    async def _change_status(self, action: Action, message: QuarantinedMessage) -> ActionOutcome:
         """Release the message, deny its release or request it, unless an earlier call already has."""
         if action.in_doubt and await self._is_achieved(action, message):
-            return Outcome()
+            return ActionOutcome()
         if not may_run(action, message):
             if action.in_doubt:
                 raise _InDoubtError(NOT_PERMITTED)
-            return Outcome("refused", NOT_PERMITTED)
+            return ActionOutcome("refused", NOT_PERMITTED)
         # A denial of a shared row may also hit a recipient who already has the message, and who would then be shown as
         # one who does not.
-        if action.kind is Kind.DENY and message.recipient_count > 1 and await self._status(message) in RELEASED:
-            return Outcome("refused", "The recipient already has the message. Nothing was denied.")
+        shared = message.recipient_count > 1
+        if action.kind is ActionKind.DENY and shared and await self._status_in_exchange(message) in RELEASED_STATUSES:
+            return ActionOutcome("refused", "The recipient already has the message. Nothing was denied.")
         try:
             records = await self._exchange.invoke(
                 message.tenant_id,
@@ -114,37 +115,37 @@ class ActionWorker:
             )
         except Refused as error:
             if await self._is_achieved(action, message):
-                return Outcome(already_done=not action.in_doubt)
+                return ActionOutcome(already_done=not action.in_doubt)
             if action.in_doubt:
                 raise _InDoubtError(error.reason or str(error)) from None
             raise
         if records.warnings and not await self._is_achieved(action, message):
             raise _InDoubtError(" ".join(records.warnings))
-        return Outcome()
+        return ActionOutcome()
 
     async def _is_achieved(self, action: Action, message: QuarantinedMessage) -> bool:
-        return await self._status(message) in ACHIEVED[action.kind]
+        return await self._status_in_exchange(message) in ACHIEVED_STATUSES[action.kind]
 
-    async def _status(self, message: QuarantinedMessage) -> Status | None:
+    async def _status_in_exchange(self, message: QuarantinedMessage) -> MessageStatus | None:
         """Return the status that Exchange shows for the recipient; None if it shows no such message."""
         row = await find_row(self._exchange, message.tenant_id, message.identity)
         listed = parse_row(row) if row else []
         return next((found.status for found in listed if found.recipient == message.recipient), None)
 
-    async def _report(self, action: Action, message: QuarantinedMessage) -> Outcome:
+    async def _report_message(self, action: Action, message: QuarantinedMessage) -> ActionOutcome:
         """Store the raw message in the mail store and make its report. Both can safely be repeated."""
         raw = await export_message(self._exchange, message.tenant_id, message.identity)
         facts = await asyncio.to_thread(parse, raw)
         if not facts.is_mail:
-            return Outcome("refused", "What Exchange exported is not an email message. Nothing was reported.")
+            return ActionOutcome("refused", "What Exchange exported is not an email message. Nothing was reported.")
         await self._mail_store.put(message.tenant_id, raw)
-        return Outcome(report=_report_event(action, message, _message_facts(facts, message)))
+        return ActionOutcome(report=_report_event(action, message, _message_facts(facts, message)))
 
     async def _postpone(self, action: Action, error: Exception) -> bool:
         """Schedule a retry; return False if the action has been retried for too long."""
         now = datetime.now(UTC)
         refused_in_doubt = isinstance(error, _InDoubtError)
-        if now - action.requested_at > (store.SETTLING if refused_in_doubt else GIVE_UP_AFTER):
+        if now - action.requested_at > (store.STATUS_LAG if refused_in_doubt else GIVE_UP_AFTER):
             return False
         retry_after = error.retry_after if isinstance(error, Throttled | Unavailable) else None
         wait = timedelta(seconds=retry_after) if retry_after else backoff(action.attempts, first=1, most=60)
@@ -168,7 +169,7 @@ class ActionWorker:
             )
         return True
 
-    async def _settle(self, action: Action, message: QuarantinedMessage, outcome: Outcome) -> None:
+    async def _settle(self, action: Action, message: QuarantinedMessage, outcome: ActionOutcome) -> None:
         succeeded = outcome.failure is None
         async with self._db.transaction() as tx:
             settled = await store.settle_action(
@@ -194,7 +195,7 @@ class ActionWorker:
         log.info("action.settled", action_id=action.action_id, kind=action.kind, failure=outcome.failure)
 
 
-def _decision_event(action: Action, message: QuarantinedMessage, outcome: Outcome) -> ReleaseDecided:
+def _decision_event(action: Action, message: QuarantinedMessage, outcome: ActionOutcome) -> ReleaseDecided:
     return ReleaseDecided(
         tenant_id=message.tenant_id,
         decision_id=action.action_id,
@@ -220,7 +221,7 @@ def _report_event(action: Action, message: QuarantinedMessage, facts: Message) -
         tenant_id=message.tenant_id,
         # An admin's decision must not pass for the user's own report, which may have been made before.
         report_id=action.action_id
-        if action.kind is Kind.SUBMIT
+        if action.kind is ActionKind.SUBMIT
         else report_id(message.tenant_id, message.recipient, facts, reported_as),
         reporter=message.recipient,
         reporter_id=actor.id if actor.kind == ActorKind.USER and actor.id != message.recipient else None,

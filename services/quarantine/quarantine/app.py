@@ -63,7 +63,7 @@ class Settings(ServiceSettings, M365Settings, MailStoreSettings):
     @model_validator(mode="after")
     def _check_sign_in(self) -> "Settings":
         # Signing in yields an ID token for this client. If the API had the same id, the API would accept that token.
-        if self.sign_in_client_id and _client(self.sign_in_client_id) == _client(self.api_audience):
+        if self.sign_in_client_id and _normal_client_id(self.sign_in_client_id) == _normal_client_id(self.api_audience):
             raise ValueError(
                 "BACKSTOP_SIGN_IN_CLIENT_ID equals BACKSTOP_API_AUDIENCE, so the API would accept the ID tokens of"
                 " users who sign in. Register a separate web application in Entra ID for signing in, and set its"
@@ -74,7 +74,7 @@ class Settings(ServiceSettings, M365Settings, MailStoreSettings):
         return self
 
 
-def _client(client_id: str) -> str:
+def _normal_client_id(client_id: str) -> str:
     """Return the normal form of a client id: a GUID can be written in several ways."""
     try:
         return str(UUID(client_id.strip()))
@@ -124,7 +124,7 @@ async def build(settings: Settings) -> AsyncIterator[Service]:
             service.add_worker("run_due", action_worker.run_due)
         service.add_worker("plan_due", digest_worker.plan_due, idle=min(10.0, settings.digest_period_seconds / 2))
         service.add_worker("send_due", digest_worker.send_due)
-        source, sign_in = MessageSource(exchange), _sign_in(settings, signer, graph)
+        source, sign_in = MessageSource(exchange), _make_sign_in(settings, signer, graph)
         service.add_router(make_router(service.db, source, sign_in=sign_in is not None))
         service.add_router(Pages(service.db, source, signer, templates, sign_in).router())
         yield service
@@ -132,7 +132,7 @@ async def build(settings: Settings) -> AsyncIterator[Service]:
             sign_in.close()
 
 
-def _sign_in(settings: Settings, signer: Signer, graph: Graph) -> SignIn | None:
+def _make_sign_in(settings: Settings, signer: Signer, graph: Graph) -> SignIn | None:
     if settings.sign_in_client_id is None or settings.sign_in_client_secret is None:
         return None
     return SignIn(

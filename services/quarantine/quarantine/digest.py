@@ -39,7 +39,7 @@ IMMUTABLE_IDS = {"Prefer": 'IdType="ImmutableId"'}
 
 
 @dataclass(frozen=True, slots=True)
-class _MailboxMessage:
+class _DigestEmail:
     """The digest's email as Graph shows it."""
 
     id: str
@@ -143,13 +143,13 @@ class DigestWorker:
         """
         draft_id = digest.draft_id
         if draft_id is not None:
-            found = await self._get(digest, sender, draft_id) or await self._find(digest, sender)
+            found = await self._get_draft(digest, sender, draft_id) or await self._find_email(digest, sender)
             if found is None:
                 return await self._is_assumed_sent(digest)
             if not found.is_draft:
                 return True
         else:
-            found = await self._find(digest, sender) if digest.attempts > 1 else None
+            found = await self._find_email(digest, sender) if digest.attempts > 1 else None
             if found and not found.is_draft:
                 return True
             draft_id = found.id if found else await self._create_draft(digest, settings, sender, messages)
@@ -169,7 +169,7 @@ class DigestWorker:
             await store.postpone_digest(tx, digest.digest_id, wait, "Waiting for the email to appear in Sent Items.")
         return False
 
-    async def _get(self, digest: Digest, sender: str, draft_id: str) -> _MailboxMessage | None:
+    async def _get_draft(self, digest: Digest, sender: str, draft_id: str) -> _DigestEmail | None:
         try:
             found = await self._graph.get(
                 digest.tenant_id,
@@ -182,12 +182,12 @@ class DigestWorker:
             if error.status != 404:
                 raise
             return None
-        return _MailboxMessage(str(found["id"]), found.get("isDraft") is not False)
+        return _DigestEmail(str(found["id"]), found.get("isDraft") is not False)
 
-    async def _find(self, digest: Digest, sender: str) -> _MailboxMessage | None:
+    async def _find_email(self, digest: Digest, sender: str) -> _DigestEmail | None:
         """Find the email in any folder, by its marker or Message-ID; a sent one takes precedence over a draft."""
         marker = f"ep/id eq '{MARKER_PROPERTY}' and ep/value eq '{digest.digest_id}'"
-        found: list[_MailboxMessage] = []
+        found: list[_DigestEmail] = []
         for condition in (
             f"singleValueExtendedProperties/any(ep: {marker})",
             f"internetMessageId eq '{_internet_message_id(digest, sender)}'",
@@ -200,7 +200,7 @@ class DigestWorker:
                 ids={"user": sender},
             )
             found += [
-                _MailboxMessage(str(item["id"]), item.get("isDraft") is not False) for item in page.get("value") or ()
+                _DigestEmail(str(item["id"]), item.get("isDraft") is not False) for item in page.get("value") or ()
             ]
         return next((message for message in found if not message.is_draft), next(iter(found), None))
 
@@ -208,8 +208,8 @@ class DigestWorker:
         self, digest: Digest, settings: QuarantineSettings, sender: str, messages: Sequence[QuarantinedMessage]
     ) -> str:
         """Create the email in the sender's Drafts folder and set its marker; return its id."""
-        texts = Texts(await self._language(digest, settings))
-        mime = self.compose(digest, settings, sender, messages, texts)
+        texts = Texts(await self._recipient_language(digest, settings))
+        mime = self.compose_mime(digest, settings, sender, messages, texts)
         draft = await self._graph.post_content(
             digest.tenant_id,
             "/v1.0/users/{user}/messages",
@@ -228,7 +228,7 @@ class DigestWorker:
         )
         return draft_id
 
-    async def _language(self, digest: Digest, settings: QuarantineSettings) -> str:
+    async def _recipient_language(self, digest: Digest, settings: QuarantineSettings) -> str:
         """Return the recipient's language, or the tenant's if Graph does not tell it."""
         try:
             user = await self._graph.get(
@@ -241,7 +241,7 @@ class DigestWorker:
             return settings.language
         return user_language(user.get("preferredLanguage"), settings.language)
 
-    def compose(
+    def compose_mime(
         self,
         digest: Digest,
         settings: QuarantineSettings,
@@ -250,23 +250,23 @@ class DigestWorker:
         texts: Texts,
     ) -> bytes:
         """Return the email as MIME, with a text and an HTML part."""
-        content = self.content(digest, settings, messages, texts)
+        variables = self.template_variables(digest, settings, messages, texts)
         mail = EmailMessage(policy=SMTP)
         mail["From"] = sender
         mail["To"] = digest.recipient
-        mail["Subject"] = content["subject"]
+        mail["Subject"] = variables["subject"]
         mail["Message-ID"] = _internet_message_id(digest, sender)
         mail["Auto-Submitted"] = "auto-generated"
         mail["X-Auto-Response-Suppress"] = "All"
-        mail.set_content(self._templates.get_template("digest.txt").render(content))
-        mail.add_alternative(self.html(content), subtype="html")
+        mail.set_content(self._templates.get_template("digest.txt").render(variables))
+        mail.add_alternative(self.render_html(variables), subtype="html")
         return mail.as_bytes()
 
-    def html(self, content: dict[str, Any]) -> str:
+    def render_html(self, variables: dict[str, Any]) -> str:
         """Return the HTML part of a digest."""
-        return self._templates.get_template("digest.html").render(content)
+        return self._templates.get_template("digest.html").render(variables)
 
-    def content(
+    def template_variables(
         self, digest: Digest, settings: QuarantineSettings, messages: Sequence[QuarantinedMessage], texts: Texts
     ) -> dict[str, Any]:
         """Return the variables of the digest's templates."""
@@ -274,13 +274,13 @@ class DigestWorker:
         return {
             "texts": texts,
             "subject": texts("digest.subject_one") if count == 1 else texts("digest.subject_many", count=count),
-            "rows": [self._row(message, links_expire_at, texts) for message in messages[:MAX_ROWS]],
+            "rows": [self._message_row(message, links_expire_at, texts) for message in messages[:MAX_ROWS]],
             "more": max(0, count - MAX_ROWS),
             "links_expire": texts.date(links_expire_at.astimezone(UTC)),
             "organisation": settings.organisation,
         }
 
-    def _row(self, message: QuarantinedMessage, links_expire_at: datetime, texts: Texts) -> dict[str, Any]:
+    def _message_row(self, message: QuarantinedMessage, links_expire_at: datetime, texts: Texts) -> dict[str, Any]:
         expires_at = min(links_expire_at, message.expires_at)
         actions = [LinkAction.VIEW, *permitted_actions(message, datetime.now(UTC))]
         return {
@@ -290,12 +290,12 @@ class DigestWorker:
             "expires": texts.date(message.expires_at),
             "reason": texts.reason(message.quarantine_type),
             "actions": [
-                {"name": texts(f"action.{action.key}"), "url": self._url(action, message, expires_at)}
+                {"name": texts(f"action.{action.text_key}"), "url": self._link_url(action, message, expires_at)}
                 for action in actions
             ],
         }
 
-    def _url(self, action: LinkAction, message: QuarantinedMessage, expires_at: datetime) -> str:
+    def _link_url(self, action: LinkAction, message: QuarantinedMessage, expires_at: datetime) -> str:
         return self._public_url + link_path(self._signer, action, message, expires_at)
 
     async def _settle(self, digest: Digest, state: str, detail: str | None = None) -> None:

@@ -16,7 +16,7 @@ from chassis.postgres import Database, Tx
 from mail import DOCUMENT_HEADERS, document
 from quarantine import intake, store
 from quarantine.message_source import MessageSource
-from quarantine.rules import Kind, Status
+from quarantine.rules import ActionKind, MessageStatus
 from quarantine.schemas import (
     MAX_MESSAGES,
     ActionRequest,
@@ -129,10 +129,10 @@ async def _request_actions(
         raise Problem(422, "too-many-messages", detail)
     match request:
         case Release():
-            ids = await intake.request_actions(tx, messages, Kind.RELEASE, by=by, reason=request.reason)
+            ids = await intake.request_actions(tx, messages, ActionKind.RELEASE, by=by, reason=request.reason)
         case Deny():
             _check_denial(messages, copies)
-            ids = await intake.request_actions(tx, messages, Kind.DENY, by=by, reason=request.reason)
+            ids = await intake.request_actions(tx, messages, ActionKind.DENY, by=by, reason=request.reason)
         case SubmitFromQuarantine():
             decision = AdminDecision(
                 category=request.category,
@@ -142,7 +142,7 @@ async def _request_actions(
             )
             reported_as = REPORTED_AS[request.category]
             ids = await intake.request_actions(
-                tx, messages, Kind.SUBMIT, by=by, reason=request.note, reported_as=reported_as, decision=decision
+                tx, messages, ActionKind.SUBMIT, by=by, reason=request.note, reported_as=reported_as, decision=decision
             )
     return messages, ids
 
@@ -204,7 +204,7 @@ def _add_list_routes(router: APIRouter, db: Database) -> None:
     @router.get("", operation_id="list_quarantine", responses=problems(401, 403, 422, 503))
     async def list_quarantine(
         caller: Reader,
-        status: Annotated[list[Status] | None, Query(max_length=9)] = None,
+        status: Annotated[list[MessageStatus] | None, Query(max_length=9)] = None,
         sender: Annotated[str | None, Query(max_length=320, pattern=NO_NUL)] = None,
         sender_domain: Annotated[str | None, Query(max_length=255, pattern=NO_NUL)] = None,
         recipient: Annotated[str | None, Query(max_length=320, pattern=NO_NUL)] = None,
@@ -261,7 +261,7 @@ def _add_list_routes(router: APIRouter, db: Database) -> None:
 
 
 def _write_cursor(message: QuarantinedMessage) -> str:
-    pending = int(message.status is Status.REQUESTED)
+    pending = int(message.status is MessageStatus.REQUESTED)
     return write_cursor(pending, message.received_at.isoformat(), message.message_id)
 
 

@@ -11,7 +11,7 @@ from chassis import outbox, telemetry
 from chassis.postgres import Database, Tx
 from outcomes import MailboxBlock, last_block, request_block
 from quarantine import rules, store
-from quarantine.rules import ACHIEVED, Kind
+from quarantine.rules import ACHIEVED_STATUSES, ActionKind
 from quarantine.store import Action, QuarantinedMessage
 
 POLL_SECONDS = 0.1
@@ -20,7 +20,7 @@ POLL_SECONDS = 0.1
 async def request_actions(
     tx: Tx,
     messages: Sequence[QuarantinedMessage],
-    kind: Kind,
+    kind: ActionKind,
     *,
     by: Actor,
     reason: str | None = None,
@@ -62,7 +62,8 @@ async def request_actions(
 
 def _can_be_joined(action: Action, message: QuarantinedMessage) -> bool:
     if action.state == "succeeded":
-        return message.status in ACHIEVED.get(action.kind, frozenset()) or action.kind in (Kind.REPORT, Kind.SUBMIT)
+        reports = action.kind in (ActionKind.REPORT, ActionKind.SUBMIT)
+        return reports or message.status in ACHIEVED_STATUSES[action.kind]
     return action.state == "pending"
 
 

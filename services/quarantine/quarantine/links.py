@@ -15,8 +15,8 @@ CONFIRMED_WITHIN = timedelta(hours=1)
 """How long a confirmation page may stay open."""
 MIN_KEY_LENGTH = 32
 
-_LAYOUT = struct.Struct(">BBI4s16s16s")
-_VERSION = 1
+_LINK_LAYOUT = struct.Struct(">BBI4s16s16s")
+_LINK_VERSION = 1
 _MAC_BYTES = 16
 
 
@@ -38,7 +38,7 @@ class LinkAction(IntEnum):
     REPORT = 5
 
     @property
-    def key(self) -> str:
+    def text_key(self) -> str:
         """The name of the action in the keys of users' texts."""
         return self.name.lower()
 
@@ -71,16 +71,16 @@ class Signer:
         self, action: LinkAction, *, tenant_id: UUID, message_id: UUID, recipient: str, expires_at: datetime
     ) -> str:
         """Return the token of a link with which *recipient*, and nobody else, can perform *action*."""
-        content = _LAYOUT.pack(
-            _VERSION, action, int(expires_at.timestamp()), self._newest, tenant_id.bytes, message_id.bytes
+        content = _LINK_LAYOUT.pack(
+            _LINK_VERSION, action, int(expires_at.timestamp()), self._newest, tenant_id.bytes, message_id.bytes
         )
-        return _encode(content + self._mac(self._newest, b"link", content, recipient.lower().encode()))
+        return _encode_token(content + self._mac(self._newest, b"link", content, recipient.lower().encode()))
 
     def check_link(self, link: LinkClaims, recipient: str, now: datetime) -> None:
         """Raise InvalidLinkError if the link was not signed for *recipient*, ExpiredLinkError if it has expired."""
-        raw = _decode(link.token)
-        content, mac = raw[: _LAYOUT.size], raw[_LAYOUT.size :]
-        key_id = _LAYOUT.unpack(content)[3]
+        raw = _decode_token(link.token)
+        content, mac = raw[: _LINK_LAYOUT.size], raw[_LINK_LAYOUT.size :]
+        key_id = _LINK_LAYOUT.unpack(content)[3]
         if key_id not in self._keys:
             raise InvalidLinkError
         if not hmac.compare_digest(mac, self._mac(key_id, b"link", content, recipient.lower().encode())):
@@ -92,12 +92,12 @@ class Signer:
         """Return what a confirmation page sends back to prove that *user* saw it for this link."""
         shown_at = struct.pack(">I", int(now.timestamp()))
         mac = self._mac(self._newest, b"confirm", shown_at, token.encode(), user.encode())
-        return _encode(self._newest + shown_at + mac)
+        return _encode_token(self._newest + shown_at + mac)
 
     def is_confirmed(self, confirmation: str, token: str, user: str, now: datetime) -> bool:
         """Return True if *user* saw the confirmation page of this link less than CONFIRMED_WITHIN ago."""
         try:
-            raw = _decode(confirmation)
+            raw = _decode_token(confirmation)
         except InvalidLinkError:
             return False
         key_id, shown_at, mac = raw[:4], raw[4:8], raw[8:]
@@ -109,11 +109,11 @@ class Signer:
 
     def seal(self, purpose: str, content: bytes) -> str:
         """Sign *content* for *purpose*. Its holder can read but not change it."""
-        return _encode(self._newest + content + self._mac(self._newest, b"seal", purpose.encode(), content))
+        return _encode_token(self._newest + content + self._mac(self._newest, b"seal", purpose.encode(), content))
 
     def unseal(self, purpose: str, sealed: str) -> bytes:
         """Return the content that was sealed for *purpose*. Raises InvalidLinkError."""
-        raw = _decode(sealed)
+        raw = _decode_token(sealed)
         key_id, content, mac = raw[:4], raw[4:-_MAC_BYTES], raw[-_MAC_BYTES:]
         if key_id not in self._keys:
             raise InvalidLinkError
@@ -128,15 +128,15 @@ class Signer:
 
 def parse_link(token: str) -> LinkClaims:
     """Return what a link claims, before it is verified. Raises InvalidLinkError if it is not a link."""
-    raw = _decode(token)
-    if len(raw) != _LAYOUT.size + _MAC_BYTES:
+    raw = _decode_token(token)
+    if len(raw) != _LINK_LAYOUT.size + _MAC_BYTES:
         raise InvalidLinkError
-    version, action, expires, _, tenant, message = _LAYOUT.unpack(raw[: _LAYOUT.size])
+    version, action, expires, _, tenant, message = _LINK_LAYOUT.unpack(raw[: _LINK_LAYOUT.size])
     try:
         known = LinkAction(action)
     except ValueError:
         raise InvalidLinkError from None
-    if version != _VERSION:
+    if version != _LINK_VERSION:
         raise InvalidLinkError
     return LinkClaims(token, known, datetime.fromtimestamp(expires, UTC), UUID(bytes=tenant), UUID(bytes=message))
 
@@ -145,11 +145,11 @@ def _key_id(key: str) -> bytes:
     return hashlib.sha256(b"key id" + key.encode()).digest()[:4]
 
 
-def _encode(raw: bytes) -> str:
+def _encode_token(raw: bytes) -> str:
     return base64.urlsafe_b64encode(raw).decode().rstrip("=")
 
 
-def _decode(text: str) -> bytes:
+def _decode_token(text: str) -> bytes:
     if len(text) > 8000 or not text.isascii():
         raise InvalidLinkError
     try:
@@ -157,6 +157,6 @@ def _decode(text: str) -> bytes:
     except (binascii.Error, ValueError):
         raise InvalidLinkError from None
     # Exactly one encoding is valid: a text that differs in unused bits was not made here.
-    if _encode(raw) != text:
+    if _encode_token(raw) != text:
         raise InvalidLinkError
     return raw

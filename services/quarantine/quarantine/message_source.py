@@ -10,7 +10,7 @@ from uuid import UUID
 from chassis.http import Problem
 from m365 import Exchange, M365Error, Refused, Throttled, Truncated, Unauthorised, Unavailable
 from mail import ENGLISH, Preview, preview
-from quarantine.rows import Row, row_with_identity
+from quarantine.rows import ExchangeRow, row_with_identity
 
 TIMEOUT_SECONDS = 45
 MAX_CONCURRENT_PREVIEWS = 2
@@ -34,7 +34,7 @@ class MessageSource:
             async with asyncio.timeout(TIMEOUT_SECONDS):
                 return await export_message(self._exchange, tenant_id, identity)
         except (M365Error, TimeoutError, NoMessageError) as error:
-            raise _problem(error) from None
+            raise _problem_of(error) from None
 
     async def preview(self, tenant_id: UUID, identity: str, texts: Mapping[str, str] = ENGLISH) -> Preview:
         """Return a preview of the message that is safe to show, with explanations from *texts*."""
@@ -48,16 +48,16 @@ class MessageSource:
             async with asyncio.timeout(TIMEOUT_SECONDS):
                 rows = await self._exchange.invoke(tenant_id, "Get-QuarantineMessageHeader", Identity=identity)
         except (M365Error, TimeoutError) as error:
-            raise _problem(error) from None
+            raise _problem_of(error) from None
         return next((str(row["Header"]) for row in rows if row.get("Header")), "")
 
 
-async def find_row(exchange: Exchange, tenant_id: UUID, identity: str) -> Row | None:
+async def find_row(exchange: Exchange, tenant_id: UUID, identity: str) -> ExchangeRow | None:
     """Return the detailed row of a quarantined message; None if there is no such message. Raises M365Error."""
     if not identity:
         raise ValueError("without an Identity, Exchange returns the whole quarantine")
     try:
-        rows: Sequence[Row] = await exchange.invoke(tenant_id, "Get-QuarantineMessage", Identity=identity)
+        rows: Sequence[ExchangeRow] = await exchange.invoke(tenant_id, "Get-QuarantineMessage", Identity=identity)
     except Truncated as error:
         rows = error.records
     return row_with_identity(rows, identity)
@@ -69,10 +69,10 @@ async def export_message(exchange: Exchange, tenant_id: UUID, identity: str) -> 
     found = next((row for row in rows if row.get("Eml")), None)
     if found is None:
         raise NoMessageError("Exchange exported no message.")
-    return _decode(found)
+    return _decode_eml(found)
 
 
-def _decode(row: dict[str, Any]) -> bytes:
+def _decode_eml(row: dict[str, Any]) -> bytes:
     """Decode `Eml` as `BodyEncoding` says: base64, or the message itself in some answers (7bit)."""
     eml = str(row["Eml"])
     if str(row.get("BodyEncoding") or "Base64").lower() == "base64":
@@ -83,7 +83,7 @@ def _decode(row: dict[str, Any]) -> bytes:
     return eml.encode("utf-8", "surrogatepass") if not eml.isascii() else eml.encode()
 
 
-def _problem(error: Exception) -> Problem:
+def _problem_of(error: Exception) -> Problem:
     match error:
         case Refused(status=404):
             return Problem(404, "no-longer-quarantined", error.reason)

@@ -22,7 +22,7 @@ from quarantine.message_source import MessageSource
 from quarantine.permissions import is_held, permitted_actions
 from quarantine.policies import Permissions
 from quarantine.rendering import link_path, page_headers, render_page
-from quarantine.rules import BY_RECIPIENT, NOT_PERMITTED, Kind
+from quarantine.rules import BY_RECIPIENT, NOT_PERMITTED, ActionKind
 from quarantine.sign_in import Person, SignIn, SignInError
 from quarantine.store import Action, QuarantinedMessage
 from quarantine.tenant_settings import QuarantineSettings, read_settings
@@ -34,7 +34,11 @@ MAX_WAIT = timedelta(seconds=10)
 MAX_FORM_BYTES = 32_768
 """Entra ID's response is the largest form."""
 REPORT_CHOICES = (ReportedAs.PHISHING, ReportedAs.JUNK, ReportedAs.NOT_JUNK)
-KINDS = {LinkAction.RELEASE: Kind.RELEASE, LinkAction.REQUEST: Kind.REQUEST, LinkAction.REPORT: Kind.REPORT}
+ACTION_KINDS = {
+    LinkAction.RELEASE: ActionKind.RELEASE,
+    LinkAction.REQUEST: ActionKind.REQUEST,
+    LinkAction.REPORT: ActionKind.REPORT,
+}
 
 
 class _PageError(Exception):
@@ -102,7 +106,7 @@ class Pages:
     async def show_page(self, token: str, request: Request) -> Response:
         """Show the message, or ask for confirmation of the link's action. Changes nothing, whoever follows the link."""
         try:
-            visit = await self._visit(token, request)
+            visit = await self._open_link(token, request)
             if visit.link.action is LinkAction.VIEW:
                 return self._message_page(visit, as_text=request.query_params.get("as") == "text")
             _check_permitted(visit)
@@ -113,7 +117,7 @@ class Pages:
     async def submit_form(self, token: str, request: Request) -> Response:
         """Perform the link's action if its confirmation page was sent and the action is still permitted."""
         try:
-            visit = await self._visit(token, request)
+            visit = await self._open_link(token, request)
             reported_as = await self._read_confirmation(visit, request)
             if visit.link.action is LinkAction.BLOCK:
                 return await self._block_sender(visit)
@@ -124,7 +128,7 @@ class Pages:
     async def show_preview(self, token: str, request: Request) -> Response:
         """Show the content of the message, made safe, for the frame in the page."""
         try:
-            visit = await self._visit(token, request)
+            visit = await self._open_link(token, request)
             _check_preview_permitted(visit)
             texts = visit.texts.preview()
             shown = await self._source.preview(visit.message.tenant_id, visit.message.identity, texts)
@@ -164,7 +168,7 @@ class Pages:
             raise _PageError("away", 503)
         return self._sign_in
 
-    async def _visit(self, token: str, request: Request) -> _Visit:
+    async def _open_link(self, token: str, request: Request) -> _Visit:
         """Check the link and, if the tenant requires it, who opened it. Raises _PageError."""
         link, message = await self._check_link(token)
         settings = await read_settings(self._db.pool, link.tenant_id)
@@ -192,7 +196,7 @@ class Pages:
     async def _check_person(self, request: Request, message: QuarantinedMessage) -> Person:
         """Return who signed in, if that is the recipient. Raises _PageError."""
         sign_in = self._require_sign_in()
-        person = sign_in.person(request)
+        person = sign_in.signed_in_person(request)
         if person is None or person.tenant_id != message.tenant_id:
             raise _PageError("sign_in", 401)
         try:
@@ -213,14 +217,14 @@ class Pages:
 
     async def _request_action(self, visit: _Visit, reported_as: str | None) -> Response:
         """Release the message, request its release or report it, and show the outcome."""
-        kind = KINDS.get(visit.link.action)
+        kind = ACTION_KINDS.get(visit.link.action)
         if kind is None:
             raise _PageError("", 404)
-        if kind is not Kind.REPORT:
+        if kind is not ActionKind.REPORT:
             reported_as = None
         elif reported_as not in REPORT_CHOICES:
             raise _PageError("stale", 422)
-        variant = BY_RECIPIENT if kind is Kind.RELEASE else reported_as or ""
+        variant = BY_RECIPIENT if kind is ActionKind.RELEASE else reported_as or ""
         message = visit.message
         async with self._db.transaction() as tx:
             latest = await store.find_latest_actions(tx, [message.message_id], kind, variant)
@@ -266,7 +270,7 @@ class Pages:
             visit.texts,
             title=message.subject or visit.texts("digest.no_subject"),
             message=message,
-            actions=[(action.key, self._path(visit, action)) for action in permitted_actions(message, now)],
+            actions=[(action.text_key, self._page_path(visit, action)) for action in permitted_actions(message, now)],
             here=here,
             as_text=as_text,
             held=held,
@@ -274,7 +278,7 @@ class Pages:
         )
 
     def _confirmation_page(self, visit: _Visit) -> Response:
-        message, token, key = visit.message, visit.link.token, visit.link.action.key
+        message, token, key = visit.message, visit.link.token, visit.link.action.text_key
         return render_page(
             self._templates,
             "confirm.html",
@@ -283,7 +287,7 @@ class Pages:
             message=message,
             action=key,
             here=f"/q/{token}",
-            back=self._path(visit, LinkAction.VIEW),
+            back=self._page_path(visit, LinkAction.VIEW),
             confirmation=self._signer.sign_confirmation(token, visit.user, datetime.now(UTC)),
             choices=REPORT_CHOICES,
         )
@@ -313,7 +317,7 @@ class Pages:
             tone=tone,
             message=await store.find_message(self._db.pool, visit.message.tenant_id, visit.message.message_id),
             button=None,
-            back=self._path(visit, LinkAction.VIEW),
+            back=self._page_path(visit, LinkAction.VIEW),
         )
 
     def _error_page(self, error: _PageError, token: str, request: Request, *, framed: bool = False) -> Response:
@@ -337,7 +341,7 @@ class Pages:
             back=None,
         )
 
-    def _path(self, visit: _Visit, action: LinkAction) -> str:
+    def _page_path(self, visit: _Visit, action: LinkAction) -> str:
         """Return the path of another page for the same message, which expires with the visited link."""
         return link_path(self._signer, action, visit.message, visit.link.expires_at)
 

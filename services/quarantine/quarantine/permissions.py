@@ -4,7 +4,7 @@ from datetime import datetime
 
 from quarantine.links import LinkAction
 from quarantine.policies import Permissions
-from quarantine.rules import BY_RECIPIENT, HELD, Kind, Status
+from quarantine.rules import BY_RECIPIENT, HELD_STATUSES, ActionKind, MessageStatus
 from quarantine.store import Action, QuarantinedMessage
 
 
@@ -20,7 +20,8 @@ def permitted_actions(message: QuarantinedMessage, now: datetime) -> list[LinkAc
     actions = []
     if may_release(message):
         actions.append(LinkAction.RELEASE)
-    if Permissions.REQUEST_RELEASE in permissions and message.status in (Status.NOT_RELEASED, Status.ERROR):
+    requestable = message.status in (MessageStatus.NOT_RELEASED, MessageStatus.ERROR)
+    if requestable and Permissions.REQUEST_RELEASE in permissions:
         actions.append(LinkAction.REQUEST)
     if Permissions.BLOCK_SENDER in permissions and message.sender and not _is_from_own_domain(message):
         actions.append(LinkAction.BLOCK)
@@ -31,12 +32,12 @@ def permitted_actions(message: QuarantinedMessage, now: datetime) -> list[LinkAc
 
 def is_held(message: QuarantinedMessage, now: datetime) -> bool:
     """Return True if the message is still in quarantine."""
-    return message.status in HELD and message.expires_at > now
+    return message.status in HELD_STATUSES and message.expires_at > now
 
 
 def may_release(message: QuarantinedMessage) -> bool:
     """Return True if the recipient may release the message without a request."""
-    return Permissions.RELEASE in message.permitted and message.status is not Status.DENIED
+    return Permissions.RELEASE in message.permitted and message.status is not MessageStatus.DENIED
 
 
 def may_run(action: Action, message: QuarantinedMessage) -> bool:
@@ -45,7 +46,7 @@ def may_run(action: Action, message: QuarantinedMessage) -> bool:
 
     Exchange does not check this, because Backstop calls it as an administrator.
     """
-    if action.kind is Kind.REQUEST:
+    if action.kind is ActionKind.REQUEST:
         return bool(message.permitted & (Permissions.RELEASE | Permissions.REQUEST_RELEASE))
     return action.variant != BY_RECIPIENT or may_release(message)
 

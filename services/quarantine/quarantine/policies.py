@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import IntFlag, StrEnum
 from typing import Any
 
-from quarantine.rows import RELEASED_BY_USERS, Row, quarantine_types, text_of
+from quarantine.rows import RELEASED_BY_USERS, ExchangeRow, quarantine_types, text_of
 
 
 class Permissions(IntFlag):
@@ -27,7 +27,7 @@ _PERMISSION = re.compile(r"""PermissionTo([a-z]{1,40})["']?\s*[:=]\s*["']?\$?(tr
 _BITS = {str(bit.name).replace("_", ""): bit for bit in Permissions}
 
 
-class Doubt(StrEnum):
+class PolicyDoubt(StrEnum):
     """Why it is not certain what a quarantine policy permits."""
 
     UNREADABLE = "unreadable"
@@ -41,10 +41,10 @@ class Policy:
     name: str
     permissions: Permissions
     notifies: bool
-    doubt: Doubt | None = None
+    doubt: PolicyDoubt | None = None
 
 
-def parse_policies(rows: Iterable[Row]) -> list[Policy]:
+def parse_policies(rows: Iterable[ExchangeRow]) -> list[Policy]:
     """
     Parse the answer of Get-QuarantinePolicy.
 
@@ -59,26 +59,26 @@ def parse_policies(rows: Iterable[Row]) -> list[Policy]:
             continue
         columns = (row.get("EndUserQuarantinePermissions"), row.get("EndUserQuarantinePermissionsValue"))
         parsed = [found for value in columns if (found := _parse_permissions(value)) is not None]
-        doubt = None if parsed else Doubt.UNREADABLE
+        doubt = None if parsed else PolicyDoubt.UNREADABLE
         permissions = parsed[0] if parsed else NO_PERMISSIONS
         if len(set(parsed)) > 1:
-            doubt, permissions = Doubt.CONTRADICTORY, _lesser(*parsed)
+            doubt, permissions = PolicyDoubt.CONTRADICTORY, _lesser(*parsed)
         policies.append(Policy(name, permissions, str(row.get("ESNEnabled")).lower() == "true", doubt))
     return policies
 
 
 def policy_warning(policies: Sequence[Policy]) -> str | None:
     """Return which quarantine policies could not be parsed and what follows from it; None if all could."""
-    names = {doubt: ", ".join(policy.name for policy in policies if policy.doubt is doubt) for doubt in Doubt}
+    names = {doubt: ", ".join(policy.name for policy in policies if policy.doubt is doubt) for doubt in PolicyDoubt}
     warnings = []
     if not policies:
         warnings.append("Get-QuarantinePolicy returned no quarantine policy. Users get no digests and can do nothing.")
-    if unreadable := names[Doubt.UNREADABLE]:
+    if unreadable := names[PolicyDoubt.UNREADABLE]:
         warnings.append(
             "The EndUserQuarantinePermissions returned by Get-QuarantinePolicy could not be read. For messages under"
             f" these policies, users get no digests and can do nothing: {unreadable}."
         )
-    if contradictory := names[Doubt.CONTRADICTORY]:
+    if contradictory := names[PolicyDoubt.CONTRADICTORY]:
         warnings.append(
             "EndUserQuarantinePermissions and EndUserQuarantinePermissionsValue contradict each other. The lesser"
             f" permissions apply to: {contradictory}."
@@ -105,7 +105,7 @@ def _lesser(one: Permissions, other: Permissions) -> Permissions:
     return both
 
 
-def permitted(granted: Permissions, quarantine_type: str) -> Permissions:
+def effective_permissions(granted: Permissions, quarantine_type: str) -> Permissions:
     """
     Return what a user may do with a message of this type, or these types, under a policy that grants *granted*.
 

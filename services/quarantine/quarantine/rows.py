@@ -6,25 +6,25 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeAlias
 
-from quarantine.rules import RELEASED, Status
+from quarantine.rules import RELEASED_STATUSES, MessageStatus
 
-Row: TypeAlias = Mapping[str, Any]
+ExchangeRow: TypeAlias = Mapping[str, Any]
 
-MAX_DAYS = 30
+QUARANTINE_DAYS = 30
 """How far back Get-QuarantineMessage looks (Microsoft Learn: "Get-QuarantineMessage")."""
-OVERLAP = timedelta(minutes=30)
+SYNC_OVERLAP = timedelta(minutes=30)
 """How far a sync reads back behind the previous one: Exchange may list a message late."""
 CHANGED_STATUSES = ("Requested", "Approved", "Denied", "Released", "PreparingToRelease", "Error")
 """The values of the ReleaseStatus parameter that list messages somebody has acted on."""
 
 _STATUSES = {
-    "NOTRELEASED": Status.NOT_RELEASED,
-    "REQUESTED": Status.REQUESTED,
-    "PREPARINGTORELEASE": Status.PREPARING,
-    "RELEASED": Status.RELEASED,
-    "APPROVED": Status.APPROVED,
-    "DENIED": Status.DENIED,
-    "ERROR": Status.ERROR,
+    "NOTRELEASED": MessageStatus.NOT_RELEASED,
+    "REQUESTED": MessageStatus.REQUESTED,
+    "PREPARINGTORELEASE": MessageStatus.PREPARING,
+    "RELEASED": MessageStatus.RELEASED,
+    "APPROVED": MessageStatus.APPROVED,
+    "DENIED": MessageStatus.DENIED,
+    "ERROR": MessageStatus.ERROR,
 }
 
 _TYPES = {
@@ -73,7 +73,7 @@ class ListedMessage:
     direction: str
     received_at: datetime
     expires_at: datetime
-    status: Status
+    status: MessageStatus
     released_by: tuple[str, ...]
 
     @property
@@ -82,7 +82,7 @@ class ListedMessage:
         return self.sender.rpartition("@")[2] or None if self.sender else None
 
 
-def parse_row(row: Row) -> list[ListedMessage]:
+def parse_row(row: ExchangeRow) -> list[ListedMessage]:
     """
     Return the messages of one row of Get-QuarantineMessage, one for each recipient.
 
@@ -90,18 +90,18 @@ def parse_row(row: Row) -> list[ListedMessage]:
     by its Identity says which recipients have the message; a row of a list has one status for all of them.
     """
     identity = text_of(row.get("Identity")) or ""
-    received, expires = _moment(row.get("ReceivedTime")), _moment(row.get("Expires"))
+    received, expires = _time_of(row.get("ReceivedTime")), _time_of(row.get("Expires"))
     if "\\" not in identity or received is None or str(row.get("EntityType") or "Email").lower() != "email":
         return []
-    recipients = list(dict.fromkeys(address.lower() for address in _texts(row.get("RecipientAddress"))))
-    released = {address.lower() for address in _texts(row.get("ReleasedUser"))}
-    deleted = {address.lower() for address in _texts(row.get("DeletedForRecipients"))}
-    overall = _STATUSES.get(str(row.get("ReleaseStatus") or "").upper(), Status.NOT_RELEASED)
+    recipients = list(dict.fromkeys(address.lower() for address in _texts_of(row.get("RecipientAddress"))))
+    released = {address.lower() for address in _texts_of(row.get("ReleasedUser"))}
+    deleted = {address.lower() for address in _texts_of(row.get("DeletedForRecipients"))}
+    overall = _STATUSES.get(str(row.get("ReleaseStatus") or "").upper(), MessageStatus.NOT_RELEASED)
 
-    def status_of(recipient: str) -> Status:
+    def status_of(recipient: str) -> MessageStatus:
         if recipient in deleted:
-            return Status.DELETED
-        return Status.RELEASED if recipient in released and overall not in RELEASED else overall
+            return MessageStatus.DELETED
+        return MessageStatus.RELEASED if recipient in released and overall not in RELEASED_STATUSES else overall
 
     return [
         ListedMessage(
@@ -112,7 +112,7 @@ def parse_row(row: Row) -> list[ListedMessage]:
             internet_message_id=text_of(row.get("MessageId")),
             sender=(text_of(row.get("SenderAddress")) or "").lower() or None,
             subject=text_of(row.get("Subject")),
-            size=_number(row.get("Size")),
+            size=_number_of(row.get("Size")),
             quarantine_type=text_of(", ".join(quarantine_types(row.get("QuarantineTypes"), row.get("Type"))))
             or "Unknown",
             policy_type=text_of(row.get("PolicyType")) or "",
@@ -120,9 +120,9 @@ def parse_row(row: Row) -> list[ListedMessage]:
             quarantine_policy=text_of(row.get("TagName")) or "",
             direction=text_of(row.get("Direction")) or "Inbound",
             received_at=received,
-            expires_at=expires or received + timedelta(days=MAX_DAYS),
+            expires_at=expires or received + timedelta(days=QUARANTINE_DAYS),
             status=status_of(recipient),
-            released_by=tuple(_texts(row.get("ReleasedBy"))),
+            released_by=tuple(_texts_of(row.get("ReleasedBy"))),
         )
         for recipient in recipients
     ]
@@ -136,13 +136,13 @@ def quarantine_types(*values: Any) -> list[str]:
     return sorted(names, key=lambda name: name in RELEASED_BY_USERS)
 
 
-def is_partly_released(row: Row) -> bool:
+def is_partly_released(row: ExchangeRow) -> bool:
     """Return True if some, but not all, recipients of a shared row have the message: only the row itself says who."""
-    recipients = _number(row.get("RecipientCount"))
-    return recipients > 1 and 0 < _number(row.get("ReleasedCount")) < recipients
+    recipients = _number_of(row.get("RecipientCount"))
+    return recipients > 1 and 0 < _number_of(row.get("ReleasedCount")) < recipients
 
 
-def row_with_identity(rows: Sequence[Row], identity: str) -> Row | None:
+def row_with_identity(rows: Sequence[ExchangeRow], identity: str) -> ExchangeRow | None:
     """Return the row of *identity*: the cmdlet returns all other rows when asked for one that does not exist."""
     return next((row for row in rows if str(row.get("Identity") or "").lower() == identity.lower()), None)
 
@@ -151,11 +151,11 @@ def day_windows(read_until: datetime | None, now: datetime) -> list[tuple[dateti
     """
     Split the time since *read_until* into windows of at most a day, the latest first.
 
-    The first window starts OVERLAP before *read_until*. The latest ends a minute from now, because Exchange's clock may
-    be ahead and the cmdlet takes whole seconds.
+    The first window starts SYNC_OVERLAP before *read_until*. The latest ends a minute from now, because the clock of
+    Exchange may be ahead and the cmdlet takes whole seconds.
     """
-    earliest = now - timedelta(days=MAX_DAYS)
-    start = max(earliest, read_until - OVERLAP) if read_until else earliest
+    earliest = now - timedelta(days=QUARANTINE_DAYS)
+    start = max(earliest, read_until - SYNC_OVERLAP) if read_until else earliest
     found, end = [], now + timedelta(minutes=1)
     while end > start:
         found.append((max(start, end - timedelta(days=1)), end))
@@ -163,7 +163,7 @@ def day_windows(read_until: datetime | None, now: datetime) -> list[tuple[dateti
     return found
 
 
-def _texts(value: Any) -> list[str]:
+def _texts_of(value: Any) -> list[str]:
     values = value if isinstance(value, list | tuple) else [value]
     return [text for item in values if (text := text_of(item))]
 
@@ -175,11 +175,11 @@ def text_of(value: Any) -> str | None:
     return value.replace("\x00", "").encode("utf-8", "replace").decode().strip()[:2000] or None
 
 
-def _number(value: Any) -> int:
+def _number_of(value: Any) -> int:
     return value if isinstance(value, int) and 0 <= value < 1 << 62 else 0
 
 
-def _moment(value: Any) -> datetime | None:
+def _time_of(value: Any) -> datetime | None:
     try:
         moment = datetime.fromisoformat(value)
     except (TypeError, ValueError):

@@ -7,7 +7,7 @@ from enum import StrEnum
 from uuid import UUID, uuid5
 
 
-class Status(StrEnum):
+class MessageStatus(StrEnum):
     """The state of a quarantined message for one recipient: Exchange's ReleaseStatus, or `expired` or `deleted`."""
 
     NOT_RELEASED = "not-released"
@@ -21,13 +21,15 @@ class Status(StrEnum):
     DELETED = "deleted"
 
 
-HELD = frozenset({Status.NOT_RELEASED, Status.REQUESTED, Status.DENIED, Status.ERROR})
+HELD_STATUSES = frozenset(
+    {MessageStatus.NOT_RELEASED, MessageStatus.REQUESTED, MessageStatus.DENIED, MessageStatus.ERROR}
+)
 """The message is in quarantine and can be released."""
-RELEASED = frozenset({Status.PREPARING, Status.RELEASED, Status.APPROVED})
+RELEASED_STATUSES = frozenset({MessageStatus.PREPARING, MessageStatus.RELEASED, MessageStatus.APPROVED})
 """The message is in the mailbox, or on its way there."""
 
 
-class Kind(StrEnum):
+class ActionKind(StrEnum):
     """The kinds of actions on a quarantined message."""
 
     RELEASE = "release"
@@ -43,23 +45,23 @@ NOT_PERMITTED = (
     "The quarantine policy and the type of the message do not let its recipient do this. Nothing was changed."
 )
 
-ACHIEVED: Mapping[Kind, frozenset[Status]] = {
-    Kind.RELEASE: RELEASED,
-    Kind.DENY: frozenset({Status.DENIED}),
-    Kind.REQUEST: RELEASED | {Status.REQUESTED},
+ACHIEVED_STATUSES: Mapping[ActionKind, frozenset[MessageStatus]] = {
+    ActionKind.RELEASE: RELEASED_STATUSES,
+    ActionKind.DENY: frozenset({MessageStatus.DENIED}),
+    ActionKind.REQUEST: RELEASED_STATUSES | {MessageStatus.REQUESTED},
 }
 """The states in which the purpose of an action is achieved, whoever did it."""
 
 
-def status_after(kind: Kind, before: Status) -> Status | None:
+def status_after(kind: ActionKind, before: MessageStatus) -> MessageStatus | None:
     """Return the status that Exchange will show after an action of *kind*; None if the action does not change it."""
     match kind:
-        case Kind.RELEASE:
-            return Status.APPROVED if before is Status.REQUESTED else Status.RELEASED
-        case Kind.DENY:
-            return Status.DENIED
-        case Kind.REQUEST:
-            return Status.REQUESTED
+        case ActionKind.RELEASE:
+            return MessageStatus.APPROVED if before is MessageStatus.REQUESTED else MessageStatus.RELEASED
+        case ActionKind.DENY:
+            return MessageStatus.DENIED
+        case ActionKind.REQUEST:
+            return MessageStatus.REQUESTED
         case _:
             return None
 
@@ -69,7 +71,7 @@ def message_id(tenant_id: UUID, identity: str, recipient: str) -> UUID:
     return uuid5(tenant_id, f"quarantined:{identity.lower()}:{recipient.lower()}")
 
 
-def action_id(message_id: UUID, kind: Kind, variant: str, generation: int) -> UUID:
+def action_id(message_id: UUID, kind: ActionKind, variant: str, generation: int) -> UUID:
     """Return the id of an action. Two requests for the same action at the same time get the same id."""
     return uuid5(message_id, f"{kind}:{variant}:{generation}")
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from backstop_contracts import Actor, CaseStatus, Category, Verdict
 from backstop_contracts.api import NO_NUL, BlockInput
 from quarantine.policies import Permissions
-from quarantine.rules import Kind, Status
+from quarantine.rules import ActionKind, MessageStatus
 from quarantine.store import Action, QuarantinedMessage, QuarantineReport
 
 MAX_MESSAGES = 200
@@ -85,7 +85,7 @@ class QuarantinedSummary(BaseModel):
     policy_type: str
     policy_name: str
     quarantine_policy: str
-    status: Status
+    status: MessageStatus
     status_changed_at: datetime
     recipient_count: Annotated[int, Field(description="Recipients that share the row in Defender's quarantine.")]
     user_permissions: Annotated[list[str], Field(description="What the recipient may do with the message.")]
@@ -112,7 +112,7 @@ class ActionState(BaseModel):
     action_id: UUID
     message_id: UUID
     recipient: str
-    action: Kind
+    action: ActionKind
     state: Literal["running", "succeeded", "failed"]
     already_done: bool
     failure: Annotated[str | None, Field(description="refused, not-allowed, gone or gave-up.")]

@@ -74,7 +74,7 @@ class SignIn:
         """Close the connections to Entra ID."""
         self._http.close()
 
-    def person(self, request: Request) -> Person | None:
+    def signed_in_person(self, request: Request) -> Person | None:
         """Return who signed in; None if nobody has, or the session has expired."""
         session = self._read_cookie(request, _SESSION)
         return Person(UUID(session["tid"]), session["oid"], session["name"]) if session else None
@@ -122,7 +122,7 @@ class SignIn:
             return False
         return str(user.get("id", "")).lower() == person.oid.lower()
 
-    def _application(self, tenant_id: UUID) -> Any:
+    def _msal_application(self, tenant_id: UUID) -> Any:
         return ConfidentialClientApplication(
             self._client_id,
             client_credential=self._client_secret,
@@ -132,13 +132,13 @@ class SignIn:
         )
 
     def _start_flow(self, tenant_id: UUID) -> dict[str, Any]:
-        flow: dict[str, Any] = self._application(tenant_id).initiate_auth_code_flow(
+        flow: dict[str, Any] = self._msal_application(tenant_id).initiate_auth_code_flow(
             [], redirect_uri=self._redirect_uri, prompt="select_account", response_mode="form_post"
         )
         return flow
 
     def _finish_flow(self, tenant_id: UUID, flow: dict[str, Any], answer: dict[str, str]) -> dict[str, Any]:
-        result: dict[str, Any] = self._application(tenant_id).acquire_token_by_auth_code_flow(flow, answer)
+        result: dict[str, Any] = self._msal_application(tenant_id).acquire_token_by_auth_code_flow(flow, answer)
         return result
 
     def _cookie_name(self, purpose: str) -> str:

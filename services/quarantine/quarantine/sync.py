@@ -13,8 +13,8 @@ from chassis.worker import Lease, backoff
 from m365 import Exchange, M365Error, Throttled, Unavailable, until
 from quarantine import rows, store
 from quarantine.message_source import find_row
-from quarantine.policies import Doubt, parse_policies, policy_warning
-from quarantine.rows import ListedMessage, Row
+from quarantine.policies import PolicyDoubt, parse_policies, policy_warning
+from quarantine.rows import ExchangeRow, ListedMessage
 from quarantine.store import Sync
 
 log = structlog.get_logger()
@@ -90,7 +90,7 @@ class SyncWorker:
         warning = await self._read_policies(sync)
         for start, end in rows.day_windows(None if sweeping else sync.read_until, now):
             await self._read_messages(sync, StartReceivedDate=start, EndReceivedDate=end)
-        earliest = now - timedelta(days=rows.MAX_DAYS)
+        earliest = now - timedelta(days=rows.QUARANTINE_DAYS)
         for status in () if sweeping else rows.CHANGED_STATUSES:
             await self._read_messages(sync, StartReceivedDate=earliest, ReleaseStatus=status)
         async with self._db.transaction() as tx:
@@ -108,7 +108,7 @@ class SyncWorker:
         async with self._db.transaction() as tx:
             await self._extend_lease(tx, sync)
             # An unreadable policy is treated as unknown, so that digests wait with its messages until it can be read.
-            known = [policy for policy in policies if policy.doubt is not Doubt.UNREADABLE]
+            known = [policy for policy in policies if policy.doubt is not PolicyDoubt.UNREADABLE]
             await store.record_policies(tx, sync.tenant_id, known)
         warning = policy_warning(policies)
         if warning:
@@ -118,17 +118,17 @@ class SyncWorker:
     async def _read_messages(self, sync: Sync, **filters: Any) -> None:
         """Store the messages that match *filters*, each page in its own transaction."""
         async for page in self._pages(sync, filters):
-            messages = await self._parse(sync, page)
+            messages = await self._parse_page(sync, page)
             async with self._db.transaction() as tx:
                 await self._extend_lease(tx, sync)
                 await store.record_messages(tx, sync.tenant_id, messages, sync.sweep)
 
-    async def _pages(self, sync: Sync, filters: dict[str, Any]) -> AsyncIterator[Sequence[Row]]:
+    async def _pages(self, sync: Sync, filters: dict[str, Any]) -> AsyncIterator[Sequence[ExchangeRow]]:
         """Yield the pages of a query; the last one is not full."""
         for number in range(1, MAX_PAGES + 1):
-            await self._extend_lease_now(sync)
+            await self._extend_lease_and_commit(sync)
             async with until(self._lease.deadline()):
-                page: Sequence[Row] = await self._exchange.invoke(
+                page: Sequence[ExchangeRow] = await self._exchange.invoke(
                     sync.tenant_id, "Get-QuarantineMessage", **filters, Page=number, PageSize=self._page_size
                 )
             if page:
@@ -137,20 +137,20 @@ class SyncWorker:
                 return
         log.warning("sync.window_too_large", tenant_id=sync.tenant_id, page_size=self._page_size)
 
-    async def _parse(self, sync: Sync, page: Sequence[Row]) -> list[ListedMessage]:
+    async def _parse_page(self, sync: Sync, page: Sequence[ExchangeRow]) -> list[ListedMessage]:
         """Parse a page. A row that only some of its recipients have received is read again, to learn who has."""
         messages = {}
         for row in page:
-            detailed: Row | None = None
+            detailed: ExchangeRow | None = None
             if rows.is_partly_released(row):
-                await self._extend_lease_now(sync)
+                await self._extend_lease_and_commit(sync)
                 async with until(self._lease.deadline()):
                     detailed = await find_row(self._exchange, sync.tenant_id, str(row["Identity"]))
             for message in rows.parse_row(detailed or row):
                 messages[message.identity.lower(), message.recipient] = message
         return list(messages.values())
 
-    async def _extend_lease_now(self, sync: Sync) -> None:
+    async def _extend_lease_and_commit(self, sync: Sync) -> None:
         async with self._db.transaction() as tx:
             await self._extend_lease(tx, sync)
 

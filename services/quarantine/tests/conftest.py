@@ -28,7 +28,7 @@ from quarantine.links import LinkAction, Signer
 from quarantine.message_source import MessageSource
 from quarantine.pages import Pages
 from quarantine.rendering import link_path, make_templates
-from quarantine.rules import Kind
+from quarantine.rules import ActionKind
 from quarantine.sync import SyncWorker
 from quarantine.tenant_settings import QuarantineSettings, read_settings
 from simulator import DEFAULT_APP, DEFAULT_SECRET, Simulator
@@ -127,7 +127,7 @@ class World:
         """End every wait before a retry."""
         await self.db.pool.execute("UPDATE actions SET due_at = now() WHERE state = 'pending'")
 
-    async def request(self, kind: Kind, *, subject: str = "Parcel", recipient: str = ANNA) -> UUID:
+    async def request(self, kind: ActionKind, *, subject: str = "Parcel", recipient: str = ANNA) -> UUID:
         """Request an action on a message as an admin; return its id."""
         row = (await self.messages())[subject, recipient]
         messages = await store.find_messages(self.db.pool, self.tenant_id, [row["message_id"]])

@@ -7,7 +7,7 @@ import pytest
 
 from backstop_contracts import ReleaseDecided
 from quarantine import store
-from quarantine.rules import Kind
+from quarantine.rules import ActionKind
 
 ANNA = "anna@contoso.example"
 BEN = "ben@contoso.example"
@@ -16,10 +16,10 @@ RELEASE = "exchange.Release-QuarantineMessage"
 
 async def test_a_release_takes_effect_once_for_its_recipient(world: Any, quarantined: Any) -> None:
     """The event says who decided and why; the list shows the new status at once."""
-    action_id = await world.request(Kind.RELEASE)
-    assert await world.request(Kind.RELEASE) == action_id
+    action_id = await world.request(ActionKind.RELEASE)
+    assert await world.request(ActionKind.RELEASE) == action_id
     (event,) = await world.run_actions()
-    assert await world.request(Kind.RELEASE) == action_id
+    assert await world.request(ActionKind.RELEASE) == action_id
     assert await world.run_actions() == []
 
     assert world.done() == [("release", ANNA)]
@@ -35,8 +35,8 @@ async def test_a_pending_request_is_approved_by_a_release_or_denied(world: Any, 
     """Each recipient's request is decided on its own."""
     await world.control("POST", f"/quarantine/{quarantined['network_message_id']}/requests", {})
     await world.sync()
-    await world.request(Kind.RELEASE)
-    await world.request(Kind.DENY, recipient=BEN)
+    await world.request(ActionKind.RELEASE)
+    await world.request(ActionKind.DENY, recipient=BEN)
     events = await world.run_actions()
 
     assert {(event.recipient, event.decision, event.succeeded) for event in events} == {
@@ -53,7 +53,7 @@ async def test_a_release_whose_answer_was_lost_is_looked_for_before_it_is_repeat
     """The message is released once, whatever happened to the first answer."""
     more = {"timeout": {"seconds": 2}, "throttle": {"retry_after": 1}}.get(kind, {})
     world.fault(RELEASE, kind, **more)
-    await world.request(Kind.RELEASE)
+    await world.request(ActionKind.RELEASE)
     assert await world.action_worker(timeout=0.5 if kind == "timeout" else 10).run_due() == 1
     assert await world.emitted() == []
     await world.make_actions_due()
@@ -67,7 +67,7 @@ async def test_a_release_whose_answer_was_lost_is_looked_for_before_it_is_repeat
 @pytest.mark.usefixtures("quarantined")
 async def test_a_crash_between_call_and_record_releases_once(world: Any) -> None:
     """Even while Exchange does not show the release yet."""
-    action_id = await world.request(Kind.RELEASE)
+    action_id = await world.request(ActionKind.RELEASE)
     world.state.settings.quarantine_lag_seconds = 600
     async with world.db.transaction() as tx:
         ((_, message),) = await store.claim_actions(tx, timedelta(0), 5)
@@ -88,7 +88,7 @@ async def test_a_crash_between_call_and_record_releases_once(world: Any) -> None
 async def test_a_message_that_was_released_in_defender_counts_as_released(world: Any, quarantined: Any) -> None:
     """`already_done`: the release was not synced yet."""
     await world.control("POST", f"/quarantine/{quarantined['network_message_id']}/releases", {})
-    await world.request(Kind.RELEASE)
+    await world.request(ActionKind.RELEASE)
     (event,) = await world.run_actions()
     assert (event.succeeded, event.already_done) == (True, True)
     assert world.done() == []
@@ -98,12 +98,12 @@ async def test_a_message_that_was_released_in_defender_counts_as_released(world:
 async def test_a_refused_action_fails_with_microsofts_reason_and_can_be_requested_again(world: Any) -> None:
     """The second request is a new action."""
     world.fault(RELEASE, "refuse", message="The recipient is on hold.")
-    first = await world.request(Kind.RELEASE)
+    first = await world.request(ActionKind.RELEASE)
     (event,) = await world.run_actions()
     assert (event.succeeded, event.detail) == (False, "The recipient is on hold.")
     assert await world.statuses() == {("Parcel", ANNA): "not-released", ("Parcel", BEN): "not-released"}
 
-    second = await world.request(Kind.RELEASE)
+    second = await world.request(ActionKind.RELEASE)
     (again,) = await world.run_actions()
     assert second != first
     assert again.succeeded
@@ -114,7 +114,7 @@ async def test_a_refused_action_fails_with_microsofts_reason_and_can_be_requeste
 async def test_a_message_that_left_the_quarantine_cannot_be_released(world: Any) -> None:
     """The action fails at once instead of being retried for an hour."""
     world.tenant.quarantine = type(world.tenant.quarantine)()
-    action_id = await world.request(Kind.RELEASE)
+    action_id = await world.request(ActionKind.RELEASE)
     (event,) = await world.run_actions()
     action = await world.action(action_id)
     assert not event.succeeded
@@ -126,7 +126,7 @@ async def test_a_message_that_left_the_quarantine_cannot_be_released(world: Any)
 async def test_an_action_is_given_up_when_exchange_is_unavailable_for_an_hour(world: Any) -> None:
     """The event has the reason."""
     world.fault(RELEASE, "error", times=None)
-    await world.request(Kind.RELEASE)
+    await world.request(ActionKind.RELEASE)
     assert await world.run_actions() == []
     await world.db.pool.execute("UPDATE actions SET requested_at = now() - interval '61 minutes', due_at = now()")
     (event,) = await world.run_actions()
@@ -135,8 +135,8 @@ async def test_an_action_is_given_up_when_exchange_is_unavailable_for_an_hour(wo
 
 
 @pytest.mark.usefixtures("quarantined")
-@pytest.mark.parametrize("kind", [Kind.DENY, Kind.REQUEST, Kind.RELEASE])
-async def test_every_action_names_its_recipient(world: Any, kind: Kind) -> None:
+@pytest.mark.parametrize("kind", [ActionKind.DENY, ActionKind.REQUEST, ActionKind.RELEASE])
+async def test_every_action_names_its_recipient(world: Any, kind: ActionKind) -> None:
     """Exchange refuses an action without a recipient."""
     await world.set_policy(4, "DefaultFullAccessPolicy")
     await world.sync()

@@ -20,7 +20,7 @@ HOSTILE = (
     "Content-Type: text/html; charset=utf-8\r\n\r\n"
     "<style>body{background:url(https://css.phish.example/x)} a{position:fixed;inset:0}</style>"
     "<script>top.location='https://script.phish.example/'</script>"
-    "<meta http-equiv=refresh content='0;url=https://meta.phish.example/'>"
+    "<meta http-equiv=refresh variables='0;url=https://meta.phish.example/'>"
     "<p>Dear customer, your parcel waits. <img src='https://pixel.phish.example/1.gif' onerror='alert(1)'></p>"
     "<p><a href='https://xn--pple-43d.example/login'>https://apple.example/login</a></p>"
     "<form action='https://form.phish.example/'><input name=password><button>Sign in</button></form>"
@@ -149,8 +149,8 @@ async def test_a_digest_shows_without_loading_anything(world: Any, chromium: Bro
     requested: list[str] = []
     page.on("request", lambda request: requested.append(request.url))
     for code in ("en", "de", "fr", "es"):
-        content = worker.content(digest, await world.settings(), messages, Texts(code))
-        await page.set_content(worker.html(content))
+        variables = worker.template_variables(digest, await world.settings(), messages, Texts(code))
+        await page.set_content(worker.render_html(variables))
         assert await fits(page), code
         await take_screenshot(page, f"digest-{code}-{scheme}-{size['width']}")
     assert requested == []

@@ -13,7 +13,7 @@ from backstop_contracts import Actor, BlockFailed, BlockRequested, MessageReport
 from outcomes import settle_blocks
 from quarantine import intake
 from quarantine.links import LinkAction
-from quarantine.rules import Kind
+from quarantine.rules import ActionKind
 
 ANNA = "anna@contoso.example"
 RELEASE = "exchange.Release-QuarantineMessage"
@@ -184,7 +184,7 @@ async def test_permissions_are_checked_again_when_the_action_runs(
     if changed != "denied":
         admin = Actor(kind="user", id="admin", name="admin@contoso.example")
         async with world.db.transaction() as tx:
-            await intake.request_actions(tx, [await world.message()], Kind.RELEASE, by=admin)
+            await intake.request_actions(tx, [await world.message()], ActionKind.RELEASE, by=admin)
         (event,) = await world.run_actions()
         assert (event.succeeded, event.decided_by) == (True, admin)
         assert world.done() == [("release", ANNA)]

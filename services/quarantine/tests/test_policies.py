@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from quarantine.policies import Permissions, parse_policies, permitted, policy_warning
+from quarantine.policies import Permissions, effective_permissions, parse_policies, policy_warning
 from quarantine.rows import parse_row
 
 ROW = {
@@ -29,7 +29,7 @@ ROW = {
 def test_a_user_may_release_or_request_never_both(value: int, kind: str, allowed: Permissions) -> None:
     """The release of malware and high confidence phishing can only be requested."""
     both = Permissions.RELEASE | Permissions.REQUEST_RELEASE
-    assert permitted(Permissions(value), kind) & both == allowed
+    assert effective_permissions(Permissions(value), kind) & both == allowed
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_a_severe_unknown_or_missing_type_can_only_be_requested(types: dict[str,
     (message,) = parse_row({**ROW, **types})
     assert message.quarantine_type == shown
     full = Permissions.PREVIEW | Permissions.RELEASE
-    assert permitted(full, message.quarantine_type) == Permissions.PREVIEW | Permissions.REQUEST_RELEASE
+    assert effective_permissions(full, message.quarantine_type) == Permissions.PREVIEW | Permissions.REQUEST_RELEASE
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_a_severe_unknown_or_missing_type_can_only_be_requested(types: dict[str,
 def test_users_may_release_spam_bulk_and_phishing(types: dict[str, Any]) -> None:
     """If the quarantine policy lets them."""
     (message,) = parse_row({**ROW, **types})
-    assert permitted(Permissions.RELEASE, message.quarantine_type) == Permissions.RELEASE
+    assert effective_permissions(Permissions.RELEASE, message.quarantine_type) == Permissions.RELEASE
 
 
 AS_TEXT = """[PermissionToBlockSender: False

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from quarantine.rows import OVERLAP, day_windows, is_partly_released, parse_row, row_with_identity
-from quarantine.rules import Status
+from quarantine.rows import SYNC_OVERLAP, day_windows, is_partly_released, parse_row, row_with_identity
+from quarantine.rules import MessageStatus as Status
 
 NOW = datetime(2026, 3, 3, 8, tzinfo=UTC)
 ROW = {
@@ -40,7 +40,11 @@ def test_a_row_is_one_message_for_each_recipient() -> None:
         ({}, Status.NOT_RELEASED, Status.NOT_RELEASED),
         ({"ReleaseStatus": "Requested"}, Status.REQUESTED, Status.REQUESTED),
         ({"ReleasedUser": ["ANNA@contoso.example"]}, Status.RELEASED, Status.NOT_RELEASED),
-        ({"ReleaseStatus": "APPROVED", "ReleasedUser": ["anna@contoso.example"]}, Status.APPROVED, Status.APPROVED),
+        (
+            {"ReleaseStatus": "APPROVED", "ReleasedUser": ["anna@contoso.example"]},
+            Status.APPROVED,
+            Status.APPROVED,
+        ),
         ({"DeletedForRecipients": ["ben@contoso.example"]}, Status.NOT_RELEASED, Status.DELETED),
         ({"ReleaseStatus": "SOMETHINGNEW"}, Status.NOT_RELEASED, Status.NOT_RELEASED),
     ],
@@ -91,7 +95,7 @@ def test_windows_cover_the_time_since_the_last_sync_without_a_gap() -> None:
         found = day_windows(read_until, NOW)
         assert found[0][1] > NOW
         assert all(earlier[1] == later[0] for later, earlier in pairwise(found))
-        start = max(NOW - timedelta(days=30), read_until - OVERLAP) if read_until else NOW - timedelta(days=30)
+        start = max(NOW - timedelta(days=30), read_until - SYNC_OVERLAP) if read_until else NOW - timedelta(days=30)
         assert found[-1][0] == start
         assert all(end - begin <= timedelta(days=1) for begin, end in found)
 

@@ -177,7 +177,7 @@ async def test_the_effect_of_an_action_is_kept_until_exchange_shows_it(world: An
     await world.db.pool.execute("UPDATE messages SET status = 'released', acted_at = now()")
     await world.sync()
     assert await world.statuses() == {("ours", ANNA): "released"}
-    await world.db.pool.execute("UPDATE messages SET acted_at = now() - $1::interval", store.SETTLING)
+    await world.db.pool.execute("UPDATE messages SET acted_at = now() - $1::interval", store.STATUS_LAG)
     await world.sync()
     assert await world.statuses() == {("ours", ANNA): "not-released"}
 

@@ -19,7 +19,7 @@ from quarantine.store.digests import record_digests as record_digests
 from quarantine.store.digests import record_draft as record_draft
 from quarantine.store.digests import record_period as record_period
 from quarantine.store.digests import settle_digest as settle_digest
-from quarantine.store.messages import SETTLING as SETTLING
+from quarantine.store.messages import STATUS_LAG as STATUS_LAG
 from quarantine.store.messages import QuarantinedMessage as QuarantinedMessage
 from quarantine.store.messages import find_copies as find_copies
 from quarantine.store.messages import find_message as find_message

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from backstop_contracts import Actor, AdminDecision
 from chassis.postgres import Reads, Tx
-from quarantine.rules import Kind
+from quarantine.rules import ActionKind
 from quarantine.store.messages import SELECT_MESSAGE, QuarantinedMessage, read_message
 
 
@@ -18,7 +18,7 @@ class Action:
 
     action_id: UUID
     message_id: UUID
-    kind: Kind
+    kind: ActionKind
     variant: str
     generation: int
     reported_as: str | None
@@ -41,13 +41,15 @@ def _read_action(row: Any) -> Action:
     parsed = ("kind", "decision", "requested_by")
     return Action(
         **{name: row[name] for name in Action.__slots__ if name not in parsed},
-        kind=Kind(row["kind"]),
+        kind=ActionKind(row["kind"]),
         decision=AdminDecision.model_validate_json(row["decision"]) if row["decision"] else None,
         requested_by=Actor.model_validate_json(row["requested_by"]),
     )
 
 
-async def find_latest_actions(tx: Tx, message_ids: Collection[UUID], kind: Kind, variant: str) -> dict[UUID, Action]:
+async def find_latest_actions(
+    tx: Tx, message_ids: Collection[UUID], kind: ActionKind, variant: str
+) -> dict[UUID, Action]:
     """Return the latest action of this kind and variant for each of the messages."""
     rows = await tx.fetch(
         "SELECT DISTINCT ON (message_id) * FROM actions WHERE message_id = ANY($1::uuid[]) AND kind = $2"
@@ -65,7 +67,7 @@ async def record_actions(
     action_ids: Sequence[UUID],
     generations: Sequence[int],
     *,
-    kind: Kind,
+    kind: ActionKind,
     variant: str,
     reported_as: str | None,
     decision: AdminDecision | None,

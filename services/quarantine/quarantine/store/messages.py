@@ -7,11 +7,11 @@ from typing import Any
 from uuid import UUID
 
 from chassis.postgres import Reads, Tx
-from quarantine.policies import Permissions, permitted
+from quarantine.policies import Permissions, effective_permissions
 from quarantine.rows import ListedMessage
-from quarantine.rules import Status, message_id
+from quarantine.rules import MessageStatus, message_id
 
-SETTLING = timedelta(minutes=15)
+STATUS_LAG = timedelta(minutes=15)
 """How long Exchange may still list the old status of a message after we changed it."""
 
 _HELD = "('not-released', 'requested', 'preparing', 'denied', 'error')"
@@ -39,14 +39,14 @@ class QuarantinedMessage:
     direction: str
     received_at: datetime
     expires_at: datetime
-    status: Status
+    status: MessageStatus
     status_changed_at: datetime
     granted: Permissions
 
     @property
     def permitted(self) -> Permissions:
         """What the recipient may do with the message."""
-        return permitted(self.granted, self.quarantine_type)
+        return effective_permissions(self.granted, self.quarantine_type)
 
 
 SELECT_MESSAGE = (
@@ -60,7 +60,7 @@ def read_message(row: Any) -> QuarantinedMessage:
     names = QuarantinedMessage.__slots__
     return QuarantinedMessage(
         **{name: row[name] for name in names if name not in ("status", "granted")},
-        status=Status(row["status"]),
+        status=MessageStatus(row["status"]),
         granted=Permissions(row["granted"]),
     )
 
@@ -112,7 +112,7 @@ async def record_messages(tx: Tx, tenant_id: UUID, listed: Sequence[ListedMessag
         [message.expires_at for message in listed],
         [message.status for message in listed],
         ["\n".join(message.released_by) for message in listed],
-        SETTLING,
+        STATUS_LAG,
     )
 
 
@@ -139,7 +139,7 @@ async def set_messages_deleted(tx: Tx, tenant_id: UUID, sweep: int) -> None:
     )
 
 
-async def set_message_status(tx: Tx, message_id: UUID, status: Status) -> None:
+async def set_message_status(tx: Tx, message_id: UUID, status: MessageStatus) -> None:
     """Record the effect of an action before Exchange lists it."""
     await tx.execute(
         "UPDATE messages SET status = $2, status_changed_at = now(), acted_at = now() WHERE message_id = $1",
