@@ -1,4 +1,4 @@
-"""The composed service: requests come out of Kafka, outcomes go back into it."""
+"""The composed service: requests come in from Kafka, and outcomes go out to it."""
 
 import asyncio
 from datetime import UTC, datetime
@@ -8,14 +8,7 @@ from uuid import UUID, uuid4
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 
-from backstop_contracts import (
-    Actor,
-    Category,
-    Message,
-    SubmissionCreated,
-    SubmissionRequested,
-    headers_for,
-)
+from backstop_contracts import Actor, Category, Message, SubmissionCreated, SubmissionRequested, headers_for
 from chassis.topics import create_topics
 from mail import MailStore
 from simulator import DEFAULT_APP, DEFAULT_SECRET, Simulator
@@ -32,7 +25,7 @@ def environment(
     tenant_id: UUID,
     tmp_path: Path,
 ) -> str:
-    """Tell the service everything by its environment; returns the prefix of its topics."""
+    """Set the service's settings in the environment; return the prefix of its topics."""
     prefix = f"test-{uuid4().hex[:8]}"
     settings = {
         "POSTGRES_DSN": database,
@@ -52,10 +45,10 @@ def environment(
     return prefix
 
 
-async def test_one_slow_answer_holds_the_other_mails_back_no_longer(
+async def test_one_slow_answer_does_not_hold_back_the_other_submissions(
     environment: str, kafka_bootstrap: str, microsoft: Simulator, tenant_id: UUID
 ) -> None:
-    """All others are made while it is waited for, also those that were not claimed together with it."""
+    """All others are made meanwhile, those claimed together with it and those claimed later."""
     await create_topics(kafka_bootstrap, prefix=environment, partitions=1, replication=1)
     microsoft.state.faults.order([Fault(route="graph.emailThreats.create", kind="timeout", seconds=600)])
     settings = Settings()

@@ -1,4 +1,4 @@
-"""Microsoft's quota is never exceeded, and a lost answer is recognised."""
+"""The quota and the recognition of submissions, as tables of cases."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -30,7 +30,7 @@ NO_CALLS = Calls({}, {})
 
 
 def due(count: int, item: str | None = None, tenant: UUID = TENANT) -> list[Due]:
-    """Make submissions that want to be made: of one item or each of its own."""
+    """Make due submissions: all of one item, or each of its own."""
     return [Due(uuid4(), tenant, item or f"item {number}") for number in range(count)]
 
 
@@ -44,30 +44,30 @@ def used(*minutes: float) -> Used:
     return Used(len(minutes), min(minutes_ago(*minutes)))
 
 
-def test_within_the_quota_everything_is_made_now() -> None:
-    """In the order in which it came due."""
+def test_within_the_quota_every_submission_is_made_now() -> None:
+    """In the order in which they came due."""
     wanted = due(5)
     planned = plan(wanted, NO_CALLS, Quota(5, 3, WINDOW), NOW)
     assert planned.now == [one.submission_id for one in wanted]
     assert planned.wait == []
 
 
-def test_what_exceeds_the_tenants_quota_waits_until_the_window_moves_on() -> None:
-    """Calls of the last 15 minutes count, whoever made them."""
+def test_a_submission_over_the_tenants_quota_waits_until_the_window_moves_on() -> None:
+    """Calls of the last 15 minutes count, from whichever replica."""
     calls = Calls({TENANT: used(14, 5, 1)}, {})
     planned = plan(due(3), calls, Quota(4, 3, WINDOW), NOW)
     assert len(planned.now) == 1
     assert {(one.until, one.reason) for one in planned.wait} == {(NOW + timedelta(minutes=1), "quota")}
 
 
-def test_a_backlog_of_many_windows_is_spread_over_them() -> None:
-    """Not all of it comes due again at the same moment."""
+def test_a_backlog_is_spread_over_as_many_windows_as_it_needs() -> None:
+    """The submissions do not all come due again at the same moment."""
     planned = plan(due(10), Calls({TENANT: used(0, 0)}, {}), Quota(2, 3, WINDOW), NOW)
     assert [one.until for one in planned.wait] == [NOW + (1 + n // 2) * WINDOW for n in range(10)]
 
 
-def test_a_throttled_tenant_is_left_alone_and_others_are_not() -> None:
-    """Looks are calls, too; they take nothing of the quota."""
+def test_only_the_submissions_of_a_throttled_tenant_wait() -> None:
+    """Its lookups wait, too, because they are calls; those of other tenants take nothing of the quota."""
     other = uuid4()
     look, throttled = Due(uuid4(), TENANT, "item", is_lookup=True), due(2)
     free = [Due(uuid4(), other, "item", is_lookup=True), *due(1, tenant=other)]
@@ -77,16 +77,16 @@ def test_a_throttled_tenant_is_left_alone_and_others_are_not() -> None:
     assert [(one.until, one.reason) for one in planned.wait] == [(paused_until, "throttled")] * 3
 
 
-def test_a_throttled_item_is_told_from_a_throttled_tenant() -> None:
-    """By a pause that no tenant's limit takes, and by a call that may have happened before."""
+def test_a_throttled_item_is_distinguished_from_a_throttled_tenant() -> None:
+    """The item is throttled if the pause is longer than any tenant's, or if an earlier call may have been made."""
     quota = Quota(window=WINDOW)
     assert throttles_tenant(WINDOW, quota, known=False)
     assert not throttles_tenant(WINDOW, quota, known=True)
     assert not throttles_tenant(timedelta(hours=20), quota, known=False)
 
 
-def test_tenants_do_not_use_up_each_others_quota() -> None:
-    """Each has its own."""
+def test_each_tenant_has_its_own_quota() -> None:
+    """One tenant's submissions use nothing of another's quota."""
     planned = plan([*due(2), *due(2, tenant=uuid4())], NO_CALLS, Quota(2, 3, WINDOW), NOW)
     assert len(planned.now) == 4
 
@@ -103,8 +103,8 @@ def test_tenants_do_not_use_up_each_others_quota() -> None:
         ([500, 400, 2], 940),
     ],
 )
-def test_the_same_item_waits_as_microsoft_wants(before: list[float], free_in_minutes: float) -> None:
-    """Once per 15 minutes and 3 times per 24 hours."""
+def test_the_same_item_waits_as_long_as_microsoft_requires(before: list[float], free_in_minutes: float) -> None:
+    """It may be submitted once per 15 minutes and 3 times per 24 hours."""
     planned = plan(due(1, "item"), Calls({}, {(TENANT, "item"): minutes_ago(*before)}), Quota(150, 3, WINDOW), NOW)
     if free_in_minutes:
         assert [(one.until, one.reason) for one in planned.wait] == [
@@ -114,8 +114,8 @@ def test_the_same_item_waits_as_microsoft_wants(before: list[float], free_in_min
         assert len(planned.now) == 1
 
 
-def test_two_submissions_of_one_item_do_not_go_together() -> None:
-    """The second waits although nothing was called before."""
+def test_two_submissions_of_one_item_are_not_made_together() -> None:
+    """The second waits even if there were no earlier calls."""
     planned = plan(due(2, "item"), NO_CALLS, Quota(150, 3, WINDOW), NOW)
     assert (len(planned.now), [one.reason for one in planned.wait]) == (1, ["same-item"])
 
@@ -126,7 +126,7 @@ def test_two_submissions_of_one_item_do_not_go_together() -> None:
     limit=st.integers(1, 8),
 )
 def test_no_plan_exceeds_the_quota(wanted: list[tuple[int, int]], before: list[float], limit: int) -> None:
-    """Whatever is wanted and whatever was called: every submission is planned once, and within the limits."""
+    """For any due submissions and earlier calls, each submission is planned once, and within the limits."""
     tenants = [UUID(int=1), UUID(int=2)]
     all_due = [Due(uuid4(), tenants[tenant], f"item {item}") for tenant, item in wanted]
     planned = plan(all_due, Calls({tenants[0]: used(*before)} if before else {}, {}), Quota(limit, 3, WINDOW), NOW)
@@ -141,7 +141,7 @@ def test_no_plan_exceeds_the_quota(wanted: list[tuple[int, int]], before: list[f
 
 
 def mail(**facts: Any) -> Message:
-    """Make a mail."""
+    """Make a message."""
     return Message(sha256="0" * 64, size=1, **facts)
 
 
@@ -156,7 +156,7 @@ def mail(**facts: Any) -> Message:
     ],
 )
 def test_a_submission_is_recognised_by_message_id_and_recipient(entity: dict[str, Any], same: bool) -> None:
-    """Graph's own key of an email submission."""
+    """These are Graph's own key of an email submission."""
     assert matches(entity, mail(internet_message_id="<a@x.example>"), "user@contoso.example") is same
 
 
@@ -169,21 +169,21 @@ def test_a_submission_is_recognised_by_message_id_and_recipient(entity: dict[str
         ({"sender": "b@x.example", "subject": "Hello you"}, False),
     ],
 )
-def test_a_mail_without_message_id_is_recognised_by_sender_and_subject(entity: dict[str, Any], same: bool) -> None:
-    """In the documented shape and in the one that Graph's samples show."""
+def test_a_message_without_an_id_is_recognised_by_sender_and_subject(entity: dict[str, Any], same: bool) -> None:
+    """Graph's entity may have the documented fields or those of its samples."""
     entity = {"recipientEmailAddress": "user@contoso.example", **entity}
     assert matches(entity, mail(sender="a@x.example", subject="Hello you"), "user@contoso.example") is same
 
 
-def test_an_item_is_a_message_in_a_mailbox() -> None:
-    """The same mail of another recipient is another item."""
+def test_an_item_is_a_message_and_its_recipient() -> None:
+    """The same message to another recipient is another item."""
     message = mail(internet_message_id="<a@x.example>")
     assert item_of(message, "User@contoso.example") == item_of(message, "user@contoso.example")
     assert item_of(message, "user@contoso.example") != item_of(message, "other@contoso.example")
 
 
 def test_the_ids_of_a_link_are_quoted() -> None:
-    """They lead into the named mailbox, whatever the reporter wrote."""
+    """Whatever the reporter sends, the link stays within the named mailbox."""
     mail = Message(sha256="0" * 64, size=1, internet_message_id="<a@fabrikam.example>")
     place = MailboxMessage(user_id="user@contoso.example", message_id="AAMk/../x?y#z==")
     assert link_of(mail, place) == (
@@ -195,10 +195,10 @@ def test_the_ids_of_a_link_are_quoted() -> None:
     ("user_id", "message_id", "internet_message_id"),
     [("..", "AAMk", "<a@x.example>"), ("user", "..", "<a@x.example>"), ("", "AAMk", "<a@x.example>"), ("u", "A", None)],
 )
-def test_what_cannot_be_checked_is_submitted_without_a_link(
+def test_a_link_that_cannot_be_verified_is_not_used(
     user_id: str, message_id: str, internet_message_id: str | None
 ) -> None:
-    """Ids that would change the path, and a mail whose own id is not known."""
+    """Some ids would change the path, and a message without an internet message id cannot be compared."""
     mail = Message(sha256="0" * 64, size=1, internet_message_id=internet_message_id)
     assert link_of(mail, MailboxMessage(user_id=user_id, message_id=message_id)) is None
     assert link_of(mail, None) is None
@@ -214,16 +214,16 @@ def test_what_cannot_be_checked_is_submitted_without_a_link(
         (None, "<b@x.example>", False),
     ],
 )
-def test_a_submission_of_another_mail_is_known_by_its_id(
+def test_a_submission_of_another_message_is_recognised_by_its_id(
     ours: str | None, microsofts: str | None, another: bool
 ) -> None:
-    """As long as both are known; brackets do not matter."""
+    """Both ids must be known; angle brackets do not matter."""
     mail = Message(sha256="0" * 64, size=1, internet_message_id=ours)
     assert is_other_message({"internetMessageId": microsofts}, mail) is another
 
 
-def test_the_item_of_another_mail_is_the_one_that_its_own_report_would_have() -> None:
-    """So that its report waits for as long as Microsoft wants."""
+def test_a_submission_of_another_message_counts_for_that_messages_item() -> None:
+    """A report of that message then waits as long as Microsoft requires."""
     other = Message(sha256="0" * 64, size=1, internet_message_id="<b@x.example>")
     entity = {"internetMessageId": "<b@x.example>"}
     assert item_of_other(entity, "User@contoso.example") == item_of(other, "user@contoso.example")
