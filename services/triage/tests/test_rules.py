@@ -1,4 +1,4 @@
-"""Which reports are one case, and when the policy acts."""
+"""Which reports are one case, and when the policy acts, as tables of cases."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,7 +15,7 @@ EXAMPLE = Path(__file__).parents[1] / "policy.example.toml"
 
 
 def report(message_id: str | None = None, fingerprint: str | None = None, **facts: Any) -> MessageReported:
-    """Make a report of a mail with these facts."""
+    """Make a report of a message with these facts."""
     return MessageReported(
         tenant_id=TENANT,
         report_id=uuid4(),
@@ -64,18 +64,18 @@ PHISH = {"sender": "bank@phish.example", "subject": "Confirm"}
         (report(sha256="1" * 64), report(sha256="2" * 64), False),
     ],
 )
-def test_reports_are_one_case_if_their_mails_say_the_same(
+def test_reports_of_messages_with_the_same_content_are_one_case(
     first: MessageReported, second: MessageReported, same: bool
 ) -> None:
-    """In one batch, and in a later one."""
+    """Whether in one batch or in a later one."""
     one, other = cases(first, second)
     assert (one == other) is same
     _, keys = assign([first], {})
     assert (cases(second, standing=keys) == [one]) is same
 
 
-def test_a_mail_of_a_closed_case_opens_another_one_and_takes_its_keys_along() -> None:
-    """What was answered for one mail is not the answer for the next."""
+def test_a_report_of_a_closed_cases_message_opens_a_new_case_with_its_keys() -> None:
+    """The answer given for one message is not the answer for the next."""
     mail = report("<a@x.example>", "v1:lunch")
     ((_, first),), old = assign([mail], {})
     later = report("<a@x.example>", "v1:lunch")
@@ -85,8 +85,8 @@ def test_a_mail_of_a_closed_case_opens_another_one_and_takes_its_keys_along() ->
     assert new == dict.fromkeys(old, second)
 
 
-def test_a_mail_of_a_standing_case_leaves_it_its_message_id() -> None:
-    """A release is told in the case that was opened with it."""
+def test_a_message_with_other_content_does_not_take_over_a_message_id() -> None:
+    """A release is recorded in the case that was opened with that Message-ID."""
     standing = uuid4()
     lunch, phish = report("<a@x.example>", "v1:lunch"), report("<a@x.example>", "v1:phish")
     assigned, keys = assign([lunch, phish], dict.fromkeys(keys_of(lunch.message), standing))
@@ -96,21 +96,21 @@ def test_a_mail_of_a_standing_case_leaves_it_its_message_id() -> None:
     assert keys == {keys_of(phish.message)[0]: opened}
 
 
-def test_the_id_of_a_new_case_follows_from_its_report() -> None:
-    """A transaction that is tried again opens the same case; a report of the same moment, another."""
+def test_the_id_of_a_new_case_is_derived_from_its_report() -> None:
+    """A transaction that is repeated opens the same case; another report opens another case."""
     mail = report("<a@x.example>")
     assert cases(mail) == cases(mail)
     assert cases(mail) != cases(mail.model_copy(update={"report_id": uuid4()}))
 
 
-def test_an_endless_message_id_makes_a_key_like_any_other() -> None:
-    """A hostile header cannot outgrow the index."""
+def test_a_very_long_message_id_makes_a_key_of_the_usual_length() -> None:
+    """A hostile header cannot exceed the limits of the index."""
     keys = keys_of(report("<" + "a" * 100_000 + "@x.example>").message)
     assert [len(key) for key in keys] == [32, 32]
 
 
-def test_the_gravest_word_of_the_reporters_counts() -> None:
-    """One who says malware outweighs many who say junk."""
+def test_the_gravest_report_of_a_case_counts() -> None:
+    """One report of malware outweighs many of junk."""
     assert gravest([ReportedAs.JUNK, ReportedAs.MALWARE, ReportedAs.PHISHING]) is ReportedAs.MALWARE
 
 
@@ -145,25 +145,25 @@ def match(policy: Policy, **facts: object) -> str | None:
     ],
 )
 def test_all_conditions_of_a_rule_must_hold(when: dict[str, object], matches: bool) -> None:
-    """A condition that is left out holds always."""
+    """A condition that is left out always holds."""
     policy = Policy.model_validate({"rule": [{"name": "r", "when": when, "then": {"submit": "as-reported"}}]})
     assert (match(policy) == "r") is matches
 
 
 def test_the_first_rule_that_matches_counts() -> None:
-    """Later rules are not looked at."""
+    """Later rules are ignored."""
     then = {"submit": "as-reported"}
     policy = Policy.model_validate({"rule": [{"name": "first", "then": then}, {"name": "second", "then": then}]})
     assert match(policy) == "first"
 
 
-def test_without_a_policy_file_nothing_is_done_without_asking() -> None:
-    """Every case waits for an admin."""
+def test_without_a_policy_file_every_case_waits_for_an_admin() -> None:
+    """No rule matches."""
     assert match(load_policy(None)) is None
 
 
 def test_the_example_policy_is_valid() -> None:
-    """What is printed can be used."""
+    """It can be used as it is."""
     assert match(load_policy(EXAMPLE)) == "phishing that reached an Inbox"
 
 
@@ -177,10 +177,10 @@ def test_the_example_policy_is_valid() -> None:
         ('[[rule]]\nname = "r"\nwhen.subject = "x"\nthen.submit = "spam"', "rule.0.when.subject"),
     ],
 )
-def test_a_wrong_policy_file_is_refused_with_the_place_of_the_mistake(
+def test_an_invalid_policy_file_is_rejected_with_the_place_of_the_error(
     tmp_path: Path, text: str, complaint: str
 ) -> None:
-    """A service with a policy that it misreads must not start."""
+    """A service that would misread its policy must not start."""
     file = tmp_path / "policy.toml"
     file.write_text(text)
     with pytest.raises(PolicyError, match=complaint):
@@ -198,7 +198,9 @@ def test_a_wrong_policy_file_is_refused_with_the_place_of_the_mistake(
         ("malware", [ReportedAs.JUNK], Category.MALWARE),
     ],
 )
-def test_a_case_is_submitted_as_the_rule_says(submit: str, reported: list[ReportedAs], category: Category) -> None:
-    """As reported means Microsoft's category for the gravest of what was said."""
+def test_a_case_is_submitted_in_the_category_of_the_rule(
+    submit: str, reported: list[ReportedAs], category: Category
+) -> None:
+    """`as-reported` means the category of the gravest report."""
     policy = Policy.model_validate({"rule": [{"name": "r", "then": {"submit": submit}}]})
     assert category_of(policy.rule[0].then, reported) is category
