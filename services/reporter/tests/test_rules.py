@@ -21,7 +21,7 @@ THREAT, CLEAN, SIMULATION, UNKNOWN = Conclusion
 def message(
     message_id: str | None = "<1@fabrikam.example>", sha256: str = "a" * 64, sender: str | None = None
 ) -> Message:
-    """Make the facts of a mail."""
+    """Make the facts of a message."""
     return Message(sha256=sha256, size=1, internet_message_id=message_id, sender=sender)
 
 
@@ -45,14 +45,16 @@ def message(
         (DISMISSED, UNKNOWN, Status.DISMISSED),
     ],
 )
-def test_what_a_reporter_is_told(status: CaseStatus | None, conclusion: Conclusion | None, told: Status) -> None:
-    """A definite verdict is the last word; without one the case's own progress is told."""
+def test_the_status_follows_from_case_and_verdict(
+    status: CaseStatus | None, conclusion: Conclusion | None, told: Status
+) -> None:
+    """A definite verdict is final; without one, the progress of the case is shown."""
     assert rules.progress(status, conclusion)[0] is told
 
 
 @pytest.mark.parametrize("status", [None, OPEN, SUBMITTED, RESOLVED])
 @pytest.mark.parametrize("override", ["allowed", "blocked"])
-def test_an_override_is_told_as_what_it_is(status: CaseStatus | None, override: str) -> None:
+def test_an_override_is_explained_as_what_it_is(status: CaseStatus | None, override: str) -> None:
     """It is Microsoft's answer, neither a confirmed threat nor a failure to decide."""
     told, explanation = rules.progress(status, UNKNOWN, override)
 
@@ -62,7 +64,7 @@ def test_an_override_is_told_as_what_it_is(status: CaseStatus | None, override: 
 
 
 def test_every_state_is_explained_in_words_of_its_own() -> None:
-    """No two states read the same."""
+    """No two states have the same explanation."""
     said = [rules.progress(status, None)[1] for status in (None, OPEN, SUBMITTED, DISMISSED)]
     said += [rules.progress(RESOLVED, conclusion)[1] for conclusion in (THREAT, CLEAN, SIMULATION)]
     said += [rules.progress(OPEN, UNKNOWN, override)[1] for override in (None, "allowed", "blocked")]
@@ -72,13 +74,13 @@ def test_every_state_is_explained_in_words_of_its_own() -> None:
 
 @pytest.mark.parametrize("reason", ["own-domain", "protected-domain", "invalid", "limit", "refused", "gave-up"])
 def test_every_reason_of_a_failed_block_is_explained(reason: str) -> None:
-    """The reporter hears why; a reason that is not known yet is still a sentence."""
+    """A reason that is not known yet makes a sentence, too."""
     assert explain_block("failed", reason).startswith("The sender was not blocked: ")
     assert explain_block("failed", "brand-new").startswith("The sender was not blocked: ")
 
 
 def test_an_ended_block_is_explained() -> None:
-    """The reporter hears why mail of the sender arrives again."""
+    """The reporter learns why messages of the sender arrive again."""
     assert explain_block("removed", "verdict-clean").endswith("Microsoft found the mail clean.")
     assert explain_block("removed", "expired") != explain_block("removed", "verdict-clean")
 
@@ -92,33 +94,33 @@ def test_an_ended_block_is_explained() -> None:
         ("x" * 400 + "@fabrikam.example", None),
     ],
 )
-def test_a_sender_can_be_blocked_when_the_mail_names_one(sender: str | None, value: str | None) -> None:
-    """Its length is bounded."""
+def test_a_sender_can_be_blocked_if_the_message_names_one(sender: str | None, value: str | None) -> None:
+    """The length of its address is limited."""
     assert blockable_sender(message(sender=sender)) == value
 
 
 def caller(name: str | None) -> Caller:
-    """Return a signed-in person whose token says that name."""
+    """Return a signed-in person whose token has that name."""
     return Caller(tenant_id=TENANT, oid=OID, name=name, roles=frozenset({"Reporter"}), is_app=False)
 
 
 @pytest.mark.parametrize("claimed", [None, "ann@contoso.example", "ANN@CONTOSO.EXAMPLE"])
-def test_a_person_is_the_reporter(claimed: str | None) -> None:
-    """Address and mailbox of a signed-in person come from the token."""
+def test_a_signed_in_person_is_the_reporter(claimed: str | None) -> None:
+    """Address and mailbox come from the token."""
     assert http._reporter(caller("Ann@contoso.example"), claimed) == ("Ann@contoso.example", OID)
 
 
 @pytest.mark.parametrize(
     ("name", "claimed"), [("ann@contoso.example", "bob@contoso.example"), (None, None), ("Ann", None)]
 )
-def test_a_person_is_nobody_else(name: str | None, claimed: str | None) -> None:
-    """Neither another address nor an unknown one is taken."""
+def test_a_signed_in_person_cannot_report_for_anybody_else(name: str | None, claimed: str | None) -> None:
+    """Another address is refused, and so is a token without an address."""
     with pytest.raises(Problem, match="Nothing was saved"):
         http._reporter(caller(name), claimed)
 
 
-def test_a_persons_own_mailbox_is_known_by_object_id() -> None:
-    """However a person writes their own mailbox, its object id is used."""
+def test_a_persons_own_mailbox_is_named_by_its_object_id() -> None:
+    """Whether the request names it by object id or by address."""
     ann = caller("ann@contoso.example")
     for user_id in (OID, OID.upper(), "Ann@contoso.example", "ann@contoso.example"):
         assert http._place(ann, MailboxPlace(user_id=user_id, message_id="AAMk")).user_id == OID

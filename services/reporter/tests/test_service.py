@@ -82,7 +82,7 @@ async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 @pytest.fixture
 async def line(database: str) -> AsyncIterator[Line]:
-    """Lead to an empty database."""
+    """Open a line to an empty database."""
     line = Line(database)
     await line.mend()
     yield line
@@ -109,7 +109,7 @@ async def until(condition: Callable[[], Awaitable[object]], seconds: float = 60)
 
 @pytest.fixture
 async def prefix(kafka_bootstrap: str) -> str:
-    """Give topics of one's own."""
+    """Create topics for this test; return their prefix."""
     prefix = f"test-{uuid4().hex[:8]}"
     await create_topics(kafka_bootstrap, prefix=prefix, partitions=1, replication=1)
     return prefix
@@ -119,7 +119,7 @@ async def prefix(kafka_bootstrap: str) -> str:
 async def client(
     line: Line, kafka_bootstrap: str, prefix: str, entra: Any, tenant: UUID, audience: str, serving: Any, tmp_path: Path
 ) -> AsyncIterator[aiohttp.ClientSession]:
-    """Run the service as its settings compose it, ready; give a client of it."""
+    """Run the service with its settings until it is ready; return a client of it."""
     building = build(
         Settings(
             authority=entra.url,
@@ -143,16 +143,16 @@ async def client(
 
 
 async def send(client: aiohttp.ClientSession, headers: dict[str, str], raw: bytes) -> tuple[int, Any, Any]:
-    """Report a mail and block its sender; return status, body and headers of the answer."""
+    """Report a message and block its sender; return status, body and headers of the answer."""
     body = {"mail": base64.b64encode(raw).decode(), "reported_as": "phishing", "block_sender": True}
     async with client.post("/v1/reports", json=body, headers=headers) as answer:
         return answer.status, await answer.json(), answer.headers
 
 
-async def test_a_report_goes_out_and_its_outcome_comes_back(
+async def test_a_report_is_published_and_its_outcome_comes_back(
     client: aiohttp.ClientSession, kafka_bootstrap: str, prefix: str, token: Any, make_mail: Any, tenant: UUID
 ) -> None:
-    """Report and block are published; what other services publish about them is told to the reporter."""
+    """What other services publish about the report and its block is shown to the reporter."""
     headers = await token("Reporter", **ANN)
     status, accepted, _ = await send(client, headers, make_mail())
     assert status == 202
@@ -214,7 +214,7 @@ async def _publish(bootstrap: str, prefix: str, *events: Event) -> None:
     await producer.stop()
 
 
-async def test_without_postgresql_a_report_is_refused_for_the_moment(
+async def test_a_report_is_refused_while_postgresql_is_unavailable(
     client: aiohttp.ClientSession, line: Line, kafka_bootstrap: str, prefix: str, token: Any, make_mail: Any
 ) -> None:
     """503 says when to send it again; then it is one report, and exactly one is published."""
@@ -241,10 +241,10 @@ async def test_without_postgresql_a_report_is_refused_for_the_moment(
         assert not await consumer.getmany(timeout_ms=500)
 
 
-async def test_without_the_mail_store_a_report_is_refused_for_the_moment(
+async def test_a_report_is_refused_while_the_mail_store_is_unavailable(
     client: aiohttp.ClientSession, token: Any, make_mail: Any, tmp_path: Path
 ) -> None:
-    """A report whose mail could not be kept is no report."""
+    """A report whose message could not be stored is not accepted."""
     headers, raw, store = await token("Reporter", **ANN), make_mail(), tmp_path / "mails"
     store.rmdir()
     store.write_text("a file where the folder was")
