@@ -1,1 +1,1 @@
-"""Reporter: takes users' reports of mails, once each, and tells what became of them."""
+"""Reporter: accepts users' reports of messages, each once, and shows what became of them."""

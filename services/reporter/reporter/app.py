@@ -21,9 +21,9 @@ class Settings(ServiceSettings, MailStoreSettings):
     """Reporter's settings."""
 
     max_message_bytes: Annotated[int, Field(gt=0)] = 35 << 20
-    """Largest raw mail that is taken."""
+    """Largest raw message that is accepted."""
     max_concurrent_large_messages: Annotated[int, Field(gt=0)] = 4
-    """Most uploads of more than 64 KB that are in memory at the same time; others wait."""
+    """Number of uploads of more than 64 KB that may be in memory at the same time; others wait."""
     upload_timeout_seconds: Seconds = 120
     """Longest time that one upload may take."""
 

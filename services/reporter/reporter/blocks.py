@@ -1,4 +1,4 @@
-"""The block of a sender that a reporter can ask for: whom it can hit, and what the reporter reads about it."""
+"""Block a sender for the reporter's mailbox: which senders can be blocked, and how a block is explained."""
 
 from collections.abc import Mapping
 
@@ -23,7 +23,7 @@ def blockable_sender(message: Message) -> str | None:
 
 
 def block_state(block: MailboxBlock) -> BlockState:
-    """Return what the API says of a block."""
+    """Return a block as the API shows it."""
     return BlockState(
         block_id=block.block_id,
         scope=BlockScope.MAILBOX,

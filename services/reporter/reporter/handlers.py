@@ -1,4 +1,4 @@
-"""What reporter does with events: it remembers what its reporters will be told. It publishes nothing from here."""
+"""Consume other services' events: they are what reporters are shown. Nothing is published from here."""
 
 import structlog
 from faststream.kafka import KafkaRouter
@@ -24,10 +24,10 @@ router = KafkaRouter()
 @router.subscriber("message-reported", **BATCH)
 async def on_message_reported(reports: list[Received[MessageReported]], tx: Tx) -> None:
     """
-    Keep the reports of other channels beside our own: as long as they stand, nobody deletes their mails.
+    Store the reports of other channels beside our own: as long as a report exists, its message is not deleted.
 
-    Their channel has put the mail into the store before, without holding it. Should the same mail, of a case that has
-    expired, be deleted in just these seconds, the log says so, and the submission will say that its mail is missing.
+    The other channel stored the message before, without locking it. If the same message, of a case that has expired, is
+    deleted at just that moment, the log says so, and the submission fails because its message is missing.
     """
     others = [received.event for received in reports if received.event.channel != Channel.API]
     if others:
@@ -37,7 +37,7 @@ async def on_message_reported(reports: list[Received[MessageReported]], tx: Tx) 
 
 @router.subscriber("case-updated", **BATCH)
 async def on_case_updated(updates: list[Received[CaseUpdated]], tx: Tx) -> None:
-    """Record which case each report belongs to, and how far triage is with it: the reporter's status page says so."""
+    """Record which case each report belongs to, and the status of that case, which reporters can read."""
     events = [received.event for received in updates]
     await store.assign_cases(tx, events)
     await outcomes.record_cases(tx, events)
@@ -45,7 +45,7 @@ async def on_case_updated(updates: list[Received[CaseUpdated]], tx: Tx) -> None:
 
 @router.subscriber("verdict-ready", **BATCH)
 async def on_verdict_ready(verdicts: list[Received[VerdictReady]], tx: Tx) -> None:
-    """Record Microsoft's verdicts, which end what reporters are told."""
+    """Record Microsoft's verdicts, which decide what reporters are shown in the end."""
     await outcomes.record_verdicts(tx, [received.event for received in verdicts])
 
 
@@ -70,10 +70,10 @@ async def on_block_removed(removed: list[Received[BlockRemoved]], tx: Tx) -> Non
 @router.subscriber("case-expired", **BATCH)
 async def on_case_expired(expired: list[Received[CaseExpired]], tx: Tx) -> None:
     """
-    Forget cases and their reports, and make the mails due that they leave behind; the worker deletes them.
+    Delete cases and their reports, and make their messages due; the worker deletes those.
 
-    The topics are read side by side. What is read of such a case afterwards finds none of its reports: case-updated is
-    dropped, and what a verdict leaves is swept up. A report that triage has put into another case by now stays, and so
-    does its mail. Blocks stay: they are the mailbox's setting, and their rounds make a later wish a new one.
+    Topics are read in parallel. Later events of such a case find none of its reports: case-updated is dropped, and what
+    a verdict leaves is swept up. A report that triage has moved to another case meanwhile stays, and so does its
+    message. Blocks stay, because they are the mailbox's setting; their generations make a later request a new block.
     """
     await store.purge_cases(tx, [received.event.case_id for received in expired])

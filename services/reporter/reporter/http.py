@@ -1,4 +1,4 @@
-"""Reporter over HTTP: report a message, and hear what became of the report."""
+"""HTTP routes: report a message, and read what became of the report."""
 
 import asyncio
 from datetime import UTC, datetime
@@ -32,7 +32,7 @@ OLE = bytes.fromhex("d0cf11e0a1b11ae1")
 
 
 class Accepted(BaseModel):
-    """The report is durable and acts once. `repeated`: it was sent before, and nothing new comes of the message."""
+    """The report is durable and acts once. `repeated`: it was sent before, and is not published again."""
 
     report_id: UUID
     status_url: str
@@ -58,10 +58,10 @@ def make_router(db: Database, mails: MailStore, uploads: Uploads) -> APIRouter:
     )
     async def report_mail(request: Request, response: Response, caller: Filer) -> Accepted:
         """
-        Report a mail that the filter let through, and block its sender for the reporter's own mailbox if wanted.
+        Report a message that the filter let through, and optionally block its sender for the reporter's mailbox.
 
-        202: mail and report are durable. The same reporter saying the same of the same mail is one report, however
-        often it is sent. 503: send it again, it may be kept or not. Anything else: nothing was kept.
+        202: message and report are durable. The same report is recorded once, however often it is sent. 503: it may or
+        may not have been kept; send it again. Anything else: nothing was kept.
         """
         by = Actor(kind=ActorKind.APP if caller.is_app else ActorKind.USER, id=caller.oid, name=caller.name)
         async with uploads.receive(request) as upload:
@@ -145,12 +145,12 @@ def _reporter(caller: Caller, claimed: str | None) -> tuple[str, str]:
 
 
 def _place(caller: Caller, said: MailboxPlace) -> MailboxMessage:
-    """Return where the message lies. Raises Problem unless that is the own mailbox of a signed-in person."""
+    """Return where the message is. Raises Problem if a signed-in person names somebody else's mailbox."""
     place = MailboxMessage(**said.model_dump())
     if caller.is_app:
         return place
     if place.user_id.lower() not in {caller.oid.lower(), (caller.name or caller.oid).lower()}:
-        # Microsoft would be made to read somebody else's mail.
+        # Microsoft would read a message in somebody else's mailbox.
         raise _not_allowed("A signed-in person can point at their own mailbox only")
     return place.model_copy(update={"user_id": caller.oid})
 

@@ -21,9 +21,9 @@ from reporter import store
 from reporter.blocks import blockable_sender
 
 TOGETHER = 50
-"""Most reports that are recorded in one transaction."""
+"""Maximum number of reports that are recorded in one transaction."""
 TRANSACTIONS = 2
-"""Such transactions at the same time: while one waits for its commit, the next is on its way."""
+"""Number of such transactions at the same time: while one waits for its commit, the next one can run."""
 LOCK_TIMEOUT_SECONDS = 1.0
 """Lock timeout of a batch: a report whose message is being deleted, for example, is retried alone after this."""
 ANSWER_SECONDS = 10.0
@@ -47,7 +47,7 @@ class ReportRequest:
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """What became of a report. `block` is None when none was asked for, or the message names no sender."""
+    """The result of recording a report. `block` is None if none was requested, or the message names no sender."""
 
     repeated: bool
     block: MailboxBlock | None
@@ -86,7 +86,7 @@ class Intake:
             raise PostgresUnavailableError(f"the report was not recorded within {ANSWER_SECONDS:g} s") from None
         finally:
             if recorded.cancelled():
-                # While PostgreSQL is stuck nobody else would let go of the message.
+                # While PostgreSQL is stuck, nothing else would release the message from memory.
                 self._waiting = [waiting for waiting in self._waiting if waiting[1] is not recorded]
 
     async def _record_waiting(self) -> None:
@@ -95,7 +95,7 @@ class Intake:
                 batch, self._waiting = self._waiting[:TOGETHER], self._waiting[TOGETHER:]
                 await self._record(batch, lock_timeout=LOCK_TIMEOUT_SECONDS)
         finally:
-            # Before anything else can be added to what waits, or it would wait for nobody.
+            # Without an await since the last check: a report that is added from now on starts a new run.
             self._running -= 1
 
     async def _record(self, batch: Sequence[Waiting], *, lock_timeout: float | None = None) -> None:
@@ -105,8 +105,8 @@ class Intake:
                 if lock_timeout is not None:
                     await store.set_lock_timeout(tx, lock_timeout)
                 outcomes = await record(tx, [request for request, _ in batch], self._mails)
-        except Exception as error:  # noqa: BLE001 - whose fault it is, each finds out alone
-            # The loser of a deadlock may go on as soon as the other is through.
+        except Exception as error:  # noqa: BLE001 - each is retried alone, to find out whose fault it is
+            # The loser of a deadlock can continue once the other transaction has ended.
             again = lock_timeout is not None or isinstance(error, asyncpg.DeadlockDetectedError)
             for one in [one for one in batch if not one[1].done()]:
                 if again:

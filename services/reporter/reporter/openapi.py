@@ -1,4 +1,4 @@
-"""What the OpenAPI document says beyond what FastAPI sees: uploads that are read as streams."""
+"""The OpenAPI description of uploads: they are read as streams, so FastAPI does not know their schema."""
 
 from typing import Any
 

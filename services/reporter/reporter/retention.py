@@ -1,8 +1,8 @@
 """
-Delete raw mails that no report refers to from the mail store, and from nowhere else.
+Delete raw messages from the mail store when no report refers to them. Nothing else deletes any.
 
-A mail lies there under its content, so a new report of it may come at any moment and find it "already there". Why
-none of them can lose it is in docs/adr/0005-retention.md.
+A message is stored under its hash, so a new report of it may arrive at any moment and find it already stored.
+docs/adr/0005-retention.md explains why no report can lose its message.
 """
 
 import asyncio
@@ -23,15 +23,15 @@ Mail: TypeAlias = tuple[UUID, str]
 
 BATCH = 100
 DELETION_TIMEOUT = timedelta(seconds=45)
-"""Longest time that the deletions of a batch may take: reports of these mails wait meanwhile."""
+"""Longest time that the deletions of a batch may take: reports of these messages wait meanwhile."""
 LEASE = timedelta(minutes=5)
-"""Longer than that: mails that are still claimed then were left behind by a crash."""
+"""Lease on claimed messages, longer than DELETION_TIMEOUT: what is still claimed then was left behind by a crash."""
 REMEMBERED = timedelta(days=1)
-"""Longer than a report can take between its mail being put into the store and its transaction."""
+"""How long a deletion is remembered: longer than a report can take from storing its message to its transaction."""
 UNREPORTED = timedelta(days=30)
-"""Age at which a mail goes of which there never was a report, because its request broke off in between."""
+"""Age at which a message is deleted that never became a report, because its request broke off."""
 UNKNOWN = timedelta(days=60)
-"""Age at which a verdict goes whose case has no report here; longer than the topic keeps it."""
+"""Age at which a verdict is deleted whose case has no report here; longer than the retention of its topic."""
 
 
 class Retention:
@@ -43,11 +43,11 @@ class Retention:
 
     async def delete_expired_mails(self) -> int:
         """
-        Delete the mails that are due and that no report refers to. Returns how many were due.
+        Delete the messages that are due and to which no report refers. Return how many were due.
 
         Killed at any point, it leaves rows that come due again.
         """
-        # The claim is committed before anything is deleted: it is what makes reports put their mail once more.
+        # The claim is committed before anything is deleted: it makes new reports store their message again.
         async with self._db.transaction() as tx:
             due = await _claim_expired_mails(tx, LEASE, BATCH)
         if due:
@@ -82,7 +82,7 @@ class Retention:
 
 
 async def _claim_expired_mails(tx: Tx, lease: timedelta, limit: int) -> list[Mail]:
-    """Take mails that are due, for *lease*: then they come due again unless they are settled."""
+    """Claim messages that are due for *lease*, after which they come due again unless they are settled."""
     rows = await tx.fetch(
         "WITH due AS (SELECT tenant_id, sha256 FROM expired_mails WHERE due_at <= now() ORDER BY due_at LIMIT $2"
         " FOR UPDATE SKIP LOCKED)"
@@ -97,9 +97,9 @@ async def _claim_expired_mails(tx: Tx, lease: timedelta, limit: int) -> list[Mai
 
 async def _lock_mails(tx: Tx, mails: Sequence[Mail]) -> list[Mail]:
     """
-    Keep *mails* from being reported until the transaction ends; return those that nobody else has to do with now.
+    Keep *mails* from being reported until the transaction ends; return those that nobody else holds.
 
-    It waits for nobody. Which of them reports refer to must be asked in a later statement: only that one sees all.
+    It waits for no lock. To which of them reports refer must be asked in a later statement, which sees every commit.
     """
     rows = await tx.fetch(
         # Locked before the join: within it, PostgreSQL may try the lock of every row of the table.
@@ -114,7 +114,7 @@ async def _lock_mails(tx: Tx, mails: Sequence[Mail]) -> list[Mail]:
 
 
 async def _release_mails(tx: Tx, mails: Sequence[Mail]) -> set[Mail]:
-    """Drop those of *mails*, which are locked, that reports refer to, or that are deleted; return which they were."""
+    """Drop those of the locked *mails* to which reports refer, or that are deleted already; return them."""
     rows = await tx.fetch(
         "DELETE FROM expired_mails AS mail USING unnest($1::uuid[], $2::text[]) AS held (tenant_id, sha256)"
         " WHERE mail.tenant_id = held.tenant_id AND mail.sha256 = held.sha256 AND (mail.deleted OR EXISTS"
@@ -127,7 +127,7 @@ async def _release_mails(tx: Tx, mails: Sequence[Mail]) -> set[Mail]:
 
 
 async def _record_deleted_mails(tx: Tx, mails: Sequence[Mail], remembered: timedelta) -> None:
-    """Note that mails are deleted, and remember it for a while."""
+    """Record that messages are deleted, and remember it for a while."""
     await tx.execute(
         "UPDATE expired_mails AS mail SET deleted = true, due_at = now() + $3::interval"
         " FROM unnest($1::uuid[], $2::text[]) AS held (tenant_id, sha256)"
@@ -139,7 +139,7 @@ async def _record_deleted_mails(tx: Tx, mails: Sequence[Mail], remembered: timed
 
 
 async def _expire_unreported(tx: Tx, mails: Sequence[Mail]) -> None:
-    """Make those of *mails* due that no report refers to."""
+    """Make those of *mails* due to which no report refers."""
     await tx.execute(
         "INSERT INTO expired_mails (tenant_id, sha256)"
         " SELECT * FROM unnest($1::uuid[], $2::text[]) AS mail (tenant_id, sha256) WHERE NOT EXISTS"
@@ -151,7 +151,7 @@ async def _expire_unreported(tx: Tx, mails: Sequence[Mail]) -> None:
 
 
 async def _purge_unreported_cases(tx: Tx, age: timedelta) -> None:
-    """Delete what was heard, more than *age* ago, of cases of which no report is here."""
+    """Delete what has been known for longer than *age* about cases without a report here."""
     await tx.execute("DELETE FROM early_cases WHERE noted_at < now() - $1::interval", age)
     await tx.execute(
         "DELETE FROM cases WHERE greatest(changed_at, read_at) < now() - $1::interval"

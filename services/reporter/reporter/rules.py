@@ -1,4 +1,4 @@
-"""What a reporter is told of a report. Pure functions over data."""
+"""The status of a report, and its explanation. Pure functions over data."""
 
 from collections.abc import Mapping
 from enum import StrEnum
@@ -7,7 +7,7 @@ from backstop_contracts import CaseStatus, Conclusion, Override
 
 
 class Status(StrEnum):
-    """Where a report has got to."""
+    """The progress of a report."""
 
     RECEIVED = "received"
     IN_TRIAGE = "in-triage"
@@ -39,12 +39,12 @@ _FINAL = {Conclusion.THREAT, Conclusion.CLEAN, Conclusion.SIMULATION}
 
 def progress(status: CaseStatus | None, conclusion: str | None, override: str | None = None) -> tuple[Status, str]:
     """
-    Say where a report has got to and explain it in one sentence, from what is known of its case.
+    Return the status of a report, and its explanation in one sentence, from what is known of its case.
 
-    The two come on topics of their own, in any order. A definite verdict is the last word, and so is the *override*
-    that Microsoft names instead of one: neither a case that was
-    submitted nor a resolved one whose verdict is still on its way can hide it or run ahead of it. When Microsoft
-    reached no verdict the case is open again, and what triage then does is told instead.
+    The case's status and its verdict arrive on different topics, in any order. A definite verdict is final, and so is
+    the *override* that Microsoft names instead of one: a submitted case does not hide it, and a resolved case whose
+    verdict has not arrived yet does not anticipate it. If Microsoft reached no verdict, the case is open again, and
+    what triage does next is shown instead.
     """
     if conclusion in _FINAL:
         return Status.VERDICT, VERDICTS[conclusion]

@@ -1,4 +1,4 @@
-"""What became of a report, over HTTP: for whoever sent it, and for security staff."""
+"""HTTP route: read what became of a report, for those who sent it and for security staff."""
 
 from datetime import datetime
 from typing import Annotated

@@ -12,7 +12,7 @@ from outcomes import MailboxBlock
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """What became of a report. `mail_gone`: its message may have been deleted after it was put into the mail store."""
+    """The result of storing a report. `mail_gone`: its message may have been deleted after it was stored."""
 
     new: bool
     mail_gone: bool
@@ -35,15 +35,15 @@ class Report:
 
 
 async def set_lock_timeout(tx: Tx, seconds: float) -> None:
-    """Let this transaction wait at most so long for a lock."""
+    """Limit how long this transaction waits for a lock."""
     await tx.execute("SELECT set_config('lock_timeout', $1, true)", f"{seconds * 1000:.0f}ms")
 
 
 async def record_reports(tx: Tx, reports: Sequence[tuple[MessageReported, str]]) -> list[Stored]:
     """
-    Store reports, each with who filed it, unless they are known. Of two at the same time, one waits and is not new.
+    Store reports, each with who sent it, unless they are known. Of two equal ones, one waits and is not new.
 
-    Until the transaction ends, nobody deletes the reports' mails from the mail store.
+    Until the transaction ends, their messages are not deleted from the mail store.
     """
     rows = await tx.fetch(
         "WITH said AS MATERIALIZED (SELECT *, hold_mail(tenant_id, sha256) AS gone FROM unnest($1::uuid[], $2::uuid[],"
@@ -118,9 +118,9 @@ async def find_report(db: Reads, tenant_id: UUID, report_id: UUID) -> Report | N
 
 async def record_other_channels(tx: Tx, reports: Sequence[MessageReported]) -> list[UUID]:
     """
-    Store reports of other channels, which refer to their mails as our own do; one that is known changes nothing.
+    Store reports of other channels, which refer to their messages as our own do; one that is known changes nothing.
 
-    Returns those whose mail is being deleted at this moment, or was a short while ago.
+    Return those whose message is being deleted at this moment, or was deleted a short while ago.
     """
     await _lock_early_cases(tx)
     rows = await tx.fetch(
@@ -144,7 +144,7 @@ async def record_other_channels(tx: Tx, reports: Sequence[MessageReported]) -> l
 
 
 async def assign_cases(tx: Tx, updates: Sequence[CaseUpdated]) -> None:
-    """Record which cases reports belong to; of a report that is not here yet, for when it comes."""
+    """Record which cases reports belong to, including reports that have not arrived yet."""
     in_order = sorted(updates, key=lambda update: update.changed_at)
     cases = {report_id: update.case_id for update in in_order for report_id in update.report_ids}
     unknown = cases.keys() - await _assign(tx, cases)
@@ -171,12 +171,12 @@ async def _assign(tx: Tx, cases: Mapping[UUID, UUID]) -> set[UUID]:
 
 
 async def _lock_early_cases(tx: Tx) -> None:
-    """Let one transaction at a time bring reports of other channels and their cases together: two topics, any order."""
+    """Let one transaction at a time match reports of other channels and their cases: two topics, in any order."""
     await tx.execute("SELECT pg_advisory_xact_lock(hashtext('reporter'), hashtext('early cases'))")
 
 
 async def purge_cases(tx: Tx, case_ids: Sequence[UUID]) -> None:
-    """Delete cases and their reports; the reports' mails are due to be deleted, unless others refer to them."""
+    """Delete cases and their reports, and make the reports' messages due."""
     await tx.execute(
         "WITH gone AS (DELETE FROM reports WHERE case_id = ANY($1::uuid[]) RETURNING tenant_id, sha256),"
         " cases AS (DELETE FROM cases WHERE case_id = ANY($1::uuid[]))"

@@ -1,7 +1,7 @@
 """
-One uploaded mail and what is said about it, read out of a request: whole, within bounds, or not at all.
+Parse an uploaded message and its attributes from a request, enforcing limits.
 
-A mail comes as message/rfc822 (the rest in query parameters), as multipart/form-data, or in base64 inside JSON.
+It is sent as message/rfc822 (the attributes in query parameters), as multipart/form-data, or in base64 inside JSON.
 """
 
 import asyncio
@@ -26,9 +26,9 @@ from chassis.http import Problem
 from chassis.limits import Body
 
 SMALL_BYTES = 64 << 10
-"""Up to here an upload takes no room of its own, and its mail is parsed without leaving the event loop."""
+"""Largest upload that needs no slot, and whose message is parsed in the event loop."""
 _OVERHEAD_BYTES = 64 << 10
-"""What a body may hold beside the mail: fields, boundaries, headers of parts."""
+"""What a body may hold besides the message: fields, boundaries, headers of parts."""
 _MOST_FIELD_BYTES = 4096
 _MOST_FIELDS = 10
 
@@ -45,7 +45,7 @@ class _Said(BaseModel):
 
 
 class MailboxPlace(_Said):
-    """Where the mail lies in Exchange Online: lets Microsoft look at the mailbox as well."""
+    """Where the message is in Exchange Online: lets Microsoft look at the mailbox as well."""
 
     user_id: Annotated[str, Field(max_length=254, pattern=r"^[A-Za-z0-9.!#$%&'*+=?^_`{|}~@-]+$")]
     """Object id or address of the mailbox's user."""
@@ -54,21 +54,21 @@ class MailboxPlace(_Said):
 
 
 class Attributes(_Said):
-    """What the reporter says about the mail."""
+    """What the reporter states about the message."""
 
     reported_as: ReportedAs
     folder: Literal[Folder.INBOX, Folder.JUNK] | None = None
     """Where the message was. Default: where its headers say that it was delivered, else the Inbox."""
     reporter: Address | None = None
-    """The mailbox that received the mail. An application must say it; a signed-in person is it."""
+    """The mailbox that received the message. Applications must set it; a signed-in person is the reporter."""
     block_sender: bool = False
-    """Block the mail's sender for this mailbox."""
+    """Block the message's sender for this mailbox."""
     mailbox_message: MailboxPlace | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """A mail and what is said about it."""
+    """A message and its attributes."""
 
     raw: bytes
     said: Attributes
@@ -76,9 +76,9 @@ class Upload:
 
 class Uploads:
     """
-    Reads uploads, within bounds on the size of a mail, on the time it takes, and on how many large ones there are.
+    Reads uploads, with limits on their size, on their duration, and on the number of large ones.
 
-    An upload that is not taken raises Problem and leaves nothing behind.
+    An upload that is not accepted raises Problem and leaves nothing behind.
     """
 
     def __init__(self, *, max_message_bytes: int, large_at_once: int, seconds: float, patience: float = 20) -> None:
@@ -90,14 +90,14 @@ class Uploads:
         self._patience = patience
 
     def allow(self, request: Request) -> None:
-        """Let the body of *request* be as large as the largest message makes it, and take as long as an upload may."""
+        """Allow *request* a body that can hold the largest message, and the time that an upload may take."""
         body: Body = request.scope[Body.KEY]
         # A little more than `receive` reads, whose refusal can say how large a message may be.
         body.allow(self._most_bytes + (1 << 20), self._seconds)
 
     @asynccontextmanager
     async def receive(self, request: Request) -> AsyncIterator[Upload]:
-        """Read *request*. A large mail takes up room until the block ends, and waits for it at most *patience* s."""
+        """Read *request*. A large message takes a slot until the block ends, and waits for one at most *patience* s."""
         declared = request.headers.get("content-length")
         if declared and int(declared) <= SMALL_BYTES:
             yield await self._read(request)
@@ -198,7 +198,7 @@ class Uploads:
         return raw
 
     def too_large(self) -> Problem:
-        """Say how large a mail may be."""
+        """Return the problem that says how large a message may be."""
         return Problem(
             413, "message-too-large", f"At most {self.max_message_bytes} bytes are accepted. Nothing was saved."
         )
@@ -243,7 +243,7 @@ class _Form:
             raise _not_multipart(error) from None
 
     def finish(self) -> tuple[bytearray, list[tuple[str, str]]]:
-        """Return the mail and the fields. Raises Problem when the closing boundary did not come."""
+        """Return the message and the fields. Raises Problem if the closing boundary is missing."""
         if not self._whole:
             raise Problem(400, "upload-incomplete", "The closing boundary is missing. Nothing was saved.")
         if self._mail is None:
@@ -308,7 +308,7 @@ def _validated(said: dict[str, Any]) -> Attributes:
     try:
         return Attributes.model_validate(said)
     except ValidationError as error:
-        # Names of unknown fields are the sender's words: not to be repeated at any length.
+        # Names of unknown fields come from the sender: they are not repeated at length.
         errors = [
             {"loc": [str(part)[:100] for part in e["loc"]], "msg": e["msg"]}
             for e in error.errors(include_url=False, include_context=False, include_input=False)[:_MOST_FIELDS]

@@ -50,7 +50,7 @@ class GatedStore(MailStore):
         self.put_done, self.delete_begins, self.delete_done = Gate(), Gate(), Gate()
 
     async def put(self, tenant_id: UUID | str, raw: bytes) -> str:
-        """Keep a mail, then stop at the gate."""
+        """Store a message, then stop at the gate."""
         sha256 = await super().put(tenant_id, raw)
         await self.put_done.pass_through()
         return sha256

@@ -211,17 +211,17 @@ async def test_a_refusal_names_the_invalid_fields(running: Any, add_in: dict[str
 
 
 def as_rfc822(raw: bytes) -> tuple[str, dict[str, str], bytes]:
-    """Send a mail as it is."""
+    """Send a message as it is."""
     return QUERY, RFC822, raw
 
 
 def as_form(raw: bytes) -> tuple[str, dict[str, str], bytes]:
-    """Send a mail as a file of a form."""
+    """Send a message as a file of a form."""
     return "", FORM, FIELDS.replace(MAIL, raw) + b"--b--\r\n"
 
 
 def as_json(raw: bytes) -> tuple[str, dict[str, str], bytes]:
-    """Send a mail in base64."""
+    """Send a message in base64."""
     return "", JSON, json_with(mail=base64.b64encode(raw).decode())
 
 

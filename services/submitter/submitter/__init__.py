@@ -1,1 +1,1 @@
-"""Submitter: submits mails to Microsoft for analysis, once, within the quota."""
+"""Submitter: submits messages to Microsoft for analysis, once, within the quota."""

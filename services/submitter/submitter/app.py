@@ -28,11 +28,11 @@ class Settings(ServiceSettings, M365Settings, MailStoreSettings):
     submissions_per_15_minutes: PositiveInt = 150
     same_item_per_day: PositiveInt = 3
     submission_batch_size: PositiveInt = 8
-    """Mails that are submitted at the same time; each is in memory meanwhile."""
+    """Messages that are submitted at the same time; each is in memory meanwhile."""
     submission_lease_seconds: LeaseSeconds = 180
-    """How long a submission is held by who calls about it: after a crash, another replica waits that long."""
+    """Lease on a claimed submission: after a crash, another replica waits that long."""
     submission_missing_after_seconds: Annotated[float, Field(ge=0, le=86_400)] = 300
-    """Age of a call without an answer from which on, not being in Microsoft's list, it counts as not made."""
+    """Age at which an unanswered call that is not in Microsoft's list counts as not made."""
 
 
 @asynccontextmanager

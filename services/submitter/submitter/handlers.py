@@ -1,4 +1,4 @@
-"""What submitter does with events: requests become due rows, and rows of expired cases are deleted."""
+"""Consume events: requests become due rows, and rows of expired cases are deleted."""
 
 from faststream.kafka import KafkaRouter
 
@@ -11,7 +11,7 @@ router = KafkaRouter()
 
 @router.subscriber("submission-requested", **BATCH)
 async def on_submission_requested(requests: list[Received[SubmissionRequested]], tx: Tx) -> None:
-    """Store what is requested; the worker submits it."""
+    """Store the requested submissions; the worker makes them."""
     await store.record(tx, [(received.event, received.traceparent) for received in requests])
 
 

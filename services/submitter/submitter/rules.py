@@ -78,7 +78,7 @@ class Plan:
 
 
 def plan(due: Sequence[Due], calls: Calls, quota: Quota, now: datetime) -> Plan:
-    """Decide in their order which of *due* may go now, within every quota and not about throttled tenants."""
+    """Decide, in order, which of *due* may be made now: within every quota, and not for throttled tenants."""
     result = Plan()
     taken: Counter[UUID] = Counter()
     waiting: Counter[UUID] = Counter()
@@ -111,7 +111,7 @@ def plan(due: Sequence[Due], calls: Calls, quota: Quota, now: datetime) -> Plan:
 
 def throttles_tenant(pause: timedelta, quota: Quota, *, known: bool) -> bool:
     """
-    Return whether a 429 that asks for *pause* is about the tenant, and not about the one item.
+    Return True if a 429 that asks for *pause* is about the tenant, and not about the one item.
 
     Microsoft's answer does not say which. A tenant's limit is free again within its window; and when Microsoft may
     have *known* the item already, because an earlier call was never answered, that is the likelier reason.
@@ -143,7 +143,7 @@ def link_of(message: Message, place: MailboxMessage | None) -> str | None:
 
 
 def is_other_message(entity: Mapping[str, Any], message: Message) -> bool:
-    """Return whether an emailThreatSubmission of Graph is certainly that of another message than *message*."""
+    """Return True if an emailThreatSubmission of Graph certainly belongs to another message than *message*."""
     found = _message_id(entity)
     return bool(found and message.internet_message_id and found != _bare(message.internet_message_id))
 
@@ -164,9 +164,9 @@ def _item(identity: str, recipient: str) -> str:
 
 def matches(entity: Mapping[str, Any], message: Message, recipient: str) -> bool:
     """
-    Return whether an emailThreatSubmission of Graph is that of *message* and *recipient*.
+    Return True if an emailThreatSubmission of Graph belongs to *message* and *recipient*.
 
-    Its key is the internet message id and the recipient. A message without that id is known by sender and subject.
+    Its key is the internet message id and the recipient. A message without that id is recognised by sender and subject.
     """
     if str(entity.get("recipientEmailAddress") or "").lower() != recipient.lower():
         return False

@@ -59,7 +59,7 @@ def _submission(row: asyncpg.Record) -> Submission:
 
 
 async def record(tx: Tx, requests: Sequence[tuple[SubmissionRequested, str | None]]) -> None:
-    """Store what is requested, due now; a request that is known already changes nothing."""
+    """Store the requested submissions, due now; a request that is already known changes nothing."""
     events = [event for event, _ in requests]
     await tx.execute(
         "INSERT INTO submissions (submission_id, tenant_id, case_id, category, recipient, message, mailbox_message,"
@@ -124,7 +124,7 @@ async def count_calls(tx: Tx, wanted: Sequence[Due], window: timedelta) -> Calls
 
 
 async def pause_tenant(tx: Tx, tenant_id: UUID, until: datetime) -> None:
-    """Make no call about a tenant before *until*, in any replica."""
+    """Keep every replica from calling about a tenant before *until*."""
     await tx.execute(
         "INSERT INTO throttled VALUES ($1, $2)"
         " ON CONFLICT (tenant_id) DO UPDATE SET until = greatest(throttled.until, excluded.until)",
@@ -134,7 +134,7 @@ async def pause_tenant(tx: Tx, tenant_id: UUID, until: datetime) -> None:
 
 
 async def claim(tx: Tx, submission_ids: Sequence[UUID], lease: timedelta) -> None:
-    """Take submissions for a call: they come due again after *lease* unless they are settled before."""
+    """Claim submissions for a call: they come due again after *lease* unless they are settled before."""
     await tx.execute(
         "WITH claimed AS (UPDATE submissions SET due_at = now() + $2::interval, attempts = attempts + 1,"
         " sent_at = now() WHERE submission_id = ANY($1::uuid[]) RETURNING submission_id, tenant_id, item)"
@@ -146,9 +146,9 @@ async def claim(tx: Tx, submission_ids: Sequence[UUID], lease: timedelta) -> Non
 
 async def claim_lookup(tx: Tx, submission_ids: Sequence[UUID], length: timedelta) -> None:
     """
-    Take submissions for a look: they come due again after *length* unless they are settled before.
+    Claim submissions for a lookup: they come due again after *length* unless they are settled before.
 
-    Their calls count as unanswered from now on, so that each later attempt looks first as well.
+    Their calls count as unanswered from now on, so that each later attempt begins with a lookup, too.
     """
     await tx.execute(
         "UPDATE submissions SET due_at = now() + $2::interval, attempts = attempts + 1, unanswered_at = sent_at"
@@ -159,7 +159,7 @@ async def claim_lookup(tx: Tx, submission_ids: Sequence[UUID], length: timedelta
 
 
 async def is_still_claimed(tx: Tx, submission_id: UUID, attempts: int) -> bool:
-    """Lock a submission and tell whether nobody has claimed it since the claim that was its *attempts*-th."""
+    """Lock a submission; return True if it is still due and has not been claimed since its *attempts*-th claim."""
     return bool(
         await tx.fetchval(
             "SELECT true FROM submissions WHERE submission_id = $1 AND attempts = $2 AND state = 'due' FOR UPDATE",
@@ -191,7 +191,7 @@ async def record_waits(tx: Tx, waits: Sequence[Wait]) -> None:
 async def postpone(
     tx: Tx, submission_id: UUID, until: datetime, reason: str, *, failing: bool, unanswered: bool
 ) -> None:
-    """Postpone a submission after a call: *failing* if Microsoft was away, *unanswered* if it may have happened."""
+    """Postpone a submission after a call: *failing* if it failed, *unanswered* if it may have happened."""
     await tx.execute(
         "UPDATE submissions SET due_at = $2, sent_at = CASE WHEN $5 THEN sent_at ELSE unanswered_at END,"
         " failing_since = CASE WHEN $4 THEN coalesce(failing_since, now()) END,"
@@ -226,7 +226,7 @@ async def record_stray(tx: Tx, submission_id: UUID, graph_id: str, item: str) ->
 
 
 async def settle(tx: Tx, submission_id: UUID, state: str, graph_id: str | None = None) -> bool:
-    """End a submission; False when it had ended before."""
+    """End a submission; return False if it had already ended."""
     return bool(
         await tx.fetchval(
             "UPDATE submissions SET state = $2, graph_id = $3, sent_at = NULL"
@@ -239,7 +239,7 @@ async def settle(tx: Tx, submission_id: UUID, state: str, graph_id: str | None =
 
 
 async def find_known_graph_ids(db: Reads, tenant_id: UUID, graph_ids: Sequence[str]) -> set[str]:
-    """Return those of *graph_ids* that are taken: by submissions of ours, or by messages that nobody reported."""
+    """Return those of *graph_ids* that are known: as ours, or as submissions of messages that nobody reported."""
     rows = await db.fetch(
         "SELECT graph_id FROM submissions WHERE tenant_id = $1 AND graph_id = ANY($2::text[])"
         " UNION SELECT stray_graph_id FROM submissions WHERE tenant_id = $1 AND stray_graph_id = ANY($2::text[])",
@@ -250,11 +250,11 @@ async def find_known_graph_ids(db: Reads, tenant_id: UUID, graph_ids: Sequence[s
 
 
 async def purge_calls(tx: Tx) -> None:
-    """Delete calls that count no more, and pauses that are over."""
+    """Delete calls that no longer count, and pauses that are over."""
     await tx.execute("DELETE FROM calls WHERE at < now() - $1::interval", 2 * DAY)
     await tx.execute("DELETE FROM throttled WHERE until < now()")
 
 
 async def purge(tx: Tx, case_ids: Sequence[UUID]) -> None:
-    """Delete the submissions of cases that have ended."""
+    """Delete those submissions of cases that were made or have failed."""
     await tx.execute("DELETE FROM submissions WHERE case_id = ANY($1::uuid[]) AND state <> 'due'", case_ids)

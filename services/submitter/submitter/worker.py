@@ -1,4 +1,4 @@
-"""Submit what is due to Microsoft: once, within the quota, and looking first where an answer was lost."""
+"""Submit to Microsoft what is due: once, within the quota, and after a lookup if an answer was lost."""
 
 import asyncio
 import base64
@@ -75,7 +75,7 @@ class Worker:
         self._missing_after = missing_after
 
     async def submit_due(self) -> int:
-        """Claim what is due, look for what was sent and never answered, submit the rest. Return how many rows."""
+        """Claim due submissions, look up those whose call was never answered, submit the rest. Return how many."""
         deadline = self._lease.deadline()
         to_send, to_look_up = await self._claim()
         by_tenant: defaultdict[UUID, list[Submission]] = defaultdict(list)
@@ -88,7 +88,7 @@ class Worker:
         return len(to_send) + len(to_look_up)
 
     async def purge_calls(self) -> int:
-        """Delete calls that count against no quota any more."""
+        """Delete calls that no longer count against a quota."""
         async with self._db.transaction() as tx:
             await store.purge_calls(tx)
         return 0
@@ -277,7 +277,7 @@ class Worker:
                 await outbox.emit(tx, [(event, submission.traceparent)])
 
     async def _throttled(self, submission: Submission, error: Throttled, *, is_lookup: bool = False) -> None:
-        """Try again when Microsoft says; until then no replica calls about the tenant: throttled calls count."""
+        """Retry when Microsoft allows it; until then no replica calls about the tenant: throttled calls count."""
         pause = timedelta(seconds=error.retry_after) if error.retry_after else backoff(submission.attempts)
         if is_lookup or throttles_tenant(pause, self._quota, known=submission.unanswered_at is not None):
             async with self._db.transaction() as tx:
@@ -325,7 +325,7 @@ async def _publish_delay(tx: Tx, submission: Submission, reason: DelayReason, de
 
 
 def _when(value: Any) -> datetime:
-    """Return Microsoft's time; now, if it is missing or odd."""
+    """Return Microsoft's time; now, if it is missing or malformed."""
     try:
         read = datetime.fromisoformat(str(value))
     except ValueError:

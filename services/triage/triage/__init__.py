@@ -1,1 +1,1 @@
-"""Triage: one case per reported mail, the policy, admins' decisions."""
+"""Triage: one case per reported message, the policy, admins' decisions."""

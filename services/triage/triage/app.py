@@ -34,9 +34,9 @@ class Settings(ServiceSettings):
     """Triage's settings."""
 
     policy_file: Path | None = None
-    """When a case is submitted or blocked without asking (TOML). None: never."""
+    """Rules for submitting and blocking without an admin (TOML). None: every case waits for an admin."""
     retention_days: int = 30
-    """How long a closed case is kept after the last thing that happened to it, with its reports and raw mails."""
+    """Days that a closed case is kept after the last thing that happened to it, with its reports and raw messages."""
     retention_days_by_tenant: Annotated[dict[UUID, int], NoDecode, BeforeValidator(_days_by_tenant)] = Field({})
     """The same for single tenants, where it differs."""
 
@@ -58,7 +58,7 @@ class Settings(ServiceSettings):
         return days
 
     def retention(self) -> Retention:
-        """Return both."""
+        """Return the retention, in general and by tenant."""
         return Retention(self.retention_days, self.retention_days_by_tenant)
 
 

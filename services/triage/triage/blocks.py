@@ -168,7 +168,7 @@ def _why_not(decision: Decision, *, in_force: bool) -> str | None:
         return f"This case has already blocked that {_NAMES[kind]}"
     if kind is BlockKind.URL:
         return None
-    # Whoever is not known to be a person or an application has no more rights than a rule.
+    # An actor that is not known to be a person or an application has no more rights than a rule.
     is_admin = decision.by.kind in (ActorKind.USER, ActorKind.APP)
     doubt = None if is_admin else why_unauthenticated(case.message)
     return why_not_the_sender(case.message) or (f"{doubt}: only an admin blocks it" if doubt else None)

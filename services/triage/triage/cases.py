@@ -1,5 +1,5 @@
 """
-What happens to cases: reports open or join them, and they are submitted or dismissed.
+Open, join, submit and dismiss cases.
 
 Whoever changes a case holds its row lock. A policy decides about new reports in the transaction that records them.
 """
@@ -181,7 +181,7 @@ def _submitted_at_once(
     """
     Return new cases that the policy's *rules* will submit, as they will be then: so each is written once.
 
-    What an admin decided goes first and may be otherwise: such cases are left out.
+    An admin's decision is applied first and may differ: cases with one are left out.
     """
     return {
         case.case_id: replace(case, status=CaseStatus.SUBMITTED, submissions=1, submission_id=_next_submission(case))
@@ -195,7 +195,7 @@ def _submitted_at_once(
 async def _apply_rules(
     tx: Tx, cases: Sequence[Case], rules: Mapping[UUID, Rule], *, recorded: Collection[UUID]
 ) -> None:
-    """Do what *rules* say about cases on which nobody has decided; *recorded*: their rows say so already."""
+    """Apply *rules* to cases on which nobody has decided. The rows of those in *recorded* show it already."""
     matched = [(case, rule) for case in cases if _is_undecided(case) and (rule := rules.get(case.case_id))]
     await blocks.apply_rules(tx, matched)
     await _submit_all(
@@ -217,7 +217,7 @@ async def _apply_rules(
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Have Microsoft analyse the message of an open case. `recorded`: the case's row says so already."""
+    """Have Microsoft analyse the message of an open case. `recorded`: the case's row shows it already."""
 
     case: Case
     category: Category

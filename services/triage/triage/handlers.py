@@ -1,7 +1,7 @@
 """
-What triage does with events: reports become cases, outcomes become their timeline.
+Consume events: reports become cases, and outcomes are added to their timeline.
 
-An outcome of a case that has expired changes nothing: its case is not there to be locked, and has no timeline.
+An outcome of a case that has expired changes nothing: there is no row to lock, and no timeline.
 """
 
 from collections import defaultdict
@@ -40,7 +40,7 @@ from triage.store import Case, Entry
 router = KafkaRouter()
 
 _NOT_IN_THE_TIMELINE = {"tenant_id", "case_id", "message", "folders", "blocks"}
-"""What the case itself says already."""
+"""What the case itself shows already."""
 ANSWERS = frozenset({Conclusion.THREAT, Conclusion.CLEAN, Conclusion.SIMULATION})
 """Conclusions that resolve a case. One that this version does not know is not an answer."""
 
@@ -127,7 +127,7 @@ async def _close(
 
 
 def _is_answered(verdict: VerdictReady) -> bool:
-    """Return True if there is nothing left to ask Microsoft: what a setting did, it would only say again."""
+    """Return True if asking Microsoft again would bring nothing new, as when it traced the message to a setting."""
     return verdict.conclusion in ANSWERS or verdict.override in set(Override)
 
 
@@ -163,7 +163,7 @@ async def on_release_decided(decided: list[Received[ReleaseDecided]], tx: Tx) ->
 
 
 async def _settle_blocks(tx: Tx, outcomes: Sequence[Received[Any]], status: str) -> None:
-    """Record outcomes of blocks that were decided in cases; blocks for single mailboxes are their reporters' affair."""
+    """Record outcomes of blocks that were decided in cases; those for single mailboxes are not ours."""
     ours = [received for received in outcomes if received.event.block.case_id]
     # Cases before blocks: everybody locks them in this order.
     await _add_to_timeline(
@@ -187,7 +187,7 @@ async def _add_to_timeline(tx: Tx, events: Sequence[tuple[Received[Any], UUID, s
     """
     Add each event to the timeline of its case, under a name that makes it one entry; return the names that are new.
 
-    Topics are read side by side, so cases are locked in one order everywhere: by tenant, then by id.
+    Topics are read in parallel, so cases are locked in one order everywhere: by tenant, then by id.
     """
     new: set[str] = set()
     for tenant_id in sorted({received.event.tenant_id for received, _, _ in events}):

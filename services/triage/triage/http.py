@@ -1,4 +1,4 @@
-"""Triage over HTTP: admins list cases, read one with its timeline, and decide."""
+"""HTTP routes: list cases, read one with its timeline, and decide on it."""
 
 from datetime import datetime
 from typing import Annotated, Any, Literal

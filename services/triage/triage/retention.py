@@ -17,9 +17,9 @@ from triage import store
 log = structlog.get_logger()
 
 CASES = 200
-"""Most cases that one transaction deletes."""
+"""Maximum number of cases that one transaction deletes."""
 REPORTS = 10_000
-"""Most reports of these together, unless a single case has more: reports of the tenant wait meanwhile."""
+"""Maximum number of their reports, unless a single case has more: new reports of the tenant wait meanwhile."""
 
 _TOPIC_DAYS = max(
     model.RETENTION_DAYS for model in (MessageReported, SubmissionRequested, BlockRequested, SubmissionCreated)
@@ -57,7 +57,7 @@ class Retention:
 
 async def expire_due(db: Database, retention: Retention) -> int:
     """
-    Delete closed cases to which nothing has happened for the tenant's retention. Return how many were looked at.
+    Delete closed cases to which nothing has happened for the tenant's retention. Return how many were checked.
 
     Each batch is one transaction, events included: killed at any point, it has happened or it has not. A case that is
     open or submitted is never touched, whatever its age. Cases of tenants that are not served any more expire, too.
@@ -111,7 +111,7 @@ async def _tenants_of_closed_cases(db: Reads) -> list[UUID]:
 
 
 async def _has_quiet_cases(db: Reads, tenant_id: UUID, retention: timedelta) -> bool:
-    """Return whether a tenant has closed cases that may have expired."""
+    """Return True if a tenant has closed cases that may have expired."""
     return bool(
         await db.fetchval(
             "SELECT EXISTS (SELECT FROM cases WHERE tenant_id = $1 AND status IN ('resolved', 'dismissed')"

@@ -1,4 +1,4 @@
-"""Which reports are one case, and what the policy does without asking. Pure functions over data."""
+"""Decide which reports are one case, and what the policy does. Pure functions over data."""
 
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
@@ -31,12 +31,12 @@ def assign(
     reports: Iterable[MessageReported], active: Mapping[CaseKey, UUID]
 ) -> tuple[list[tuple[MessageReported, UUID]], dict[CaseKey, UUID]]:
     """
-    Give each report its case: the one that already has its content, else a new one.
+    Assign each report to the case that already has its content, else to a new one.
 
     *active* are the keys of cases that are neither resolved nor dismissed. A closed case takes in nothing, because
-    its answer was given for other mails: a report of its content opens a new case, which takes the key along.
+    its answer was given for other messages: a report of its content opens a new case, which takes the key along.
 
-    The id of a new case follows from the report that opens it, so that it is another case, with submissions and blocks
+    The id of a new case is derived from the report that opens it, so it is another case, with submissions and blocks
     of its own. Returns the reports with their cases, in order, and the keys that are new or lead elsewhere now.
     """
     new: dict[CaseKey, UUID] = {}
@@ -77,9 +77,9 @@ class When(_Strict):
     """The conditions of a rule; all must hold. One that is left out holds always."""
 
     reported_as: frozenset[ReportedAs] = frozenset(ReportedAs)
-    """What at least one user said."""
+    """What at least one user reported the message as."""
     folder: frozenset[Folder] | None = None
-    """Where at least one user met it; left out: anywhere."""
+    """Where at least one user found it; None: anywhere."""
     min_reports: Annotated[int, Field(ge=1)] = 1
     """How many people must have reported it. However often one person does, it counts once."""
     sender_domain: Domains | None = None
@@ -103,12 +103,12 @@ class Rule(_Strict):
 
     @property
     def actor(self) -> Actor:
-        """Who decides when the rule does."""
+        """The actor of the rule's decisions."""
         return Actor(kind=ActorKind.POLICY, id=self.name, name=self.name)
 
 
 class Policy(_Strict):
-    """When a case is submitted or blocked without asking. The first rule that matches counts."""
+    """Rules for submitting and blocking without an admin. The first one that matches counts."""
 
     rule: tuple[Rule, ...] = ()
 
@@ -125,7 +125,7 @@ class Policy(_Strict):
         people: int,
         sender_domain: str | None,
     ) -> Rule | None:
-        """Return the rule for a case of which this is known, or None: then it waits for an admin."""
+        """Return the first rule that matches a case, or None: then the case waits for an admin."""
         return next(
             (
                 rule
@@ -142,7 +142,7 @@ class Policy(_Strict):
 
 def load_policy(file: Path | None) -> Policy:
     """
-    Read the policy file (TOML, see policy.example.toml). Without a file nothing is done without asking.
+    Read the policy file (TOML, see policy.example.toml). Without a file there are no rules.
 
     Raises PolicyError, with the place of the mistake.
     """

@@ -105,7 +105,7 @@ async def find_keys(tx: Tx, tenant_id: UUID, keys: Iterable[CaseKey]) -> dict[Ca
 
 
 async def record_keys(tx: Tx, tenant_id: UUID, keys: Mapping[CaseKey, UUID]) -> None:
-    """Give *keys* to their cases."""
+    """Assign *keys* to their cases."""
     if not keys:
         return
     await tx.execute(
