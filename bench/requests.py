@@ -24,7 +24,7 @@ from chassis.postgres import Database
 from chassis.worker import Lease
 from m365 import Exchange, Graph, M365Settings, connect
 from simulator import Simulator, serve
-from simulator.graph import make_submission
+from simulator.graph_submissions import make_submission
 from simulator.mail import read_mail
 from verdict_poller.schedule import Schedule
 from verdict_poller.worker import Explainer, Poller

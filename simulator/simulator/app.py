@@ -12,7 +12,7 @@ import orjson
 import trustme
 from aiohttp import web
 
-from simulator import control, entra, exchange, graph, graph_mail, quarantine_control
+from simulator import control, entra, exchange, graph_mail, graph_submissions, quarantine_control
 from simulator.settings import Settings
 from simulator.state import State
 from simulator.tenant import TenantSettings
@@ -46,7 +46,7 @@ class Simulator:
 def build_app(state: State) -> web.Application:
     """Put Entra ID, Graph, Exchange Online and the control routes on one origin."""
     app = web.Application(client_max_size=_LARGEST_BODY)
-    for part in (control, quarantine_control, graph_mail, graph, exchange, entra):
+    for part in (control, quarantine_control, graph_mail, graph_submissions, exchange, entra):
         part.add_routes(app, state)
     return app
 

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from simulator.calls import Call, json_body, json_response
 from simulator.cmdlets import invoke
 from simulator.faults import Fault
-from simulator.graph import make_submission
+from simulator.graph_submissions import make_submission
 from simulator.mail import NotAMailError, bodies, read_mail
 from simulator.parameters import CmdletError
 from simulator.settings import Settings

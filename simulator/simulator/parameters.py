@@ -1,4 +1,4 @@
-"""What cmdlets have in common: how parameters are given, and how rows are narrowed by them."""
+"""What cmdlets have in common: how parameters are passed, and how they select rows and mailboxes."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 from simulator.calls import Call
-from simulator.tenant import Row, Tenant
+from simulator.tenant import Mailbox, Row, Tenant
 
 Parameters = dict[str, Any]
 
@@ -102,3 +102,12 @@ def holds(row: Row, column: str, value: str) -> bool:
     """Tell whether a column equals *value* or, if it holds several, has it among them; case does not matter."""
     cell = row.get(column)
     return value.lower() in {str(item).lower() for item in (cell if isinstance(cell, list) else [cell])}
+
+
+def find_mailbox(tenant: Tenant, identity: Any) -> Mailbox:
+    """Return the mailbox that *identity* names; raise CmdletError when there is none."""
+    found = tenant.mailbox(str(identity))
+    if found is None:
+        message = f"The operation couldn't be performed because object '{identity}' couldn't be found on 'directory'."
+        raise CmdletError(message, 404)
+    return found

@@ -25,7 +25,7 @@ from simulator.quarantine import (
     end_user_permissions,
     retention,
 )
-from simulator.quarantine_cmdlets import policy_value
+from simulator.quarantine_permissions import policy_value
 from simulator.state import State
 from simulator.tenant import Lower, Tenant
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from simulator.graph import EARLY_CATEGORIES, LATE_DETAILS
 from simulator.state import DEFAULT_TENANT
+from simulator.submission_entity import EARLY_CATEGORIES, LATE_DETAILS
 from simulator.tokens import EXCHANGE, GRAPH
 
 SHORT = "#microsoft.graph.emailContentThreatSubmission"

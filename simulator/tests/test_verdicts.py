@@ -11,10 +11,12 @@ import pytest
 
 from simulator import verdicts
 from simulator.allow_block_list import ListEntry
+from simulator.delivery import Delivery
 from simulator.mail import read_mail
+from simulator.override_rules import ORGANIZATION, USER
 from simulator.submissions import Verdict
 from simulator.tenant import Tenant, TenantSettings
-from simulator.verdicts import ORGANIZATION, RULES, USER, Delivery, decide
+from simulator.verdicts import RULES, decide
 
 NOW = datetime(2026, 11, 2, 10, 5, tzinfo=UTC)
 TENANT = "0a1b2c3d-0000-4000-8000-000000000001"

@@ -18,14 +18,16 @@ from urllib.parse import quote, unquote, urlencode
 from aiohttp import web
 
 from simulator.calls import Call, Perform, RefusalError, answer, json_response
-from simulator.filters import Condition, InvalidFilterError, parse_filter
+from simulator.delivery import Delivery
 from simulator.graph_calls import authorized, bad, json_object, only_options, render, stamp
 from simulator.mail import Mail, NotAMailError, read_mail
+from simulator.odata_filter import Condition, InvalidFilterError, parse_filter
 from simulator.state import State
+from simulator.submission_entity import preference_applied, submission_entity
 from simulator.submissions import Submission
 from simulator.tenant import Tenant
 from simulator.tokens import GRAPH
-from simulator.verdicts import Delivery, decide
+from simulator.verdicts import decide
 
 ROOT = "/beta/security/threatSubmission/emailThreats"
 CONTEXT = f"{GRAPH}/beta/$metadata#security/threatSubmission/emailThreats"
@@ -35,42 +37,6 @@ WRITE = ("ThreatSubmission.ReadWrite.All",)
 
 CATEGORIES = ("notJunk", "spam", "phishing", "malware")
 REVIEWS = {"notspam": "notJunk", "notjunk": "notJunk", "junk": "spam", "phishing": "phishing", "malware": "malware"}
-
-# The members that Graph names without being asked for the unknown ones.
-EARLY_CATEGORIES = frozenset(
-    [
-        "notJunk",
-        "spam",
-        "phishing",
-        "malware",
-        "allowedByPolicy",
-        "blockedByPolicy",
-        "spoof",
-        "unknown",
-        "noResultAvailable",
-    ]
-)
-LATE_DETAILS = frozenset(
-    [
-        "willNotifyOnceDone",
-        "checkUserReportedSettings",
-        "partOfEducationCampaign",
-        "allowedByAdvancedDelivery",
-        "allowedByEnhancedFiltering",
-        "itemDeleted",
-        "itemFoundClean",
-        "itemFoundMalicious",
-        "unableToMakeDecision",
-        "domainResembledYourOrganization",
-        "endUserBeingImpersonated",
-        "associatedWithBrand",
-        "senderFailedAuthentication",
-        "endUserBeingSpoofed",
-        "itemFoundBulk",
-        "itemNotReceivedByService",
-        "itemFoundSpam",
-    ]
-)
 
 TYPE_NAMES = {
     f"#microsoft.graph.{namespace}{kind}": f"#microsoft.graph.security.{kind}"
@@ -160,8 +126,8 @@ async def _create(call: Call) -> web.Response:
     submission.message_url, submission.list_action = message_url, action
     form, rule = "link" if message_url else "content", submission.verdict.rule
     call.record("submissions", {**_identity(submission, category), "form": form, "list_action": action, "rule": rule})
-    headers = {"Location": f"{GRAPH}{ROOT}/{submission.id}", **_preference_applied(call)}
-    return json_response({"@odata.context": f"{CONTEXT}/$entity", **_entity(call, submission)}, 201, headers)
+    headers = {"Location": f"{GRAPH}{ROOT}/{submission.id}", **preference_applied(call)}
+    return json_response({"@odata.context": f"{CONTEXT}/$entity", **submission_entity(call, submission)}, 201, headers)
 
 
 def _category(body: dict[str, Any]) -> str:
@@ -232,8 +198,8 @@ def _read_content(content: object, limit: int) -> Mail:
 
 async def _get(call: Call) -> web.Response:
     submission = _submission(call, READ)
-    body = {"@odata.context": f"{CONTEXT}/$entity", **_entity(call, submission)}
-    return json_response(body, headers=_preference_applied(call))
+    body = {"@odata.context": f"{CONTEXT}/$entity", **submission_entity(call, submission)}
+    return json_response(body, headers=preference_applied(call))
 
 
 def _submission(call: Call, roles: Iterable[str]) -> Submission:
@@ -301,8 +267,8 @@ async def _list(call: Call) -> web.Response:
         token = base64.urlsafe_b64encode(str(page[-1].number).encode()).decode()
         following = urlencode({**kept, "$skipToken": token}, safe="$", quote_via=quote)
         body["@odata.nextLink"] = f"{call.request.url.origin()}{ROOT}?{following}"
-    body["value"] = [_entity(call, submission) for submission in page]
-    return json_response(body, headers=_preference_applied(call))
+    body["value"] = [submission_entity(call, submission) for submission in page]
+    return json_response(body, headers=preference_applied(call))
 
 
 def _top(call: Call) -> int:
@@ -341,82 +307,3 @@ def _holds(submission: Submission, condition: Condition, now: datetime) -> bool:
         case _:
             moment = condition.moment
             return submission.created >= moment if condition.operator == "ge" else submission.created < moment
-
-
-def _wants_all_members(call: Call) -> bool:
-    preferences = ",".join(call.request.headers.getall("Prefer", []))
-    return "include-unknown-enum-members" in {part.strip().lower() for part in preferences.split(",")}
-
-
-def _preference_applied(call: Call) -> dict[str, str]:
-    return {"Preference-Applied": "include-unknown-enum-members"} if _wants_all_members(call) else {}
-
-
-def _entity(call: Call, submission: Submission) -> dict[str, Any]:
-    """Return the submission as Graph answers it."""
-    now, mail, drifted = call.state.clock.now(), submission.mail, call.state.settings.drifted_shape
-    status = submission.status(now)
-    entity: dict[str, Any] = {
-        "@odata.type": submission.odata_type,
-        "id": submission.id,
-        "createdDateTime": stamp(submission.created),
-        "contentType": "email",
-        "category": submission.category,
-        "source": submission.source,
-        "clientSource": "microsoft",
-        "status": status,
-        "createdBy": _creator(submission.creator, drifted=drifted),
-        "result": _result(call, submission, status),
-        "adminReview": submission.review,
-        "tenantId": call.tenant.id if call.tenant else None,
-        "internetMessageId": mail.internet_message_id,
-        "originalCategory": "notJunk",
-        "receivedDateTime": stamp(mail.received) if mail.received else None,
-        "recipientEmailAddress": submission.recipient,
-        "sender": mail.sender or None,
-        "senderIP": mail.sender_ip or None,
-        "emailSubject" if drifted else "subject": mail.subject,
-        "attackSimulationInfo": _simulation(submission) if status == "succeeded" else None,
-        "tenantAllowOrBlockListAction": submission.list_action,
-    }
-    if submission.message_url is not None:
-        entity["messageUrl"] = submission.message_url
-    return entity
-
-
-def _creator(creator: dict[str, str | None], *, drifted: bool) -> dict[str, Any]:
-    if not drifted:
-        return creator
-    return {"user": {"identity": creator["id"], "displayName": creator["displayName"], "email": creator["email"]}}
-
-
-def _result(call: Call, submission: Submission, status: str) -> dict[str, Any] | None:
-    if status == "notStarted":
-        return None
-    verdict = submission.verdict
-    pending = status == "running" and call.state.clock.now() < submission.due
-    category = "beingAnalyzed" if pending else verdict.category
-    detail = "underInvestigation" if pending else verdict.detail
-    if not _wants_all_members(call):
-        category = category if category in EARLY_CATEGORIES else "unknownFutureValue"
-        detail = "unknownFutureValue" if detail in LATE_DETAILS else detail
-    return {
-        "category": category,
-        "detail": detail,
-        "detectedFiles": []
-        if pending
-        else [{"fileName": file.name, "fileHash": file.sha256} for file in verdict.detected_files],
-        "detectedUrls": [] if pending else list(verdict.detected_urls),
-        "userMailboxSetting": "none" if pending else verdict.user_mailbox_setting,
-    }
-
-
-def _simulation(submission: Submission) -> dict[str, Any] | None:
-    if not submission.verdict.simulation:
-        return None
-    return {
-        "attackSimDateTime": stamp(submission.mail.received or submission.created),
-        "attackSimDurationTime": "P7D",
-        "attackSimId": submission.id,
-        "attackSimUserId": submission.recipient,
-    }
