@@ -18,9 +18,9 @@ import aiohttp
 import orjson
 import structlog
 
-from m365._channel import Channel
-from m365._http import Answer, json_object
+from m365.client import Client
 from m365.errors import Truncated
+from m365.http import Answer, json_object
 from m365.tokens import Tokens
 
 log = structlog.get_logger()
@@ -65,7 +65,7 @@ class Exchange:
         max_body: int = 220 * 1024 * 1024,
         write_interval: float = 0.0,
     ) -> None:
-        self._channel = Channel(
+        self._client = Client(
             tokens,
             session,
             base_url=base_url,
@@ -104,10 +104,10 @@ class Exchange:
             }
         )
         async with nullcontext() if reading else self._turn(tenant_id):
-            answer = await self._channel.call(
+            answer = await self._client.call(
                 tenant_id,
                 "POST",
-                self._channel.base_url / "adminapi" / "beta" / str(tenant_id) / "InvokeCommand",
+                self._client.base_url / "adminapi" / "beta" / str(tenant_id) / "InvokeCommand",
                 route=f"POST /adminapi/beta/{{tenant}}/InvokeCommand {cmdlet}",
                 effect=not reading,
                 headers={

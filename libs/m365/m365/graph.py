@@ -11,9 +11,9 @@ import orjson
 from multidict import CIMultiDict
 from yarl import URL
 
-from m365._channel import Channel
-from m365._http import Answer, json_object
+from m365.client import Client
 from m365.errors import Refused
+from m365.http import Answer, json_object
 from m365.tokens import Tokens
 
 Query: TypeAlias = Mapping[str, str]
@@ -47,7 +47,7 @@ class Graph:
         timeout: float = 60.0,
         max_body: int = 160 * 1024 * 1024,
     ) -> None:
-        self._channel = Channel(
+        self._client = Client(
             tokens,
             session,
             base_url=base_url,
@@ -106,7 +106,7 @@ class Graph:
             if link is None:
                 return
             try:
-                url = self._channel.own(str(link))
+                url = self._client.own(str(link))
             except ValueError:
                 raise Refused(
                     route, status=answer.status, code="ForeignNextLink", request_id=answer.request_id
@@ -197,7 +197,7 @@ class Graph:
         data = content if body is None else orjson.dumps(body)
         if data is not None:
             sent["Content-Type"] = content_type
-        return await self._channel.call(
+        return await self._client.call(
             tenant_id,
             method,
             url,
@@ -212,7 +212,7 @@ class Graph:
             raise ValueError("a path starts with a slash and its version")
         query = urlencode(params or {}, quote_via=quote, safe="$")
         address = path.format_map({name: _segment(value) for name, value in (ids or {}).items()})
-        url = URL(f"{self._channel.base_url}{address}" + (f"?{query}" if query else ""), encoded=True)
+        url = URL(f"{self._client.base_url}{address}" + (f"?{query}" if query else ""), encoded=True)
         return f"{method} {_public(path)}", url
 
 

@@ -19,8 +19,8 @@ from msal import ConfidentialClientApplication  # type: ignore[import-untyped]
 from pydantic import BaseModel, ConfigDict, SecretStr, model_validator
 from yarl import URL
 
-from m365._http import json_object, send
 from m365.errors import M365Error, Throttled, Unauthorised, Unavailable
+from m365.http import json_object, send
 from m365.session import proxy_for
 
 log = structlog.get_logger()

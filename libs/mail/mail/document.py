@@ -5,8 +5,8 @@ from html import escape
 from types import MappingProxyType
 
 from mail.preview import Preview
+from mail.preview_words import ENGLISH
 from mail.sanitise import Material, plain_fragment
-from mail.words import ENGLISH
 
 CONTENT_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 """What the page itself asks the browser to enforce. Its own styles are inline, like those of mails."""

@@ -9,7 +9,7 @@ from email.utils import parsedate_to_datetime
 from itertools import chain, islice
 from typing import Literal
 
-from mail.exchange import (
+from mail.exchange_headers import (
     NO_ANTISPAM,
     NO_AUTHENTICATION,
     Antispam,

@@ -13,8 +13,8 @@ from datetime import datetime
 from mail.link import Link, named_host, visible
 from mail.mime import Part, decode_text, read_parts
 from mail.parse import MailFacts, open_mail, parse
+from mail.preview_words import ENGLISH
 from mail.sanitise import IMAGE_BYTES, IMAGES, Material, plain_fragment, sanitise, text_of
-from mail.words import ENGLISH
 
 TEXT_CHARS = 100_000
 TEXT_BYTES = 12_582_912

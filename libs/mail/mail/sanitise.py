@@ -15,13 +15,22 @@ from html import escape, unescape
 from itertools import islice
 from urllib.parse import unquote_to_bytes
 
-import nh3
-
+from mail.html_policy import (
+    FORMATTING,
+    HIDDEN,
+    READ,
+    STYLE_OF,
+    VOID,
+    WRITE,
+    font_style,
+    harmless_style,
+    written_attributes,
+)
 from mail.image import raster_type
 from mail.link import Link, read_link, unicode_host, visible
 from mail.mime import decode_base64
+from mail.preview_words import ENGLISH
 from mail.text import find_urls
-from mail.words import ENGLISH
 
 HTML_CHARS = 200_000
 HTML_TAGS = 20_000
@@ -38,111 +47,6 @@ TARGET_CHARS = 120
 """Shown of a target; the host always is."""
 ALT_CHARS = 200
 
-# Formatting elements are opened again in every paragraph until they are closed, so that a little markup becomes
-# gigabytes (mail.text). Under names that HTML does not know they are opened once; at last they are spans.
-_FORMATTING = re.compile(
-    r"<(/?)(a|b|big|code|em|font|i|nobr|s|small|strike|strong|tt|u)(?=[\s/>])", re.IGNORECASE | re.ASCII
-)
-_STYLE_OF = {
-    "x-b": "font-weight:bold",
-    "x-strong": "font-weight:bold",
-    "x-i": "font-style:italic",
-    "x-em": "font-style:italic",
-    "x-u": "text-decoration:underline",
-    "x-s": "text-decoration:line-through",
-    "x-strike": "text-decoration:line-through",
-    "x-big": "font-size:larger",
-    "x-small": "font-size:smaller",
-    "x-code": "font-family:monospace",
-    "x-tt": "font-family:monospace",
-    "x-font": "",
-    "x-nobr": "",
-}
-# fmt: off
-_BLOCKS = frozenset((
-    "address", "article", "blockquote", "center", "dd", "div", "dl", "dt", "footer", "h1", "h2", "h3", "h4", "h5", "h6",
-    "header", "li", "main", "ol", "p", "pre", "section", "table", "tbody", "td", "tfoot", "th", "thead", "tr", "ul",
-    "caption",
-))
-_INLINE = frozenset((
-    "abbr", "cite", "del", "ins", "kbd", "mark", "q", "samp", "span", "sub", "sup", "var",
-))
-_VOID = frozenset(("br", "hr", "img", "wbr"))
-_WITH_CONTENT = frozenset((
-    "script", "style", "template", "noscript", "noembed", "noframes", "title", "iframe", "frameset", "xmp", "plaintext",
-    "svg", "math", "object", "embed", "applet", "audio", "video", "canvas", "select", "datalist", "dialog",
-))
-_SCHEMES = frozenset((
-    "http", "https", "ftp", "mailto", "tel", "sms", "cid", "mid", "data", "javascript", "vbscript", "file", "blob",
-    "about", "search-ms", "ms-word", "ms-excel", "ms-appinstaller", "ms-officecmd", "ms-msdt",
-))
-# fmt: on
-"""Of links that are read, to be shown as text. None of them is left in the result, but data: of images."""
-
-_READ = nh3.Cleaner(
-    tags=set(_BLOCKS | _INLINE | _VOID | set(_STYLE_OF) | {"x-a"}),
-    clean_content_tags=set(_WITH_CONTENT),
-    attributes={
-        "*": {"style", "align", "valign", "width", "height", "bgcolor", "dir", "hidden", "background"},
-        "x-a": {"href"},
-        "x-font": {"color", "size"},
-        "img": {"src", "alt", "srcset"},
-        "table": {"border", "cellpadding", "cellspacing"},
-        "td": {"colspan", "rowspan"},
-        "th": {"colspan", "rowspan"},
-    },
-    url_schemes=set(_SCHEMES),
-    link_rel=None,
-)
-
-_SIZE = r"\d{1,2}(?:\.\d{1,3})?(?:px|pt)?"
-_BOX = rf"(?:{_SIZE}|auto)(?:\s+(?:{_SIZE}|auto)){{0,3}}"
-_COLOUR = r"(?:#[0-9a-f]{3,8}|(?!transparent)[a-z]{3,25}|(?:rgb|hsl)a?\([\d\s.,%/]{1,40}\))"
-_LENGTH = r"(?:[0-9]{1,3}(?:\.\d{1,3})?(?:px|pt|em|rem|%)|0)"
-_LINE = rf"(?:{_SIZE}\s++)?(?:solid|dashed|dotted|double|none|inset|outset|ridge|groove)?(?:\s*{_COLOUR})?"
-_VALUES = {
-    name: re.compile(pattern)
-    for pattern, names in {
-        _COLOUR: "color background-color border-color",
-        r"bold|bolder|normal|lighter|[1-9]00": "font-weight",
-        r"italic|normal|oblique": "font-style",
-        r"(?:[6-9]|[1-3]\d|4[0-8])(?:\.\d{1,3})?(?:px|pt)|(?:0\.[5-9]\d{0,2}|[12](?:\.\d{1,3})?|3)r?em"
-        r"|(?:[5-9]\d|[12]\d\d)%|(?:x{0,2}-)?small|smaller|medium|larger|(?:x{0,2}-)?large": "font-size",
-        r"monospace": "font-family",
-        r"underline|line-through|none": "text-decoration",
-        r"left|right|center|justify|start|end": "text-align",
-        r"top|middle|bottom|baseline|sub|super": "vertical-align",
-        r"uppercase|lowercase|capitalize|none": "text-transform",
-        r"collapse|separate": "border-collapse",
-        _BOX: "padding padding-top padding-right padding-bottom padding-left border-radius",
-        _LINE: "border border-top border-right border-bottom border-left",
-        rf"{_LENGTH}|auto": "width max-width min-width",
-    }.items()
-    for name in names.split()
-}
-"""Harmless properties and their values: they cannot load, cover, move or hide anything, nor reach out of the page."""
-_HIDDEN = re.compile(
-    r"(?:^|;)\s*(?:display\s*:\s*none|visibility\s*:\s*(?:hidden|collapse)|mso-hide\s*:\s*all"
-    r"|(?:font-size|opacity|max-height)\s*:\s*0(?:\.0+)?(?:px|pt|em|rem|%)?\s*(?:!|;|$))"
-)
-
-_WRITE = nh3.Cleaner(
-    tags=set(_BLOCKS | _INLINE | _VOID),
-    clean_content_tags=set(_WITH_CONTENT),
-    attributes={
-        "*": {"style", "align", "valign", "dir", "bgcolor"},
-        "img": {"src", "alt", "width", "height"},
-        "table": {"border", "cellpadding", "cellspacing", "width"},
-        "td": {"colspan", "rowspan", "width", "height"},
-        "th": {"colspan", "rowspan", "width", "height"},
-    },
-    allowed_classes={"span": {"link", "target", "warning", "blocked"}, "div": {"text"}},
-    filter_style_properties=set(_VALUES),
-    url_schemes={"data"},
-    url_relative="deny",
-    link_rel=None,
-)
-
 _TOKEN = re.compile(r'<(/?)([a-z][a-z0-9-]*)((?: [\w:-]+="[^"]*")*) ?/?>|([^<]+)|<')
 _ATTRIBUTE = re.compile(r' ([\w:-]+)="([^"]*)"')
 _DATA_URL = re.compile(
@@ -150,7 +54,6 @@ _DATA_URL = re.compile(
 )
 _SHORT_DATA = re.compile(r"data:[^,]{0,100};base64,(.*)", re.IGNORECASE | re.DOTALL)
 _KEPT = re.compile(r"data:,kept-(\d{1,3})")
-_DIGITS = re.compile(r"[1-9]\d{0,3}")
 _SEEN = {
     name: re.compile(pattern, re.IGNORECASE)
     for name, pattern in {
@@ -202,7 +105,7 @@ def sanitise(markup: str, material: Material) -> str:
     for name, pattern in _SEEN.items():
         material.removed[name] += sum(1 for _ in pattern.finditer(markup))
     rewriter = _Rewriter(material, kept)
-    return _WRITE.clean(rewriter.rewrite(_READ.clean(_FORMATTING.sub(r"<\1x-\2", markup))))
+    return WRITE.clean(rewriter.rewrite(READ.clean(FORMATTING.sub(r"<\1x-\2", markup))))
 
 
 def plain_fragment(text: str, material: Material) -> str:
@@ -220,7 +123,7 @@ def plain_fragment(text: str, material: Material) -> str:
         pieces.append(_defused(escape(url), link, material.words))
         at = start + len(url)
     pieces.append(escape(text[at:]))
-    return _WRITE.clean(f'<div class="text">{"".join(pieces)}</div>')
+    return WRITE.clean(f'<div class="text">{"".join(pieces)}</div>')
 
 
 def text_of(fragment: str) -> str:
@@ -284,8 +187,8 @@ class _Rewriter:
 
     def _start(self, tag: str, attributes: dict[str, str]) -> None:
         style = attributes.get("style", "").lower()
-        if self._hidden or "hidden" in attributes or _HIDDEN.search(style):
-            if tag not in _VOID:
+        if self._hidden or "hidden" in attributes or HIDDEN.search(style):
+            if tag not in VOID:
                 self._material.removed["hidden-elements"] += not self._hidden
                 self._hidden += 1
                 self._open.append((tag, self._reveal))
@@ -304,26 +207,26 @@ class _Rewriter:
 
     def _element(self, tag: str, attributes: dict[str, str], style: str) -> None:
         if len(self._open) >= NESTING:
-            if tag not in _VOID:
+            if tag not in VOID:
                 self._open.append((tag, lambda: None))
             return
         name = tag
-        style = _harmless(style)
-        if tag in _STYLE_OF:
+        style = harmless_style(style)
+        if tag in STYLE_OF:
             name = "span"
-            style = ";".join(filter(None, (_STYLE_OF[tag], _font(attributes), style)))
-        self._out.append(f"<{name}{_attributes(attributes, style)}>")
-        if tag not in _VOID:
+            style = ";".join(filter(None, (STYLE_OF[tag], font_style(attributes), style)))
+        self._out.append(f"<{name}{written_attributes(attributes, style)}>")
+        if tag not in VOID:
             self._open.append((tag, lambda: self._out.append(f"</{name}>")))
 
     def _anchor(self, attributes: dict[str, str], style: str) -> None:
         href = attributes.get("href", "").strip()
-        style = _harmless(style)
+        style = harmless_style(style)
         if not href:
-            self._out.append(f"<span{_attributes({}, style)}>")
+            self._out.append(f"<span{written_attributes({}, style)}>")
             self._open.append(("x-a", lambda: self._out.append("</span>")))
             return
-        self._out.append(f'<span class="link"{_attributes({}, style)}>')
+        self._out.append(f'<span class="link"{written_attributes({}, style)}>')
         self._anchors.append((href, []))
         self._open.append(("x-a", self._end_anchor))
 
@@ -347,7 +250,7 @@ class _Rewriter:
                 self._material.shown.add(_content_id(source))
             size = {name: value for name, value in attributes.items() if name in {"width", "height"}}
             url = f"data:{kind};base64,{base64.b64encode(data).decode()}"
-            self._out.append(f'<img src="{url}" alt="{escape(alt)}"{_attributes(size, "")}>')
+            self._out.append(f'<img src="{url}" alt="{escape(alt)}"{written_attributes(size, "")}>')
             return
         is_remote = not source.lower().startswith(("cid:", "data:"))
         self._material.removed["remote-images" if is_remote else "other-images"] += 1
@@ -401,49 +304,3 @@ def explain(link: Link, words: Mapping[str, str]) -> list[str]:
     """Return why a link should not be believed, as HTML text for its reader."""
     looks_like = unicode_host(link.host or "")[:100]
     return [escape(words[f"link_{warning}"].format(host=looks_like)) for warning in link.warnings]
-
-
-def _harmless(style: str) -> str:
-    """Return the declarations of *style* that are known to be harmless."""
-    declarations = []
-    for declaration in style[:2_000].split(";")[:50]:
-        name, _, value = declaration.partition(":")
-        name, value = name.strip(), value.replace("!important", "").strip()
-        if name == "background":
-            name = "background-color"
-        if name in _VALUES and value and _VALUES[name].fullmatch(value):
-            declarations.append(f"{name}:{value}")
-    return ";".join(declarations)
-
-
-def _font(attributes: dict[str, str]) -> str:
-    sizes = ("x-small", "small", "medium", "large", "x-large", "xx-large", "xx-large")
-    size = attributes.get("size", "")
-    return _harmless(
-        f"color:{attributes.get('color', '').lower()};font-size:{sizes[int(size) - 1] if size in {*'1234567'} else ''}"
-    )
-
-
-def _attributes(attributes: dict[str, str], style: str) -> str:
-    """Return the attributes that are kept, bounded, as markup."""
-    kept = {"style": style} if style else {}
-    for name, value in attributes.items():
-        value = value.strip().lower()  # noqa: PLW2901
-        if name in {"width", "height"}:
-            if (size := value.removesuffix("px")) and _DIGITS.fullmatch(size) and int(size) <= 2_000:
-                kept[name] = size
-            elif re.fullmatch(r"[1-9]\d?%|100%", value):
-                kept[name] = value
-        elif name in {"colspan", "rowspan", "cellpadding", "cellspacing", "border"}:
-            if value.isascii() and value.isdigit() and len(value) < 4:
-                kept[name] = str(min(int(value), 50))
-        elif (name, value) in _WORDS or (name == "bgcolor" and re.fullmatch(r"#?[a-z0-9]{3,25}", value)):
-            kept[name] = value
-    return "".join(f' {name}="{escape(value)}"' for name, value in kept.items())
-
-
-_WORDS = {
-    *(("align", word) for word in ("left", "right", "center", "justify")),
-    *(("valign", word) for word in ("top", "middle", "bottom", "baseline")),
-    *(("dir", word) for word in ("ltr", "rtl", "auto")),
-}

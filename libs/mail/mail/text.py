@@ -17,8 +17,8 @@ from typing import NamedTuple
 import idna
 from selectolax.lexbor import LexborDocumentOptions, LexborHTMLParser
 
+from mail.link_wrappers import LAYERS, unwrapped
 from mail.mime import decode_words, printable
-from mail.wrappers import LAYERS, unwrapped
 
 HTML_CHARS = 100_000
 HTML_TAGS = 10_000

@@ -6,7 +6,7 @@ from urllib.parse import quote
 import pytest
 
 from mail import normal_url, parse
-from mail.wrappers import _REDIRECTORS, _WRAPPERS
+from mail.link_wrappers import _REDIRECTORS, _WRAPPERS
 
 Compose = Callable[..., bytes]
 

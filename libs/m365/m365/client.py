@@ -8,13 +8,13 @@ from uuid import UUID, uuid4
 import aiohttp
 from yarl import URL
 
-from m365._http import Answer, Explain, send
 from m365.errors import Unauthorised
+from m365.http import Answer, Explain, send
 from m365.session import proxy_for
 from m365.tokens import Tokens
 
 
-class Channel:
+class Client:
     """
     Authorised requests to one origin: at most *concurrency* at a time for each tenant.
 
