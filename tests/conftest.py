@@ -9,7 +9,7 @@ from pathlib import Path
 
 import aiohttp
 import pytest
-from faults.run import LEASES
+from faults.settings import LEASES
 
 from demo.event_log import EventLog
 from demo.gateway import Gateway

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 from aiokafka import AIOKafkaConsumer
+from faults.environment import Environment, start_environment
 from faults.load import GOOD_HEADERS
 from faults.mutants import GUARDS
-from faults.run import PROCESSES, Ground, Report, Run, ground, judge, running
+from faults.report import Report, judge
+from faults.run import PROCESSES, Run, running
 from faults.schedule import plan
 
 from .test_story import until
@@ -27,10 +29,10 @@ PATIENCE = 20.0
 
 
 @pytest.fixture(scope="module")
-async def place(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Ground]:
+async def environment(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Environment]:
     """Provide a Kafka and a PostgreSQL that may be killed."""
-    async with ground(tmp_path_factory.mktemp("ground")) as place:
-        yield place
+    async with start_environment(tmp_path_factory.mktemp("environment")) as environment:
+        yield environment
 
 
 @pytest.fixture(autouse=True)
@@ -56,12 +58,12 @@ async def publisher_crashes_while_kafka_is_away(run: Run) -> None:
     """Kill reporter when its events have left for a Kafka that never answers."""
     await meet(run, 2)
     # The relay leads, knows its topics, and has nothing in flight.
-    assert await run.quiet(PATIENCE) is None
-    run.ground.proxies["kafka"].hang()
+    assert await run.progress.wait_until_idle(PATIENCE) is None
+    run.environment.proxies["kafka"].hang()
     await meet(run, 10)
 
     async def outbox_is_empty() -> bool:
-        connection = await run.ground.connect(run.name)
+        connection = await run.environment.connect(run.name)
         try:
             return not await connection.fetchval("SELECT count(*) FROM reporter.outbox")
         finally:
@@ -69,18 +71,18 @@ async def publisher_crashes_while_kafka_is_away(run: Run) -> None:
 
     await within(5, outbox_is_empty)
     await run.stack.supervisor.kill("reporter")
-    run.ground.proxies["kafka"].cut()
-    run.ground.proxies["kafka"].heal()
+    run.environment.proxies["kafka"].cut()
+    run.environment.proxies["kafka"].heal()
     await run.stack.supervisor.restart("reporter")
 
 
 async def events_come_twice(run: Run) -> None:
     """Publish every report's event a second time, as at-least-once delivery may."""
     await meet(run, 10)
-    assert await run.quiet(PATIENCE) is None
+    assert await run.progress.wait_until_idle(PATIENCE) is None
     topic = f"{run.name}.message-reported"
     async with AIOKafkaConsumer(
-        topic, bootstrap_servers=run.ground.kafka_bootstrap, auto_offset_reset="earliest", enable_auto_commit=False
+        topic, bootstrap_servers=run.environment.kafka_bootstrap, auto_offset_reset="earliest", enable_auto_commit=False
     ) as records:
         for _ in run.load.accepted:
             record = await anext(records)
@@ -103,7 +105,7 @@ async def a_header_is_not_utf8(run: Run) -> None:
     await meet(run, 6)
 
     async def published() -> bool:
-        return "reporter" not in await run.unpublished()
+        return "reporter" not in await run.progress.unpublished()
 
     await until(published)
     await run.stack.supervisor.restart("triage")
@@ -112,15 +114,15 @@ async def a_header_is_not_utf8(run: Run) -> None:
 async def consumer_crashes_in_a_batch(run: Run) -> None:
     """Kill triage while its batch waits for a table that somebody else holds."""
     await meet(run, 2)
-    assert await run.quiet(PATIENCE) is None
-    somebody = await run.ground.connect(run.name)
+    assert await run.progress.wait_until_idle(PATIENCE) is None
+    somebody = await run.environment.connect(run.name)
     waits = "SELECT EXISTS (SELECT FROM pg_locks WHERE relation = 'triage.cases'::regclass AND NOT granted)"
 
-    before = run.read["triage"]
+    before = run.progress.read["triage"]
 
     async def committed() -> bool:
-        await run.unread()
-        return run.read["triage"] > before
+        await run.progress.unread()
+        return run.progress.read["triage"] > before
 
     async with somebody.transaction():
         # The admin may still read it.
@@ -155,19 +157,21 @@ async def lived_through(run: Run, *moments: Callable[[Run], Awaitable[None]]) ->
         deciding.cancel()
 
 
-async def test_a_short_fault_run_keeps_every_promise(place: Ground, tmp_path: Path) -> None:
+async def test_a_short_fault_run_keeps_every_promise(environment: Environment, tmp_path: Path) -> None:
     """Two replicas of everything are killed, frozen, cut off and lied to, and nothing is lost or done twice."""
     schedule = plan(SEED, SECONDS, PROCESSES, pause=1.5, session_seconds=SESSION_SECONDS)
 
     async def disturbed(run: Run) -> None:
         judging = asyncio.create_task(run.load.judge_held())
-        await asyncio.gather(run.load.work(SECONDS), run.load.plant(3), run.load.hold_mails(1), run.disturb(schedule))
-        assert await run.quiet(PATIENCE) is None
+        await asyncio.gather(
+            run.load.work(SECONDS), run.load.plant(3), run.load.hold_mails(1), run.disturber.disturb(schedule)
+        )
+        assert await run.progress.wait_until_idle(PATIENCE) is None
         run.load.enough_judged = True
         await judging
 
     async with running(
-        place, tmp_path, "short", seed=SEED, rate=3, session_seconds=SESSION_SECONDS, lease_seconds=LEASE_SECONDS
+        environment, tmp_path, "short", seed=SEED, rate=3, session_seconds=SESSION_SECONDS, lease_seconds=LEASE_SECONDS
     ) as run:
         report = await lived_through(run, disturbed)
 
@@ -177,10 +181,10 @@ async def test_a_short_fault_run_keeps_every_promise(place: Ground, tmp_path: Pa
     assert report.counts["killed"] > 0
 
 
-async def test_the_moments_in_which_the_guards_are_needed_pass(place: Ground, tmp_path: Path) -> None:
+async def test_the_moments_in_which_the_guards_are_needed_pass(environment: Environment, tmp_path: Path) -> None:
     """With all guards in place, none of the moments that the mutants fail in does any harm."""
     async with running(
-        place,
+        environment,
         tmp_path,
         "guarded",
         seed=SEED,
@@ -196,7 +200,7 @@ async def test_the_moments_in_which_the_guards_are_needed_pass(place: Ground, tm
 
 @pytest.mark.parametrize("guard", GUARDS)
 async def test_a_run_without_one_guard_fails(
-    place: Ground, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, guard: str
+    environment: Environment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, guard: str
 ) -> None:
     """Without a guard, a promise is broken in the moment that the guard is for, and the checker says so."""
     monkeypatch.setenv("MUTANT", guard)
@@ -205,7 +209,7 @@ async def test_a_run_without_one_guard_fails(
     name = f"without_{guard.replace('-', '_')}"
 
     async with running(
-        place,
+        environment,
         tmp_path,
         name,
         seed=SEED,

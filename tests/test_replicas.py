@@ -11,7 +11,7 @@ import aiohttp
 import asyncpg
 import pytest
 from aiokafka import AIOKafkaConsumer
-from faults.run import LEASES
+from faults.settings import LEASES
 from prometheus_client.parser import text_string_to_metric_families
 
 from backstop_contracts import MessageReported, read_headers

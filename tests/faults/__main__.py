@@ -14,7 +14,9 @@ from typing import Annotated
 
 import typer
 
-from faults.run import PROCESSES, Report, Run, ground, judge, running
+from faults.environment import start_environment
+from faults.report import Report, judge
+from faults.run import PROCESSES, Run, running
 from faults.schedule import Disturbance, plan
 from local_stack.supervisor import STATE, run
 
@@ -65,9 +67,9 @@ async def _faults(seed: int, seconds: float, schedule: list[Disturbance], folder
         f"Schedule, diary and logs: {folder}"
     )
     async with (
-        ground(folder / "ground") as place,
+        start_environment(folder / "environment") as environment,
         running(
-            place,
+            environment,
             folder / "stack",
             "faults",
             seed=seed,
@@ -85,10 +87,10 @@ async def _faults(seed: int, seconds: float, schedule: list[Disturbance], folder
                 it.load.work(seconds),
                 it.load.plant(POISON_EVERY),
                 it.load.hold_mails(HELD_EVERY),
-                it.disturb(schedule),
+                it.disturber.disturb(schedule),
             )
             typer.echo("Everything is whole again; waiting until it is quiet")
-            await it.quiet(PATIENCE)
+            await it.progress.wait_until_idle(PATIENCE)
             it.load.enough_judged = True
             await judging
             return await judge(it, PATIENCE)
@@ -105,8 +107,8 @@ async def _tell(it: Run) -> None:
         line = f"[{time.monotonic() - begin:5.0f} s] {it.line()}"
         if sys.stdout.isatty():
             typer.echo(f"\r\x1b[2K{line[: shutil.get_terminal_size().columns - 1]}", nl=False)
-        elif "; ".join(it.broken) != shown:
-            shown = "; ".join(it.broken)
+        elif "; ".join(it.disturber.active) != shown:
+            shown = "; ".join(it.disturber.active)
             typer.echo(line)
         await asyncio.sleep(0.5)
 
