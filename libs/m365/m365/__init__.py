@@ -1,4 +1,4 @@
-"""Microsoft 365 as protocols: tokens, Graph, Exchange cmdlets, errors. Knows the meaning of no endpoint."""
+"""Clients for Microsoft 365: tokens, Graph, Exchange cmdlets, errors. Independent of individual endpoints."""
 
 from m365.errors import M365Error, Refused, Throttled, Truncated, Unauthorised, Unavailable
 from m365.exchange import Exchange, Records, hashtable

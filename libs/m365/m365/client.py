@@ -1,4 +1,4 @@
-"""Requests that carry a token: what Graph and Exchange have in common."""
+"""Authorised requests: what the clients for Graph and Exchange share."""
 
 import asyncio
 from collections import defaultdict
@@ -16,9 +16,9 @@ from m365.tokens import Tokens
 
 class Client:
     """
-    Authorised requests to one origin: at most *concurrency* at a time for each tenant.
+    Sends authorised requests to one origin, at most *concurrency* at a time for each tenant.
 
-    Nothing is repeated but a request that was answered with 401: once, with a fresh token.
+    A request answered with 401 is repeated once with a fresh token. Nothing else is repeated.
     """
 
     def __init__(
@@ -45,11 +45,11 @@ class Client:
         self._proxy = proxy_for(self.base_url)
         self._slots: defaultdict[UUID, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(concurrency))
 
-    def own(self, link: str) -> URL:
-        """Read *link*; ValueError unless it has the base URL's scheme, host and port, and no credentials."""
+    def same_origin(self, link: str) -> URL:
+        """Parse *link*. Raises ValueError unless it has the base URL's origin and no credentials."""
         url = URL(link, encoded=True)
         if url.origin() != self.base_url.origin() or url.user or url.password:
-            raise ValueError("the link leads elsewhere")
+            raise ValueError("the link has another origin")
         return url
 
     async def call(
@@ -63,7 +63,7 @@ class Client:
         headers: Mapping[str, str],
         data: bytes | None = None,
     ) -> Answer:
-        """Send the request with the tenant's token. Raises one of M365Error."""
+        """Send the request with the tenant's token. Raises M365Error."""
 
         async def attempt(token: str) -> Answer:
             return await send(

@@ -1,18 +1,18 @@
 """
-What can go wrong with a call to Microsoft, by what the caller has to do about it.
+Errors of calls to Microsoft, classified by what the caller has to do.
 
     M365Error
-    ├── Unavailable     no answer, or a 5xx: come back; if it may have happened, look before repeating
-    ├── Throttled       429: come back later; nothing happened
-    ├── Refused         Microsoft says no to this request: repeating it does not help
-    ├── Unauthorised    Microsoft says no to this application (401, 403, no token): an administrator has to act
-    └── Truncated       Exchange answered a part only; the part is in `records`
+    ├── Unavailable     no response, or 5xx: retry later; if `may_have_happened`, check before repeating
+    ├── Throttled       429: retry later; nothing happened
+    ├── Refused         Microsoft rejected this request: retrying does not help
+    ├── Unauthorised    Microsoft rejected this application (401, 403, no token): an administrator has to act
+    └── Truncated       Exchange returned only part of the result, which is in `records`
 
-The text of an error names the route, the status, Microsoft's code and the request id. It never holds a body, a token
-or an address; those may stand in `reason`.
+The text of an error contains the route, the status, Microsoft's code and the request id. It never contains a body, a
+token or an address; `reason` may.
 """
 
-# The names say what the situation is; a suffix would say again that it is an error.
+# The names describe the situation; the suffix "Error" would add nothing.
 # ruff: noqa: N818
 
 from typing import Any
@@ -20,11 +20,11 @@ from typing import Any
 
 class M365Error(Exception):
     """
-    A call to Microsoft that did not succeed.
+    A call to Microsoft that failed.
 
-    `route` is the method and the path with every id left out. `status` is None when there was no answer. `code` is
-    Microsoft's error code, or the name of our own finding. `reason` is in Microsoft's own words where there are
-    any, and may name people and objects. `request_id` is what Microsoft's support asks for.
+    `route` is the method and the path without ids. `status` is None when there was no response. `code` is Microsoft's
+    error code, or a name assigned by this library. `reason` is Microsoft's message if there was one, and may name
+    people and objects. `request_id` is what Microsoft's support asks for.
     """
 
     def __init__(
@@ -41,11 +41,11 @@ class M365Error(Exception):
 
 class Unavailable(M365Error):
     """
-    Nobody answered in time, the connection broke, or Microsoft answered 5xx or with something unreadable.
+    No response in time, a broken connection, a 5xx status or an unreadable response.
 
-    `may_have_happened` is True when the request could change something and may have reached Microsoft: look before
-    you repeat it. It is False for reads, and when no connection came about. `retry_after` is in seconds, None when
-    Microsoft named no time.
+    `may_have_happened` is True when the request could change something and may have reached Microsoft: check before
+    repeating it. It is False for reads and when no connection was made. `retry_after` is in seconds, None when
+    Microsoft did not specify it.
     """
 
     def __init__(self, route: str, *, may_have_happened: bool, retry_after: float | None = None, **answer: Any) -> None:
@@ -56,9 +56,9 @@ class Unavailable(M365Error):
 
 class Throttled(M365Error):
     """
-    Too many requests (429); the request was not carried out.
+    Too many requests (429). The request was not executed.
 
-    `retry_after` is in seconds, None when Microsoft named no time: then back off.
+    `retry_after` is in seconds, None when Microsoft did not specify it: then back off.
     """
 
     def __init__(self, route: str, *, retry_after: float | None = None, **answer: Any) -> None:
@@ -67,20 +67,20 @@ class Throttled(M365Error):
 
 
 class Refused(M365Error):
-    """Microsoft says no to this request (4xx, a redirect), or its answer is one that we must not follow."""
+    """Microsoft rejected this request (4xx, a redirect), or its response must not be followed."""
 
 
 class Unauthorised(M365Error):
     """
-    Microsoft does not let this application do it: 401, 403, or no token.
+    The application is not allowed to make this call: 401, 403, or no token.
 
-    When Entra ID refused the token, `reason` starts with its AADSTS code. Waiting does not help, but once an
-    administrator has granted what is missing, the same call succeeds.
+    When Entra ID refused the token, `reason` starts with its AADSTS code. The call succeeds once an administrator has
+    granted what is missing; waiting alone does not help.
     """
 
 
 class Truncated(M365Error):
-    """Exchange answered a part, and a link to more that cannot be relied on. `records` is the part."""
+    """Exchange returned part of the result, in `records`, and an unreliable link to the rest."""
 
     def __init__(self, route: str, *, records: list[dict[str, Any]], **answer: Any) -> None:
         super().__init__(route, **answer)

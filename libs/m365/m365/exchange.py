@@ -1,7 +1,7 @@
 """
-Exchange Online cmdlets over HTTP: `InvokeCommand`, which the ExchangeOnlineManagement module itself speaks.
+Exchange Online cmdlets over HTTP: `InvokeCommand`, the interface of the ExchangeOnlineManagement module.
 
-Microsoft does not document it. What is said here about the wire was measured against Exchange Online.
+Microsoft does not document it. The wire format described here was measured against Exchange Online.
 """
 
 import asyncio
@@ -29,14 +29,14 @@ READING_VERBS = frozenset({"Get", "Search", "Test", "Preview", "Export"})
 
 _CMDLET = re.compile(r"([A-Z][a-z]+)-[A-Z][A-Za-z]+")
 _DOTTED_TYPE = re.compile(r"\|([\w.+]+)\|")
-_NO_WORDS = (
+_NO_MESSAGE = (
     "Exchange gave no reason. It does so when the application holds Exchange.ManageAsApp but no Exchange role that"
     " allows this cmdlet, and when there is no such cmdlet"
 )
 
 
 class Records(list[dict[str, Any]]):
-    """What a cmdlet returned, and the `warnings` that came with it, in Microsoft's own words."""
+    """The records that a cmdlet returned, and Microsoft's `warnings`."""
 
     def __init__(self, records: Iterable[dict[str, Any]], warnings: Iterable[str] = ()) -> None:
         super().__init__(records)
@@ -45,12 +45,12 @@ class Records(list[dict[str, Any]]):
 
 class Exchange:
     """
-    Exchange Online cmdlets for the tenants that *tokens* can speak for.
+    Runs Exchange Online cmdlets in any tenant for which *tokens* can get a token.
 
-    Within one Exchange object, cmdlets that change something take turns in each tenant, and begin at least
-    *write_interval* seconds apart. Those that read (Get, Search, Test, Preview, Export) run beside them; at most
-    *concurrency* cmdlets run at a time for each tenant. *timeout* is in seconds, *max_body* in bytes; the default of
-    *max_body* holds the largest message that Exchange Online takes, in Base64.
+    Within one Exchange object, cmdlets that change something run one at a time in each tenant and start at least
+    *write_interval* seconds apart. Those that read (Get, Search, Test, Preview, Export) run concurrently with them. At
+    most *concurrency* cmdlets run at a time for each tenant. *timeout* is in seconds, *max_body* in bytes; its default
+    holds the largest message that Exchange Online accepts, in Base64.
     """
 
     def __init__(
@@ -83,13 +83,14 @@ class Exchange:
         """
         Run *cmdlet* and return its records.
 
-        A switch is True, a parameter with several values is a list, a time is an aware datetime, a value to add to
-        or remove from a property is a `hashtable`; a parameter that is None is left out. Exchange takes the
-        beginning of an enum's member for the member, so a wrong value may quietly match nothing: check it first.
+        Pass True for a switch, a list for several values, an aware datetime for a time, and a `hashtable` to add
+        values to a property or remove them. Parameters that are None are omitted. Exchange matches enum members by
+        prefix, so a wrong value may silently match nothing: validate it first.
 
-        Page with the cmdlet's own Page and PageSize, below 1,000: when Exchange offers a link to more, Truncated is
-        raised, because that link works for some applications only. Raises Unavailable, Throttled, Refused (404:
-        no such object) or Unauthorised (401: Exchange.ManageAsApp is missing; 403: an Exchange role is).
+        Page with the cmdlet's own Page and PageSize, below 1,000. When Exchange offers a link to more records,
+        Truncated is raised, because that link works only for some applications. Also raises Unavailable, Throttled,
+        Refused (404: no such object) or Unauthorised (401: Exchange.ManageAsApp is missing; 403: an Exchange role is
+        missing).
         """
         verb = _CMDLET.fullmatch(cmdlet)
         if verb is None:
@@ -135,9 +136,9 @@ class Exchange:
 
 def hashtable(add: Iterable[str] = (), remove: Iterable[str] = ()) -> dict[str, Any]:
     """
-    Write PowerShell's `@{Add=...; Remove=...}`: change single values of a property and keep the others.
+    Return PowerShell's `@{Add=...; Remove=...}`, which changes single values of a property and keeps the others.
 
-    Without arguments it is the empty hash table.
+    Without arguments, return an empty hash table.
     """
     table: dict[str, Any] = {"@odata.type": "#Exchange.GenericHashTable"}
     if added := list(add):
@@ -180,7 +181,7 @@ def _records(answer: Answer) -> Records:
 
 
 def _record(found: Any) -> dict[str, Any]:
-    """Drop what tells the types of properties: `X@data.type`, `X@odata.type`, and the misspelt `X(DateTime])`."""
+    """Drop type annotations: `X@data.type`, `X@odata.type`, and the misspelt `X(DateTime])`."""
     if not isinstance(found, dict):
         return {"value": found}
     return {name: value for name, value in found.items() if "@" not in name and not name.endswith("])")}
@@ -188,19 +189,19 @@ def _record(found: Any) -> dict[str, Any]:
 
 def _explain(body: bytes) -> tuple[str, str]:
     """
-    Find what went wrong, most precise first: the inner exception, the first detail, the message.
+    Extract the code and the most specific message: the inner exception's, the first detail's, or the outer one.
 
-    The message alone says "Invalid Operation" whatever happened. The code is the name of the exception where it is
-    told, and OData's code elsewhere. The body may be empty or nothing but NUL bytes.
+    The outer message is always "Invalid Operation". The code is the exception's name if given, else OData's code. The
+    body may be empty or consist of NUL bytes.
     """
     error = (json_object(body) or {}).get("error")
     inner = ("innererror", "internalexception")
-    words = _dig(error, *inner, "message") or _dig(error, "details", 0, "message") or _dig(error, "message")
+    message = _dig(error, *inner, "message") or _dig(error, "details", 0, "message") or _dig(error, "message")
     exception = _dig(error, *inner, "type")
-    if dotted := _DOTTED_TYPE.match(words):
-        words = words[dotted.end() :]
+    if dotted := _DOTTED_TYPE.match(message):
+        message = message[dotted.end() :]
         exception = exception or dotted[1]
-    return exception.rpartition(".")[2] or _dig(error, "code"), words or _NO_WORDS
+    return exception.rpartition(".")[2] or _dig(error, "code"), message or _NO_MESSAGE
 
 
 def _dig(found: Any, *path: str | int) -> str:

@@ -23,17 +23,17 @@ _WORD = re.compile(r"|v\d\.\d|\$?[A-Za-z]+|microsoft\.graph\.[A-Za-z.]+|\{\w+\}"
 
 class Graph:
     """
-    Microsoft Graph for the tenants that *tokens* can speak for.
+    Calls Microsoft Graph in any tenant for which *tokens* can get a token.
 
-    A path starts with its version (`/v1.0/users/{user}/messages`). Put ids and addresses into *ids*, not into the
-    path: they are quoted there, and stay out of the errors.
+    A path starts with its version (`/v1.0/users/{user}/messages`). Pass ids and addresses in *ids*, not in the path:
+    they are quoted there and kept out of errors.
 
     Every request asks for enum members that are newer than the API's version, which would otherwise read
     `unknownFutureValue` (Microsoft Learn: "Handling future members in evolvable enumerations"). *timeout* is in
-    seconds, *max_body* in bytes; the default of *max_body* holds the largest message that Exchange Online takes.
+    seconds, *max_body* in bytes; its default holds the largest message that Exchange Online accepts.
 
-    Every method raises Unavailable, Throttled, Refused or Unauthorised. Nothing waits or repeats here, but for one
-    repeat with a fresh token after a 401: when to come back is the caller's to say.
+    Every method raises Unavailable, Throttled, Refused or Unauthorised. Requests are not retried, except once with a
+    fresh token after a 401: retrying is up to the caller.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Graph:
         *,
         ids: Mapping[str, str] | None = None,
     ) -> bytes:
-        """Read what is not JSON, such as the raw mail under `/messages/{message}/$value`."""
+        """Read content that is not JSON, such as the raw message at `/messages/{message}/$value`."""
         answer = await self._call(tenant_id, "GET", path, headers=headers, ids=ids)
         return answer.body
 
@@ -93,9 +93,9 @@ class Graph:
         ids: Mapping[str, str] | None = None,
     ) -> AsyncIterator[dict[str, Any]]:
         """
-        Read a collection page by page; each page is the whole answer, with its items under `value`.
+        Read a collection page by page; each page is the whole response, with its items under `value`.
 
-        Raises Refused when a page's link to the next one leads to another origin, which must not see our token.
+        Also raises Refused when the link to the next page has another origin, which must not receive the token.
         """
         route, url = self._target("GET", path, params, ids)
         while True:
@@ -106,7 +106,7 @@ class Graph:
             if link is None:
                 return
             try:
-                url = self._client.own(str(link))
+                url = self._client.same_origin(str(link))
             except ValueError:
                 raise Refused(
                     route, status=answer.status, code="ForeignNextLink", request_id=answer.request_id
@@ -121,7 +121,7 @@ class Graph:
         *,
         ids: Mapping[str, str] | None = None,
     ) -> dict[str, Any]:
-        """Create an object or run an action; an answer without a body is an empty dict."""
+        """Create an object or run an action; return an empty dict if the response has no body."""
         answer = await self._call(tenant_id, "POST", path, body=body, headers=headers, ids=ids)
         return answer.json()
 
@@ -135,7 +135,7 @@ class Graph:
         *,
         ids: Mapping[str, str] | None = None,
     ) -> dict[str, Any]:
-        """Create an object out of what is not JSON, such as a mail in MIME (as text/plain, in Base64)."""
+        """Create an object from content that is not JSON, such as a MIME message (as text/plain, in Base64)."""
         route, url = self._target("POST", path, None, ids)
         answer = await self._send(
             tenant_id, "POST", url, route=route, content=content, content_type=content_type, headers=headers
@@ -151,7 +151,7 @@ class Graph:
         *,
         ids: Mapping[str, str] | None = None,
     ) -> dict[str, Any]:
-        """Change an object; an answer without a body is an empty dict."""
+        """Change an object; return an empty dict if the response has no body."""
         answer = await self._call(tenant_id, "PATCH", path, body=body, headers=headers, ids=ids)
         return answer.json()
 
@@ -223,13 +223,13 @@ def _segment(value: str) -> str:
 
 
 def _public(path: str) -> str:
-    """Leave out of *path* whatever is not one of Graph's own words."""
+    """Replace every segment of *path* that is not one of Graph's own names with `{}`."""
     words = path.partition("?")[0].split("/")
     return "/".join(word if _WORD.fullmatch(word) else "{}" for word in words)
 
 
 def _explain(body: bytes) -> tuple[str, str]:
-    """Read an OData error (Microsoft Learn: "Microsoft Graph error responses and resource types")."""
+    """Return code and message of an OData error (Microsoft Learn: "Microsoft Graph error responses")."""
     error = (json_object(body) or {}).get("error")
     if not isinstance(error, dict):
         return "", ""

@@ -1,4 +1,4 @@
-"""One request to Microsoft: the answer, or the error that it amounts to."""
+"""Send one request to Microsoft and return its response, or raise the matching M365Error."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -14,14 +14,14 @@ from yarl import URL
 from m365.errors import Refused, Throttled, Unauthorised, Unavailable
 
 Explain: TypeAlias = Callable[[bytes], tuple[str, str]]
-"""Find Microsoft's code and Microsoft's words in the body of an error."""
+"""Extracts Microsoft's error code and message from the body of an error response."""
 
 LONGEST_WAIT = 24 * 3600.0
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A 2xx answer."""
+    """A response with a 2xx status."""
 
     route: str
     status: int
@@ -33,7 +33,7 @@ class Answer:
         """
         Parse the body as a JSON object; an empty body is an empty object.
 
-        Raises Unavailable for anything else: a proxy or a gateway answered in Microsoft's place.
+        Raises Unavailable for anything else, which means that a proxy or gateway responded in place of Microsoft.
         """
         found = json_object(self.body) if self.body else {}
         if found is None:
@@ -48,7 +48,7 @@ class Answer:
 
 
 def json_object(body: bytes) -> dict[str, Any] | None:
-    """Parse *body*; None unless it is a JSON object."""
+    """Parse *body* as a JSON object; return None if it is anything else."""
     try:
         found = orjson.loads(body)
     except orjson.JSONDecodeError:
@@ -64,17 +64,17 @@ async def send(
     route: str,
     explain: Explain,
     effect: bool,
-    timeout: float,  # noqa: ASYNC109 - aiohttp's own, so that it can tell connecting from waiting
+    timeout: float,  # noqa: ASYNC109 - aiohttp's own timeout distinguishes connecting from waiting
     max_body: int,
     proxy: str | None,
     headers: Mapping[str, str],
     data: bytes | None = None,
 ) -> Answer:
     """
-    Send one request and read the answer whole; redirects are not followed.
+    Send one request and read the whole response. Redirects are not followed.
 
-    *effect* says whether the request can change anything. *timeout* is in seconds, *max_body* in bytes. Raises one of
-    M365Error; what aiohttp says is left out of it where it would name the URL.
+    *effect* is True if the request can change something. *timeout* is in seconds, *max_body* in bytes. Raises
+    M365Error, whose text omits aiohttp's messages because they contain the URL.
     """
     limits = aiohttp.ClientTimeout(total=timeout, sock_connect=session.timeout.sock_connect)
     try:
@@ -102,16 +102,16 @@ async def send(
     if 200 <= response.status < 300:
         return Answer(route, response.status, body, effect, request_id)
     code, reason = explain(body)
-    said: dict[str, Any] = {"status": response.status, "code": code, "reason": reason, "request_id": request_id}
+    details: dict[str, Any] = {"status": response.status, "code": code, "reason": reason, "request_id": request_id}
     match response.status:
         case 429:
-            raise Throttled(route, retry_after=_retry_after(response), **said)
+            raise Throttled(route, retry_after=_retry_after(response), **details)
         case 401 | 403:
-            raise Unauthorised(route, **said)
+            raise Unauthorised(route, **details)
         case status if status == 408 or status >= 500:
-            raise Unavailable(route, may_have_happened=effect, retry_after=_retry_after(response), **said)
+            raise Unavailable(route, may_have_happened=effect, retry_after=_retry_after(response), **details)
         case _:
-            raise Refused(route, **said)
+            raise Refused(route, **details)
 
 
 async def _read(response: aiohttp.ClientResponse, max_body: int) -> bytes | None:
@@ -128,7 +128,7 @@ def _request_id(response: aiohttp.ClientResponse) -> str:
 
 
 def _retry_after(response: aiohttp.ClientResponse) -> float | None:
-    """Read Retry-After, which is a number of seconds or a date (RFC 9110), as seconds from now."""
+    """Return Retry-After, which holds seconds or a date (RFC 9110), as seconds from now."""
     value = response.headers.get("Retry-After", "")
     try:
         seconds = float(value)

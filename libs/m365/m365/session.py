@@ -1,4 +1,4 @@
-"""The one HTTP session that Tokens, Graph and Exchange share."""
+"""The HTTP session that Tokens, Graph and Exchange share."""
 
 import asyncio
 import math
@@ -19,10 +19,10 @@ _deadline: ContextVar[float] = ContextVar("deadline", default=math.inf)
 @asynccontextmanager
 async def until(deadline: float) -> AsyncIterator[None]:
     """
-    Do as `asyncio.timeout_at`, and begin no request after *deadline*, which is on the event loop's clock.
+    Like `asyncio.timeout_at`, but also start no request after *deadline*, which is on the event loop's clock.
 
-    A process that was frozen past its deadline runs what was ready before its timers: without the second look, a
-    request could leave that nobody expects any more, and that another replica has already made.
+    A process that was suspended past its deadline runs ready callbacks before its timers. Without the second check, a
+    stale request could be sent after another replica has taken over.
     """
     token = _deadline.set(deadline)
     try:
@@ -33,17 +33,17 @@ async def until(deadline: float) -> AsyncIterator[None]:
 
 
 async def _refuse_late(*_: Any) -> None:
-    """Run when a connection is there and nothing has been written to it; aiohttp reports it as failed to connect."""
+    """Run once a connection exists and nothing has been written to it; aiohttp reports a failure to connect."""
     if asyncio.get_running_loop().time() >= _deadline.get():
         raise TimeoutError
 
 
 def open_session(ca_file: str | Path | None = None, *, connect_timeout: float = 10.0) -> aiohttp.ClientSession:
     """
-    Open the session; the caller closes it. Call it while the event loop runs.
+    Open a session, which the caller closes. Must be called while the event loop is running.
 
     Trusts the system's certificate authorities and those in *ca_file*. *connect_timeout* is in seconds. Cookies are
-    not kept: one session serves many tenants.
+    not kept, because one session serves many tenants.
     """
     trust = ssl.create_default_context()
     if ca_file:
@@ -64,7 +64,7 @@ def proxy_for(url: URL) -> str | None:
     """
     Return the proxy that HTTPS_PROXY names for *url*, unless NO_PROXY names its host.
 
-    aiohttp's own `trust_env` would look again for each request, in two threads (measured: it doubles the cost of a
-    request), and would read `~/.netrc`, where a `default` entry collides with our token.
+    aiohttp's own `trust_env` would look it up for each request, in two threads (measured: it doubles the cost of a
+    request), and would read `~/.netrc`, where a `default` entry conflicts with the token.
     """
     return None if proxy_bypass(url.host or "") else getproxies().get(url.scheme)

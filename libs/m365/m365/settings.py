@@ -1,4 +1,4 @@
-"""What a program needs to know to speak to Microsoft 365, and the connection made of it."""
+"""Settings of a program that connects to Microsoft 365, and the connection."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -21,11 +21,11 @@ from m365.session import open_session
 from m365.tokens import Credential, Tokens, check_certificate
 
 Address: TypeAlias = Annotated[str, Field(pattern=r"^https://\S+$")]
-"""Where a token may be sent."""
+"""An origin that tokens may be sent to."""
 
 
 class M365Settings(BaseModel):
-    """Settings to mix into those of a program. Exactly one of secret, certificate and federated token is given."""
+    """A mixin for a program's settings. Exactly one of secret, certificate and federated token must be set."""
 
     client_id: Annotated[str, Field(min_length=1)]
     client_secret: SecretStr | None = None
@@ -40,9 +40,9 @@ class M365Settings(BaseModel):
     exchange_url: Address = "https://outlook.office365.com"
     exchange_write_interval_seconds: NonNegativeFloat = 1.0
     """
-    Shortest time from one change in Exchange Online to the next, in each tenant and process.
+    Minimum time between the starts of two changes in Exchange Online, per tenant and process.
 
-    Microsoft publishes no limit of its cmdlets, and answers carry no Retry-After (measured by others): ask slowly.
+    Microsoft publishes no rate limits for cmdlets, and responses carry no Retry-After (measured by others).
     """
 
     @model_validator(mode="after")
@@ -55,7 +55,7 @@ class M365Settings(BaseModel):
                 " BACKSTOP_FEDERATED_TOKEN_FILE; BACKSTOP_CLIENT_CERTIFICATE_KEY and"
                 " BACKSTOP_CLIENT_CERTIFICATE_PASSPHRASE belong to a certificate"
             ) from None
-        # A file that is not there yet is the program's to judge.
+        # A file that does not exist yet may be mounted later.
         with suppress(OSError):
             try:
                 check_certificate(credential)
@@ -67,7 +67,7 @@ class M365Settings(BaseModel):
         return self
 
     def credential(self) -> Credential:
-        """Make the credential that the settings describe."""
+        """Return the credential that these settings describe."""
         return Credential(
             client_id=self.client_id,
             secret=self.client_secret,
@@ -82,7 +82,7 @@ class M365Settings(BaseModel):
 async def connect(
     settings: M365Settings, *, authority: str, ca_file: Path | None = None
 ) -> AsyncIterator[tuple[Graph, Exchange]]:
-    """Hold one HTTP session, and Graph and Exchange over it, for the time of a block."""
+    """Open an HTTP session for the duration of a block; yield clients for Graph and Exchange."""
     async with open_session(ca_file) as session:
         tokens = Tokens(settings.credential(), session, authority=authority)
         try:

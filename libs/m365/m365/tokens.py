@@ -1,4 +1,4 @@
-"""Access tokens for an application (no user), by MSAL, without blocking the event loop."""
+"""Application access tokens (no user), obtained by MSAL without blocking the event loop."""
 
 import asyncio
 from collections.abc import Mapping
@@ -32,13 +32,13 @@ ROUTE = "POST /{tenant}/oauth2/v2.0/token"
 
 class Credential(BaseModel):
     """
-    Who the application is: `client_id` and exactly one proof.
+    The application's identity: `client_id` and exactly one of the following.
 
     - `secret`
     - `certificate`: a .pfx or .p12 file, or a PEM file with the certificate; the PEM key is in the same file or in
-      `key`. `passphrase` opens the key or the PFX.
-    - `federated_token_file`: a token that somebody else issues and renews, as Kubernetes does for workload identity
-      (AZURE_FEDERATED_TOKEN_FILE). Read anew for each token request.
+      `key`. `passphrase` decrypts the key or the PFX.
+    - `federated_token_file`: a token issued and renewed by a third party, such as Kubernetes for workload identity
+      (AZURE_FEDERATED_TOKEN_FILE). Read again for each token request.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -60,13 +60,13 @@ class Credential(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
-class _Held:
+class _CachedToken:
     token: str
     expires_at: float
 
 
 @dataclass(frozen=True, slots=True)
-class _Failed:
+class _CachedFailure:
     error: M365Error
     until: float
 
@@ -75,10 +75,10 @@ class Tokens:
     """
     Tokens for one application in any number of tenants.
 
-    A token is served from memory until it has less than five minutes left. Then the next caller starts its renewal
-    and still gets the old one, so that nobody waits and a short outage of Entra ID is not noticed. However many ask
-    at once, one request is made per tenant and scope, and all of them get its outcome. After a failure Entra ID is
-    left alone for as long as its Retry-After says, or else for *pause* seconds; meanwhile the failure is repeated.
+    A token is cached until five minutes before it expires. Then the next caller starts a renewal in the background and
+    still gets the old token, so that no caller waits and short outages of Entra ID go unnoticed. Concurrent callers
+    share one request per tenant and scope. After a failure, no request is made for as long as Retry-After says, or
+    else for *pause* seconds; meanwhile callers get the same error.
 
     After a refusal the credential's files are read again, so a renewed certificate needs no restart.
     """
@@ -97,19 +97,19 @@ class Tokens:
         self._authority = authority.rstrip("/")
         self._timeout = timeout
         self._pause = pause
-        # Not the loop's default pool: host names are resolved there, for requests that these threads wait for.
+        # Not the loop's default pool: it resolves host names for the requests that these threads wait for.
         self._threads = ThreadPoolExecutor(4, thread_name_prefix="msal")
         self._applications: dict[UUID, ConfidentialClientApplication] = {}
-        self._held: dict[tuple[UUID, str], _Held] = {}
-        self._failed: dict[tuple[UUID, str], _Failed] = {}
-        self._flights: dict[tuple[UUID, str], asyncio.Task[str]] = {}
+        self._held: dict[tuple[UUID, str], _CachedToken] = {}
+        self._failed: dict[tuple[UUID, str], _CachedFailure] = {}
+        self._pending: dict[tuple[UUID, str], asyncio.Task[str]] = {}
 
     async def get(self, tenant_id: UUID, scope: str) -> str:
         """
         Return a token for *scope* (`https://<resource>/.default`) in *tenant_id*.
 
-        Raises Unauthorised when Entra ID refuses or the credential cannot be used, Throttled, or Unavailable. None
-        of these is raised as long as the token in hand is valid.
+        Raises Unauthorised when Entra ID refuses or the credential is unusable, Throttled, or Unavailable. Never
+        raises while the cached token is valid.
         """
         key = (tenant_id, scope)
         held = self._held.get(key)
@@ -120,40 +120,40 @@ class Tokens:
         resting = failed is not None and failed.until > monotonic()
         if held and left > USELESS_WITH_LEFT:
             if not resting:
-                self._flight(key)
+                self._request(key)
             return held.token
         if failed and resting:
             raise failed.error.with_traceback(None)
-        return await asyncio.shield(self._flight(key))
+        return await asyncio.shield(self._request(key))
 
     def drop(self, tenant_id: UUID, scope: str, token: str) -> None:
-        """Forget *token*, which was answered with 401. A newer one that somebody else has got meanwhile stays."""
+        """Remove *token*, which was rejected with 401, from the cache. A newer token is kept."""
         held = self._held.get((tenant_id, scope))
         if held and held.token == token:
             del self._held[tenant_id, scope]
 
     async def close(self) -> None:
-        """Give up what is under way and let the threads go."""
-        flights = list(self._flights.values())
-        for flight in flights:
-            flight.cancel()
-        await asyncio.gather(*flights, return_exceptions=True)
+        """Cancel requests in progress and shut down the threads."""
+        pending = list(self._pending.values())
+        for request in pending:
+            request.cancel()
+        await asyncio.gather(*pending, return_exceptions=True)
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _flight(self, key: tuple[UUID, str]) -> asyncio.Task[str]:
-        flight = self._flights.get(key)
-        if flight is None:
-            flight = self._flights[key] = asyncio.create_task(self._fetch(*key))
-            flight.add_done_callback(lambda done: self._land(key, done))
-        return flight
+    def _request(self, key: tuple[UUID, str]) -> asyncio.Task[str]:
+        request = self._pending.get(key)
+        if request is None:
+            request = self._pending[key] = asyncio.create_task(self._fetch(*key))
+            request.add_done_callback(lambda done: self._finish(key, done))
+        return request
 
-    def _land(self, key: tuple[UUID, str], flight: asyncio.Task[str]) -> None:
-        del self._flights[key]
-        # Asking for the exception also marks it as seen: a renewal in the background has nobody else who would.
-        error = None if flight.cancelled() else flight.exception()
+    def _finish(self, key: tuple[UUID, str], request: asyncio.Task[str]) -> None:
+        del self._pending[key]
+        # Reading the exception also marks it as retrieved, which nothing else does for a background renewal.
+        error = None if request.cancelled() else request.exception()
         if isinstance(error, M365Error):
             rest = getattr(error, "retry_after", None) or self._pause
-            self._failed[key] = _Failed(error, monotonic() + rest)
+            self._failed[key] = _CachedFailure(error, monotonic() + rest)
             log.warning("token.failed", tenant_id=str(key[0]), scope=key[1], error=str(error), retry_in=rest)
         else:
             self._failed.pop(key, None)
@@ -164,7 +164,7 @@ class Tokens:
         try:
             answer = await loop.run_in_executor(self._threads, self._ask, tenant_id, scope, loop)
             token = str(answer["access_token"])
-            self._held[tenant_id, scope] = _Held(token, asked_at + float(answer["expires_in"]))
+            self._held[tenant_id, scope] = _CachedToken(token, asked_at + float(answer["expires_in"]))
         except (Throttled, Unavailable):
             raise
         except Exception as error:
@@ -173,40 +173,40 @@ class Tokens:
         return token
 
     def _ask(self, tenant_id: UUID, scope: str, loop: asyncio.AbstractEventLoop) -> dict[str, Any]:
-        """Have MSAL ask Entra ID. Blocks: discovery, files, signatures; runs in a thread."""
+        """Request a token with MSAL. Runs in a thread, because discovery, files and signatures block."""
         application = self._applications.get(tenant_id)
         if application is None:
             application = self._applications[tenant_id] = ConfidentialClientApplication(
                 self._credential.client_id,
                 client_credential=_proof(self._credential),
                 authority=f"{self._authority}/{tenant_id}",
-                # It would only tell aliases of public clouds apart, and fails for any other host.
+                # Only needed for aliases of public clouds, and fails for any other host.
                 instance_discovery=False,
                 http_client=_EntraHttp(self._session, loop, self._timeout),
             )
-        # MSAL would answer from a cache of its own, and with a token that was dropped.
+        # Otherwise MSAL returns tokens from its own cache, including one that was dropped.
         application.remove_tokens_for_client()
         answer: dict[str, Any] = application.acquire_token_for_client([scope])
         return answer
 
 
 def _refusal(error: Exception) -> M365Error:
-    """Say what it means to a caller that no token came: MSAL raises anything for a file or a key that does not fit."""
+    """Return the error for a failed token request. MSAL raises arbitrary exceptions for unusable files and keys."""
     if not isinstance(error, M365Error):
         return Unauthorised(ROUTE, code="UnusableCredential", reason=f"{type(error).__name__}: {error}")
-    said: dict[str, Any] = {
+    details: dict[str, Any] = {
         "status": error.status,
         "code": error.code,
         "reason": error.reason,
         "request_id": error.request_id,
     }
     if error.code == "temporarily_unavailable":
-        return Unavailable(error.route, may_have_happened=False, **said)
-    return Unauthorised(error.route, **said)
+        return Unavailable(error.route, may_have_happened=False, **details)
+    return Unauthorised(error.route, **details)
 
 
 def _proof(credential: Credential) -> str | dict[str, Any]:
-    """Say it in MSAL's words."""
+    """Return *credential* in the form that MSAL expects."""
     if credential.secret:
         return credential.secret.get_secret_value()
     if token_file := credential.federated_token_file:
@@ -228,7 +228,7 @@ def _proof(credential: Credential) -> str | dict[str, Any]:
 
 
 def check_certificate(credential: Credential) -> None:
-    """Read the files of a certificate as MSAL will. Raises OSError, or ValueError for what they hold."""
+    """Read a certificate's files as MSAL will. Raises OSError, or ValueError if their content is unusable."""
     if credential.certificate is None:
         return
     proof = _proof(credential)
@@ -243,7 +243,7 @@ def check_certificate(credential: Credential) -> None:
             load_pem_private_key(proof["private_key"].encode(), passphrase)
             load_pem_x509_certificate(proof["public_certificate"].encode())
     except (TypeError, UnsupportedAlgorithm) as error:
-        # A passphrase without need, or a need without one.
+        # A passphrase for an unencrypted key, or none for an encrypted one.
         raise ValueError("the key does not open") from error
 
 
@@ -257,11 +257,11 @@ class _EntraAnswer:
 @dataclass(frozen=True, slots=True)
 class _EntraHttp:
     """
-    The HTTP client that MSAL is given.
+    The HTTP client that MSAL uses.
 
-    MSAL runs in a thread and waits there; the request itself goes through our session, in the event loop. So there
-    is one trust store, one proxy setting and one reading of failures, and REQUESTS_CA_BUNDLE does not matter. Only
-    a 200 reaches MSAL: everything else leaves as one of M365Error.
+    MSAL runs in a thread and waits there, while the request is sent through our session in the event loop. Thus trust
+    store, proxy settings and error handling are shared, and REQUESTS_CA_BUNDLE has no effect. MSAL only sees 200
+    responses: everything else raises M365Error.
     """
 
     session: aiohttp.ClientSession
@@ -301,13 +301,13 @@ class _EntraHttp:
             headers={**(headers or {}), **content_type},
             data=data,
         )
-        # The extra seconds only matter when the loop has stopped for good: a thread must not wait for ever.
+        # The extra seconds only matter if the loop has stopped: the thread must not wait for ever.
         answer = asyncio.run_coroutine_threadsafe(sending, self.loop).result(self.timeout + 5)
         answer.json()
         return _EntraAnswer(answer.status, answer.body.decode(), {})
 
 
 def _explain(body: bytes) -> tuple[str, str]:
-    """Read an OAuth 2.0 error (RFC 6749 5.2), without the trace ids with which Entra ID's description ends."""
+    """Return code and description of an OAuth 2.0 error (RFC 6749 5.2), without Entra ID's trailing trace ids."""
     error = json_object(body) or {}
     return str(error.get("error", "")), str(error.get("error_description", "")).partition("Trace ID:")[0].strip()

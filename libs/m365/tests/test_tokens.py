@@ -116,7 +116,7 @@ async def test_a_valid_token_is_served_while_its_renewal_fails(
     assert await tokens.get(TENANT, SCOPE) == "token-1"
 
     assert [entry["event"] for entry in logs] == ["token.failed"]
-    assert tokens._flights == {}
+    assert tokens._pending == {}
     assert len(microsoft.forms) == 2
 
 
