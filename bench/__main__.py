@@ -17,7 +17,7 @@ from bench.report import WIDTH, Result, conditions, show, write
 from local_stack.supervisor import STATE, run, say
 
 PROGRAMS = ("throughput", "latency", "growth", "requests", "parsing", "memory", "scaling")
-"""Each is a module with `async def run(quick: bool, tell: Callable[[str], None]) -> Result`."""
+"""Each is a module with `async def run(quick: bool, log: Callable[[str], None]) -> Result`."""
 
 
 def _parsed() -> argparse.Namespace:
@@ -33,14 +33,14 @@ def _parsed() -> argparse.Namespace:
     return options
 
 
-def _teller(name: str) -> Callable[[str], None]:
+def _progress_logger(name: str) -> Callable[[str], None]:
     begin = time.monotonic()
 
-    def tell(line: str) -> None:
+    def log(line: str) -> None:
         minutes, seconds = divmod(int(time.monotonic() - begin), 60)
         say(f"  {name} {minutes:02}:{seconds:02}  {line}")
 
-    return tell
+    return log
 
 
 async def _measure(options: argparse.Namespace) -> None:
@@ -51,7 +51,7 @@ async def _measure(options: argparse.Namespace) -> None:
     results: list[Result] = []
     for name in options.names:
         say(f"Measuring {name} ...")
-        result: Result = await import_module(f"bench.{name}").run(options.quick, _teller(name))
+        result: Result = await import_module(f"bench.{name}").run(options.quick, _progress_logger(name))
         results.append(result)
         show(console, result)
         told["load_average_after"] = list(os.getloadavg())

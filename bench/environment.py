@@ -43,14 +43,14 @@ Record = tuple[bytes, bytes, list[tuple[str, bytes]]]
 
 
 @dataclass(frozen=True, slots=True)
-class Stand:
+class Environment:
     """Kafka and PostgreSQL of a run, and a folder for what its processes write."""
 
     found: Backing
     folder: Path
 
     @asynccontextmanager
-    async def own(self, name: str) -> AsyncIterator[Backing]:
+    async def isolated(self, name: str) -> AsyncIterator[Backing]:
         """Give *name* a database and topics of its own on the same Kafka and PostgreSQL."""
         prefix = f"{self.found.topic_prefix}.{name.replace('_', '-')}-{uuid4().hex[:8]}"
         async with own_database(self.found.postgres_dsn, name) as dsn:
@@ -58,20 +58,20 @@ class Stand:
 
 
 @asynccontextmanager
-async def stand(name: str) -> AsyncIterator[Stand]:
+async def start_environment(name: str) -> AsyncIterator[Environment]:
     """Start Kafka and PostgreSQL as an installation has them: what is committed is on disk."""
     folder = STATE / "bench" / name
     shutil.rmtree(folder, ignore_errors=True)
     # Without a disk's cache behind it, PostgreSQL writes its checkpoints in the middle of a round.
     settings = {"shared_buffers": "512MB", "max_wal_size": "8GB", "checkpoint_timeout": "1h"}
     async with backing(folder, postgres_settings=settings) as found:
-        yield Stand(found, folder)
+        yield Environment(found, folder)
     shutil.rmtree(folder)
 
 
 @asynccontextmanager
-async def ours(
-    on: Stand,
+async def run_backstop(
+    on: Environment,
     found: Backing,
     services: Sequence[str],
     *,
@@ -107,7 +107,7 @@ LIBRARIES = {"reporter": [outcomes.MIGRATIONS], "quarantine": [outcomes.MIGRATIO
 
 
 @asynccontextmanager
-async def opened(dsn: str, service: str) -> AsyncIterator[Database]:
+async def open_schema(dsn: str, service: str) -> AsyncIterator[Database]:
     """Open the schema of *service* as its own migrations make it."""
     spec = find_spec(service)
     assert spec  # noqa: S101 - part of this checkout
@@ -121,12 +121,12 @@ async def opened(dsn: str, service: str) -> AsyncIterator[Database]:
 
 
 @asynccontextmanager
-async def rival(
-    on: Stand, found: Backing, module: str, services: Sequence[str] = ("reporter", "triage")
+async def run_rival(
+    on: Environment, found: Backing, module: str, services: Sequence[str] = ("reporter", "triage")
 ) -> AsyncIterator["Rival"]:
     """Run the programs of `bench.rivals.<module>`, on tables that our own migrations make."""
     for service in ("reporter", "triage"):
-        async with opened(found.postgres_dsn, service):
+        async with open_schema(found.postgres_dsn, service):
             pass
     await create_topics(found.kafka_bootstrap, prefix=found.topic_prefix, partitions=12, replication=1)
     folder = on.folder / found.topic_prefix
@@ -198,7 +198,7 @@ async def fill(kafka_bootstrap: str, topic: str, records: Iterable[Record]) -> i
     return count
 
 
-class Ends:
+class TopicCounter:
     """Counts the records of topics from outside, by the ends of their partitions: nothing is read."""
 
     def __init__(self, kafka_bootstrap: str) -> None:
@@ -231,7 +231,7 @@ class Ends:
             await asyncio.sleep(_LOOK_SECONDS)
 
 
-class Joined:
+class ReportCounter:
     """Counts the reports that case-updated says are in cases, from the end of the topic as it was at the start."""
 
     def __init__(self, found: Backing) -> None:

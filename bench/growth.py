@@ -5,9 +5,9 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 
+from bench.environment import open_schema, start_environment
+from bench.full_tables import HOT, LARGE, Place, Step, fill, middle
 from bench.report import Cell, Chart, Goal, Result, quantile
-from bench.stand import opened, stand
-from bench.stored import HOT, LARGE, Place, Step, fill, middle
 from chassis.postgres import Database
 from chassis.relay import Relay
 from chassis.topics import create_topics
@@ -24,35 +24,33 @@ Measured = dict[tuple[str, str], dict[int, float]]
 """Seconds at the median, by step and by rows stored."""
 
 
-async def run(quick: bool, tell: Callable[[str], None]) -> Result:
+async def run(quick: bool, log: Callable[[str], None]) -> Result:
     """Fill a database for each size, and do the same in each in turn."""
     sizes = QUICK_SIZES if quick else SIZES
     async with AsyncExitStack() as life:
-        place = await life.enter_async_context(stand("growth"))
+        place = await life.enter_async_context(start_environment("growth"))
         databases: dict[int, dict[str, Database]] = {}
         for size in sizes:
-            tell(f"storing {size:,} rows of each kind ...")
-            found = await life.enter_async_context(place.own(f"rows_{size}"))
+            log(f"storing {size:,} rows of each kind ...")
+            found = await life.enter_async_context(place.isolated(f"rows_{size}"))
             databases[size] = {
-                service: await life.enter_async_context(opened(found.postgres_dsn, service)) for service in LARGE
+                service: await life.enter_async_context(open_schema(found.postgres_dsn, service)) for service in LARGE
             }
             for service in LARGE:
                 await fill(databases[size][service], service, size)
-        measured = await _measure(databases, QUICK_TIMES if quick else TIMES, tell)
+        measured = await _measure(databases, QUICK_TIMES if quick else TIMES, log)
         kafka, prefix = found.kafka_bootstrap, found.topic_prefix
         await create_topics(kafka, prefix=prefix, partitions=12, replication=1)
         outboxes = {size: mine["reporter"] for size, mine in databases.items()}
-        measured[RELAY] = await _relay(outboxes, kafka, prefix, QUICK_RELAYS if quick else RELAYS, tell)
+        measured[RELAY] = await _relay(outboxes, kafka, prefix, QUICK_RELAYS if quick else RELAYS, log)
     return _result(measured, sizes)
 
 
-async def _measure(
-    databases: Mapping[int, Mapping[str, Database]], times: int, tell: Callable[[str], None]
-) -> Measured:
+async def _measure(databases: Mapping[int, Mapping[str, Database]], times: int, log: Callable[[str], None]) -> Measured:
     measured: Measured = {}
     places = {size: await middle(mine["triage"]) for size, mine in databases.items()}
     for (service, name), step in HOT.items():
-        tell(f"{service}: {name}")
+        log(f"{service}: {name}")
         seconds: dict[int, list[float]] = {size: [] for size in databases}
         for _ in range(times):
             for size, mine in databases.items():
@@ -75,11 +73,11 @@ async def _take(database: Database, step: Step, place: Place) -> float:
 
 
 async def _relay(
-    outboxes: Mapping[int, Database], kafka: str, prefix: str, times: int, tell: Callable[[str], None]
+    outboxes: Mapping[int, Database], kafka: str, prefix: str, times: int, log: Callable[[str], None]
 ) -> dict[int, float]:
     seconds: dict[int, list[float]] = {size: [] for size in outboxes}
     for number in range(times):
-        tell(f"relay: round {number + 1} of {times}")
+        log(f"relay: round {number + 1} of {times}")
         for size, outbox in outboxes.items():
             missing = size - await outbox.pool.fetchval("SELECT count(*) FROM outbox", timeout=60)
             await fill(outbox, "reporter", missing)

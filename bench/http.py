@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from urllib.parse import quote, urlsplit
 
-from bench.mails import address
+from bench.messages import address
 
 _BUSY_SECONDS = 0.05
 

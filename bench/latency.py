@@ -16,10 +16,10 @@ from typing import Any
 import orjson
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
+from bench.environment import TopicCounter, app_token, control, run_backstop, settle, start_environment
 from bench.http import Answer, post, report_request
-from bench.mails import mails
+from bench.messages import raw_messages
 from bench.report import Cell, Chart, Goal, Result, quantile
-from bench.stand import Ends, app_token, control, ours, settle, stand
 from local_stack.stack import Stack
 from local_stack.supervisor import StackError
 
@@ -51,25 +51,25 @@ class Held:
     submitted: float
 
 
-async def run(quick: bool, tell: Callable[[str], None]) -> Result:
+async def run(quick: bool, log: Callable[[str], None]) -> Result:
     """Measure."""
     options = ["--set", f"submissions_per_window={_RAISED}"]
     settings = {"submitter": {"submissions_per_15_minutes": _RAISED}}
     services = ("reporter", "triage", "submitter")
     async with (
-        stand("latency") as on,
-        on.own("latency") as found,
-        ours(on, found, services, settings=settings, simulator_options=options) as stack,
-        Ends(found.kafka_bootstrap) as ends,
+        start_environment("latency") as on,
+        on.isolated("latency") as found,
+        run_backstop(on, found, services, settings=settings, simulator_options=options) as stack,
+        TopicCounter(found.kafka_bootstrap) as ends,
     ):
         token = await app_token(stack)
         await _saturate(stack, ends, token, 100, seed=1)
         held = await _saturate(stack, ends, token, QUICK_SATURATING if quick else SATURATING, seed=2)
-        tell(f"held: {held.decided:.0f} reports/s until decided, {held.submitted:.0f} reports/s until submitted")
+        log(f"held: {held.decided:.0f} reports/s until decided, {held.submitted:.0f} reports/s until submitted")
         rate = _half(held)
         seconds = QUICK_SECONDS if quick else SECONDS
         await settle(found.postgres_dsn)
-        tell(f"{rate:.0f} reports/s for {seconds} s")
+        log(f"{rate:.0f} reports/s for {seconds} s")
         begin = time.time()
         before = await ends.count(f"{found.topic_prefix}.submission-created")
         answers = await post(
@@ -90,10 +90,10 @@ def _half(held: Held) -> float:
 
 def _requests(stack: Stack, token: str, seed: int, count: int) -> list[bytes]:
     url = stack.urls["reporter"]
-    return [report_request(url, token, raw, number % PEOPLE) for number, raw in enumerate(mails(seed, count))]
+    return [report_request(url, token, raw, number % PEOPLE) for number, raw in enumerate(raw_messages(seed, count))]
 
 
-async def _saturate(stack: Stack, ends: Ends, token: str, count: int, seed: int) -> Held:
+async def _saturate(stack: Stack, ends: TopicCounter, token: str, count: int, seed: int) -> Held:
     requested, created = (f"{stack.topic_prefix}.submission-{word}" for word in ("requested", "created"))
     requests = _requests(stack, token, seed, count)
     before, made = await ends.count(requested), await ends.count(created)

@@ -6,10 +6,10 @@ from contextlib import asynccontextmanager
 
 import aiohttp
 
+from bench.environment import TopicCounter, app_token, resident_mb, run_backstop, start_environment
 from bench.http import post, report_request
-from bench.mails import address, mails
+from bench.messages import address, raw_messages
 from bench.report import Cell, Chart, Goal, Result
-from bench.stand import Ends, app_token, ours, resident_mb, stand
 from local_stack.stack import SERVICES, Stack
 
 MAIL_BYTES = 35 << 20
@@ -24,11 +24,11 @@ _BASE_MB = 60
 """What a service that was just started takes on with its first work, whatever that is: plans, pools, caches."""
 
 
-async def run(quick: bool, tell: Callable[[str], None]) -> Result:
+async def run(quick: bool, log: Callable[[str], None]) -> Result:
     """Measure with the setting as it is delivered, then with half of it."""
     count = QUICK_LARGE if quick else LARGE
     found = {}
-    async with stand("memory") as on:
+    async with start_environment("memory") as on:
         for at_once in (4,) if quick else (4, 2):
             settings = {
                 "reporter": {"max_concurrent_large_messages": at_once},
@@ -36,23 +36,23 @@ async def run(quick: bool, tell: Callable[[str], None]) -> Result:
             }
             options = ["--set", "submissions_per_window=1000000", "--set", f"max_content_bytes={2 * MAIL_BYTES}"]
             async with (
-                on.own(f"memory{at_once}") as own,
-                ours(on, own, SERVICES, settings=settings, simulator_options=options) as stack,
-                Ends(own.kafka_bootstrap) as ends,
+                on.isolated(f"memory{at_once}") as own,
+                run_backstop(on, own, SERVICES, settings=settings, simulator_options=options) as stack,
+                TopicCounter(own.kafka_bootstrap) as ends,
             ):
                 token = await app_token(stack)
                 measured = {"idle": _now(stack)}
-                tell(f"max_concurrent_large_messages={at_once}: idle {measured['idle']}")
+                log(f"max_concurrent_large_messages={at_once}: idle {measured['idle']}")
                 if at_once == 4:
                     async with _peaks(stack) as peaks:
                         await _load(stack, ends, token, QUICK_LOADED if quick else LOADED)
                     measured["load"] = peaks
-                    tell(f"under load {peaks}")
+                    log(f"under load {peaks}")
                 async with _peaks(stack) as peaks:
                     await _post_large(stack, token, count)
                     await ends.reach(f"{own.topic_prefix}.submission-created", count)
                 measured["large"] = peaks
-                tell(f"{count} mails of 35 MB at once {peaks}")
+                log(f"{count} mails of 35 MB at once {peaks}")
                 found[at_once] = measured
     return _result(found, count)
 
@@ -79,12 +79,12 @@ async def _peaks(stack: Stack) -> AsyncIterator[dict[str, float]]:
         watching.cancel()
 
 
-async def _load(stack: Stack, ends: Ends, token: str, count: int) -> None:
+async def _load(stack: Stack, ends: TopicCounter, token: str, count: int) -> None:
     """Report *count* mails as fast as they are taken, and wait until they are submitted."""
     topic = f"{stack.topic_prefix}.submission-created"
     before = await ends.count(topic)
     url = stack.urls["reporter"]
-    await post(url, (report_request(url, token, raw, person) for person, raw in enumerate(mails(1, count))))
+    await post(url, (report_request(url, token, raw, person) for person, raw in enumerate(raw_messages(1, count))))
     await ends.reach(topic, before + count)
 
 
@@ -99,7 +99,7 @@ async def _post_large(stack: Stack, token: str, count: int) -> None:
 
 
 async def _post_one(session: aiohttp.ClientSession, stack: Stack, token: str, number: int, filling: bytes) -> None:
-    (small,) = mails(1_000 + number, 1)
+    (small,) = raw_messages(1_000 + number, 1)
     head = small.partition(b"Content-Type:")[0] + (
         b'Content-Type: multipart/mixed; boundary="L"\r\n\r\n--L\r\nContent-Type: text/plain\r\n\r\nSee the file.\r\n'
         b"--L\r\nContent-Type: application/octet-stream\r\nContent-Transfer-Encoding: base64\r\n"

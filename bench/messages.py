@@ -31,15 +31,15 @@ MIME-Version: 1.0
 """
 
 
-def mails(seed: int, count: int) -> Iterator[bytes]:
+def raw_messages(seed: int, count: int) -> Iterator[bytes]:
     """Yield *count* mails, no two of which are one case; another *seed*, other mails."""
     draw = random.Random(seed)
     for number in range(count):
         size = int(math.exp(draw.uniform(math.log(SMALLEST), math.log(LARGEST))))
-        yield one_mail(draw, seed * 1_000_000 + number, size)
+        yield raw_message(draw, seed * 1_000_000 + number, size)
 
 
-def one_mail(draw: random.Random, number: int, size: int) -> bytes:
+def raw_message(draw: random.Random, number: int, size: int) -> bytes:
     """Write a mail of about *size* bytes; small ones are plain text, larger ones text and HTML."""
     uuid = UUID(int=draw.getrandbits(128), version=4)
     # Digits do not count for what a mail says: its own words are letters.
@@ -66,7 +66,7 @@ def _prose(size: int) -> str:
 def reported(tenant_id: UUID, seed: int, *, mails_: int, reporters: int) -> Iterator[MessageReported]:
     """Yield the reports of *mails_* mails, each by *reporters* people, as reporter publishes them; mails take turns."""
     draw = random.Random(seed)
-    samples = [message_of(parse(raw)) for raw in mails(0, min(mails_, 50))]
+    samples = [message_of(parse(raw)) for raw in raw_messages(0, min(mails_, 50))]
     messages = [_copy(samples[number % len(samples)], draw) for number in range(mails_)]
     for person in range(reporters):
         for message in messages:

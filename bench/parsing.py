@@ -44,13 +44,13 @@ Findings = dict[str, dict[str, Parsed]]
 """By library and mail."""
 
 
-async def run(quick: bool, tell: Callable[[str], None]) -> Result:
+async def run(quick: bool, log: Callable[[str], None]) -> Result:
     """Measure over the folder that MAILS names, or over the demo's mails."""
     folder = Path(os.environ.get("MAILS") or Path(demo.__file__).parent / "mails")
     pythons = dict.fromkeys((OURS, "standard library"), sys.executable)
-    pythons |= dict.fromkeys(RIVALS[1:], await _install(tell))
-    found = await _compare(pythons, folder, QUICK_ROUNDS if quick else ROUNDS, tell)
-    bombs = await _explode(pythons, tell)
+    pythons |= dict.fromkeys(RIVALS[1:], await _install(log))
+    found = await _compare(pythons, folder, QUICK_ROUNDS if quick else ROUNDS, log)
+    bombs = await _explode(pythons, log)
     rates = {name: [1 / quantile(times, 0.5) for times in _rounds(mails)] for name, mails in found.items()}
     fastest = max(RIVALS, key=lambda name: quantile(rates[name], 0.5))
     ratio = quantile(rates[OURS], 0.5) / quantile(rates[fastest], 0.5)
@@ -87,19 +87,19 @@ async def run(quick: bool, tell: Callable[[str], None]) -> Result:
     )
 
 
-async def _install(tell: Callable[[str], None]) -> str:
+async def _install(log: Callable[[str], None]) -> str:
     """Give the rivals an environment of their own, so that they change nothing that Backstop runs on."""
     place = STATE / "bench" / "rivals"
     python, stamp = place / "bin" / "python", place / "lock"
     if not stamp.exists() or stamp.read_bytes() != _LOCK.read_bytes():
-        tell("installing mail-parser, eml-parser and parse-emails (about half a minute) ...")
+        log("installing mail-parser, eml-parser and parse-emails (about half a minute) ...")
         await _call(sys.executable, "-m", "venv", "--clear", str(place))
         await _call(str(python), "-m", "pip", "install", "--quiet", "--require-hashes", "-r", str(_LOCK))
         stamp.write_bytes(_LOCK.read_bytes())
     return str(python)
 
 
-async def _compare(pythons: Mapping[str, str], folder: Path, rounds: int, tell: Callable[[str], None]) -> Findings:
+async def _compare(pythons: Mapping[str, str], folder: Path, rounds: int, log: Callable[[str], None]) -> Findings:
     found: Findings = {}
     for number in range(rounds):
         for name, python in pythons.items():
@@ -108,18 +108,18 @@ async def _compare(pythons: Mapping[str, str], folder: Path, rounds: int, tell: 
             if known is not mails:
                 for mail, parsed in mails.items():
                     known[mail].seconds += parsed.seconds
-        tell(f"round {number + 1} of {rounds}")
+        log(f"round {number + 1} of {rounds}")
     return found
 
 
-async def _explode(pythons: Mapping[str, str], tell: Callable[[str], None]) -> dict[str, dict[str, Parsed] | None]:
+async def _explode(pythons: Mapping[str, str], log: Callable[[str], None]) -> dict[str, dict[str, Parsed] | None]:
     folder = STATE / "bench" / "bombs"
     folder.mkdir(parents=True, exist_ok=True)
     for name, bomb in _bombs().items():
         (folder / name).write_bytes(bomb)
     found: dict[str, dict[str, Parsed] | None] = {}
     for name, python in pythons.items():
-        tell(f"bombs: {name}")
+        log(f"bombs: {name}")
         try:
             async with asyncio.timeout(BOMB_SECONDS):
                 found[name] = await _parse(python, name, folder)

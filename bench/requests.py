@@ -13,9 +13,9 @@ from uuid import uuid4
 
 import verdict_poller.store
 from backstop_contracts import Actor, Block, BlockRequested, Category, Envelope, SubmissionCreated
+from bench.environment import open_schema, start_environment
+from bench.full_tables import TENANT, message
 from bench.report import Cell, Chart, Goal, Result
-from bench.stand import opened, stand
-from bench.stored import TENANT, message
 from blocklist.exchange_lists import ExchangeLists
 from blocklist.handlers import on_block_requested
 from blocklist.worker import Worker
@@ -55,24 +55,24 @@ class Microsoft:
         return Counter(self.simulator.state.ledger.contents()["requests"])
 
 
-async def run(quick: bool, tell: Callable[[str], None]) -> Result:
+async def run(quick: bool, log: Callable[[str], None]) -> Result:
     """Await verdicts, many at a time, and make blocks; count what the simulator was asked."""
     rows: list[dict[str, Cell]] = []
     per_verdict: dict[int, float] = {}
     details: dict[str, dict[str, int]] = {}
     haste = QUICK_HASTE if quick else HASTE
-    async with stand("requests") as place, place.own("requests") as found:
+    async with start_environment("requests") as place, place.isolated("requests") as found:
         for pending in QUICK_PENDING if quick else PENDING:
-            tell(f"{pending:,} verdicts pending (about {VERDICT_AFTER[1] * 60 // haste} s) ...")
-            async with microsoft(place.folder) as ms, opened(found.postgres_dsn, "verdict_poller") as database:
+            log(f"{pending:,} verdicts pending (about {VERDICT_AFTER[1] * 60 // haste} s) ...")
+            async with microsoft(place.folder) as ms, open_schema(found.postgres_dsn, "verdict_poller") as database:
                 asked = await _verdicts(ms, database, pending, haste)
             details[f"{pending} pending"] = dict(asked)
             per_verdict[pending] = asked.total() / pending
             rows.append(_row("verdict", f"{pending:,} pending", pending, asked))
         scopes: tuple[Literal["tenant", "mailbox"], ...] = ("tenant", "mailbox")
         for scope in scopes:
-            tell(f"{BLOCKS} blocks of the {scope} ...")
-            async with microsoft(place.folder) as ms, opened(found.postgres_dsn, "blocklist") as database:
+            log(f"{BLOCKS} blocks of the {scope} ...")
+            async with microsoft(place.folder) as ms, open_schema(found.postgres_dsn, "blocklist") as database:
                 asked = await _blocks(ms, database, scope)
             details[f"blocks of the {scope}"] = dict(asked)
             where = "the tenant's list" if scope == "tenant" else f"lists of {MAILBOXES} mailboxes"

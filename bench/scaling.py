@@ -9,10 +9,21 @@ from itertools import cycle
 from uuid import UUID, uuid4
 
 from backstop_contracts import Actor, Category, SubmissionRequested, message_of
+from bench.environment import (
+    Environment,
+    Record,
+    TopicCounter,
+    app_token,
+    cpu_seconds,
+    fill,
+    resident_mb,
+    run_backstop,
+    settle,
+    start_environment,
+)
 from bench.http import post, report_request
-from bench.mails import address, mails, record, reported
+from bench.messages import address, raw_messages, record, reported
 from bench.report import Cell, Chart, Result
-from bench.stand import Ends, Record, Stand, app_token, cpu_seconds, fill, ours, resident_mb, settle, stand
 from local_stack.stack import Stack
 from mail import MailStore, parse
 
@@ -40,7 +51,7 @@ class Measured:
     resident: float
 
 
-async def run(quick: bool, tell: Callable[[str], None]) -> Result:
+async def run(quick: bool, log: Callable[[str], None]) -> Result:
     """Measure each with one and with two replicas, and triage with few and many partitions."""
     size = QUICK if quick else FULL
     rows: list[dict[str, Cell]] = []
@@ -53,10 +64,10 @@ async def run(quick: bool, tell: Callable[[str], None]) -> Result:
     ]
     if quick:
         plan = [one for one in plan if one[0] == "triage"]
-    async with stand("scaling") as on:
+    async with start_environment("scaling") as on:
         for service, replicas, partitions in plan:
             measured = await _one(on, service, replicas, partitions, size)
-            tell(f"{service} x{replicas}, {partitions} partitions: {measured}")
+            log(f"{service} x{replicas}, {partitions} partitions: {measured}")
             found[f"{service} x{replicas} p{partitions}"] = {
                 "rate": measured.rate,
                 "cores": measured.cores,
@@ -75,16 +86,18 @@ async def run(quick: bool, tell: Callable[[str], None]) -> Result:
     return _result(rows, found)
 
 
-async def _one(on: Stand, service: str, replicas: int, partitions: int, size: Size) -> Measured:
+async def _one(on: Environment, service: str, replicas: int, partitions: int, size: Size) -> Measured:
     settings: Mapping[str, Mapping[str, object]] = {
         "*": {"topic_partitions": partitions},
         "submitter": {"submissions_per_15_minutes": _RAISED},
     }
     options = ["--set", f"submissions_per_window={_RAISED}"]
     async with (
-        on.own(f"scaling_{service}") as own,
-        ours(on, own, (service,), replicas={service: replicas}, settings=settings, simulator_options=options) as stack,
-        Ends(own.kafka_bootstrap) as ends,
+        on.isolated(f"scaling_{service}") as own,
+        run_backstop(
+            on, own, (service,), replicas={service: replicas}, settings=settings, simulator_options=options
+        ) as stack,
+        TopicCounter(own.kafka_bootstrap) as ends,
     ):
         names = [service] if replicas == 1 else [f"{service}-{number + 1}" for number in range(replicas)]
         measures = {"triage": _triage, "submitter": _submitter, "reporter": _reporter}
@@ -95,16 +108,16 @@ async def _one(on: Stand, service: str, replicas: int, partitions: int, size: Si
         return await measures[service](stack, ends, names, count)
 
 
-async def _triage(stack: Stack, ends: Ends, names: list[str], count: int) -> Measured:
+async def _triage(stack: Stack, ends: TopicCounter, names: list[str], count: int) -> Measured:
     records = list(map(record, reported(UUID(stack.tenant_id), count, mails_=count, reporters=1)))
     return await _drain(stack, ends, names, records, "message-reported", "submission-requested")
 
 
-async def _submitter(stack: Stack, ends: Ends, names: list[str], count: int) -> Measured:
+async def _submitter(stack: Stack, ends: TopicCounter, names: list[str], count: int) -> Measured:
     actor = Actor(kind="policy", id="bench")
     store = MailStore((stack.folder / "mails").as_uri())
     records = []
-    for raw in mails(count, count):
+    for raw in raw_messages(count, count):
         await store.put(stack.tenant_id, raw)
         requested = SubmissionRequested(
             tenant_id=UUID(stack.tenant_id),
@@ -121,7 +134,7 @@ async def _submitter(stack: Stack, ends: Ends, names: list[str], count: int) -> 
 
 
 async def _drain(
-    stack: Stack, ends: Ends, names: list[str], records: list[Record], source: str, target: str
+    stack: Stack, ends: TopicCounter, names: list[str], records: list[Record], source: str, target: str
 ) -> Measured:
     """Let *records* lie ready while the consumers are frozen, wake them, and wait until as many have come out."""
     topic = f"{stack.topic_prefix}.{target}"
@@ -139,14 +152,14 @@ async def _drain(
     return _measured(stack, names, len(records), seconds, used)
 
 
-async def _reporter(stack: Stack, ends: Ends, names: list[str], count: int) -> Measured:
+async def _reporter(stack: Stack, ends: TopicCounter, names: list[str], count: int) -> Measured:
     token = await app_token(stack)
     topic = f"{stack.topic_prefix}.message-reported"
     before = await ends.count(topic)
     # Half of the requests for each of two, in the same connections.
     urls = cycle(stack.urls[name] for name in names)
     parts: dict[str, list[bytes]] = {stack.urls[name]: [] for name in names}
-    for person, (raw, url) in enumerate(zip(mails(count, count), urls, strict=False)):
+    for person, (raw, url) in enumerate(zip(raw_messages(count, count), urls, strict=False)):
         parts[url].append(report_request(url, token, raw, person))
     used = _cpu(stack, names)
     begin = time.monotonic()

@@ -15,27 +15,37 @@ from uuid import UUID
 
 import asyncpg
 
+from bench.environment import (
+    Environment,
+    ReportCounter,
+    TopicCounter,
+    app_token,
+    fill,
+    run_backstop,
+    run_rival,
+    settle,
+    start_environment,
+)
 from bench.http import post, report_request
-from bench.mails import mails, record, reported
+from bench.messages import raw_messages, record, reported
 from bench.report import Cell, Chart, Goal, Result, spread
 from bench.rivals.settings import TENANT
-from bench.stand import Ends, Joined, Stand, app_token, fill, ours, rival, settle, stand
 from local_stack.backing import Backing
 from local_stack.supervisor import StackError, Supervisor
 
-NAMES = {"ours": "Backstop", "bare": "bare aiokafka + asyncpg", "teaching": "FastStream as taught"}
+NAMES = {"ours": "Backstop", "bare": "bare aiokafka + asyncpg", "naive_faststream": "FastStream as taught"}
 CAMPAIGN = 100
 """Reports of one mail in a campaign."""
-WANTED_OF_BARE, WANTED_OF_TEACHING = 0.8, 30
+WANTED_OF_BARE, WANTED_OF_NAIVE = 0.8, 30
 
 Counts = Mapping[str, Mapping[str, int]]
 FULL: Counts = {
-    "intake": {"ours": 2_000, "bare": 2_000, "teaching": 500},
-    "consume": {"ours": 20_000, "bare": 20_000, "teaching": 1_000},
+    "intake": {"ours": 2_000, "bare": 2_000, "naive_faststream": 500},
+    "consume": {"ours": 20_000, "bare": 20_000, "naive_faststream": 1_000},
 }
 QUICK: Counts = {
-    "intake": {"ours": 400, "bare": 400, "teaching": 100},
-    "consume": {"ours": 4_000, "bare": 4_000, "teaching": 300},
+    "intake": {"ours": 400, "bare": 400, "naive_faststream": 100},
+    "consume": {"ours": 4_000, "bare": 4_000, "naive_faststream": 300},
 }
 
 
@@ -56,34 +66,34 @@ class Contestant:
 
 
 @asynccontextmanager
-async def contestants(on: Stand, kind: str) -> AsyncIterator[list[Contestant]]:
+async def contestants(on: Environment, kind: str) -> AsyncIterator[list[Contestant]]:
     """Start all three: reporter and triage of each, or triage alone when it is about consuming."""
     services = ("reporter", "triage") if kind == "intake" else ("triage",)
     async with AsyncExitStack() as life:
-        own = {name: await life.enter_async_context(on.own(name)) for name in NAMES}
-        stack = await life.enter_async_context(ours(on, own["ours"], services))
+        own = {name: await life.enter_async_context(on.isolated(name)) for name in NAMES}
+        stack = await life.enter_async_context(run_backstop(on, own["ours"], services))
         token = await app_token(stack)
         started = [
             Contestant(
                 "ours", own["ours"], stack.supervisor, stack.urls.get("reporter", ""), token, UUID(stack.tenant_id)
             )
         ]
-        for name in ("bare", "teaching"):
-            running = await life.enter_async_context(rival(on, own[name], name, services))
+        for name in ("bare", "naive_faststream"):
+            running = await life.enter_async_context(run_rival(on, own[name], name, services))
             started.append(Contestant(name, own[name], running.supervisor, running.url, token, UUID(TENANT)))
         yield started
 
 
-async def intake(one: Contestant, ends: Ends, count: int, seed: int, *, campaign: bool) -> float:
+async def intake(one: Contestant, ends: TopicCounter, count: int, seed: int, *, campaign: bool) -> float:
     """Report *count* mails over HTTP; return the reports per second until all their events were published."""
     if campaign:
-        few = list(mails(seed, max(1, count // CAMPAIGN)))
+        few = list(raw_messages(seed, max(1, count // CAMPAIGN)))
         pairs = zip(islice(cycle(few), count), (number // len(few) for number in range(count)), strict=True)
     else:
-        pairs = zip(mails(seed, count), cycle(range(5_000)))
+        pairs = zip(raw_messages(seed, count), cycle(range(5_000)))
     requests = [report_request(one.url, one.token, raw, person) for raw, person in pairs]
     before = await ends.count(one.topic("submission-requested"))
-    async with Joined(one.found) as joined:
+    async with ReportCounter(one.found) as joined:
         begin = time.monotonic()
         answers = await post(one.url, requests)
         if refused := [answer for answer in answers if answer.status != 202]:
@@ -92,7 +102,7 @@ async def intake(one: Contestant, ends: Ends, count: int, seed: int, *, campaign
     return count / (end - begin)
 
 
-async def consume(one: Contestant, ends: Ends, count: int, seed: int, *, campaign: bool) -> float:
+async def consume(one: Contestant, ends: TopicCounter, count: int, seed: int, *, campaign: bool) -> float:
     """Let *count* reports lie ready while the consumer is frozen, wake it; return the reports it handles per second."""
     few = max(1, count // CAMPAIGN) if campaign else count
     records = list(map(record, reported(one.tenant_id, seed, mails_=few, reporters=count // few)))
@@ -100,7 +110,7 @@ async def consume(one: Contestant, ends: Ends, count: int, seed: int, *, campaig
         random.Random(seed).shuffle(records)
     count = len(records)
     before = await ends.count(one.topic("submission-requested"))
-    async with Joined(one.found) as joined:
+    async with ReportCounter(one.found) as joined:
         one.supervisor.freeze("triage")
         try:
             await fill(one.found.kafka_bootstrap, one.topic("message-reported"), records)
@@ -119,30 +129,30 @@ SHAPES: Mapping[str, tuple[str, Callable[..., Awaitable[float]], bool]] = {
 }
 
 
-async def run(quick: bool, tell: Callable[[str], None], shapes: Iterable[str] = SHAPES) -> Result:
+async def run(quick: bool, log: Callable[[str], None], shapes: Iterable[str] = SHAPES) -> Result:
     """Measure all shapes with all three."""
     rounds = 2 if quick else 5
     counts = QUICK if quick else FULL
     rates: dict[str, dict[str, list[float]]] = {shape: {name: [] for name in NAMES} for shape in shapes}
     stored = {}
-    async with stand("throughput") as on, Ends(on.found.kafka_bootstrap) as ends:
+    async with start_environment("throughput") as on, TopicCounter(on.found.kafka_bootstrap) as ends:
         for kind in counts:
             chosen = [shape for shape in rates if shape.startswith(kind)]
             async with contestants(on, kind) as started:
                 for number in range(rounds + 1):
-                    await _round(started, ends, chosen, rates, counts[kind], number, tell)
+                    await _round(started, ends, chosen, rates, counts[kind], number, log)
                 stored[kind] = {one.name: await _rows(one, kind) for one in started}
     return _result(rates, stored)
 
 
 async def _round(
     started: Sequence[Contestant],
-    ends: Ends,
+    ends: TopicCounter,
     shapes: Sequence[str],
     rates: Mapping[str, Mapping[str, list[float]]],
     counts: Mapping[str, int],
     number: int,
-    tell: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> None:
     """Let each contestant do each shape once. Round 0 warms caches, plans and connections, and is not counted."""
     for shape in shapes:
@@ -153,7 +163,7 @@ async def _round(
             rate = await measure(one, ends, counts[one.name] // (1 if number else 4), seed, campaign=campaign)
             if number:
                 rates[shape][one.name].append(rate)
-                tell(f"round {number}, {shape}, {NAMES[one.name]}: {rate:,.0f} reports/s")
+                log(f"round {number}, {shape}, {NAMES[one.name]}: {rate:,.0f} reports/s")
 
 
 async def _rows(one: Contestant, kind: str) -> dict[str, int]:
@@ -187,16 +197,16 @@ def _result(
                     "ours is": f"{medians['ours'] / median:.2f}x" if name != "ours" else "",
                 }
             )
-        of_bare, of_teaching = medians["ours"] / medians["bare"], medians["ours"] / medians["teaching"]
+        of_bare, of_naive = medians["ours"] / medians["bare"], medians["ours"] / medians["naive_faststream"]
         goals.append(
             Goal(f"{title}, against bare", f"{of_bare:.2f}x", f"at least {WANTED_OF_BARE}x", of_bare >= WANTED_OF_BARE)
         )
         goals.append(
             Goal(
                 f"{title}, against FastStream as taught",
-                f"{of_teaching:.1f}x",
-                f"at least {WANTED_OF_TEACHING}x",
-                of_teaching >= WANTED_OF_TEACHING,
+                f"{of_naive:.1f}x",
+                f"at least {WANTED_OF_NAIVE}x",
+                of_naive >= WANTED_OF_NAIVE,
             )
         )
         charts.append(Chart(title, "reports/s", [(NAMES[name], median) for name, median in medians.items()]))

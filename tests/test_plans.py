@@ -10,8 +10,8 @@ import asyncpg
 import pytest
 from asyncpg.connection import LoggedQuery
 
-from bench.stand import opened
-from bench.stored import HOT, LARGE, Place, fill, middle
+from bench.environment import open_schema
+from bench.full_tables import HOT, LARGE, Place, fill, middle
 from chassis.postgres import Database, Tx
 from local_stack.backing import own_database
 
@@ -24,7 +24,7 @@ async def full(postgres_dsn: str) -> AsyncIterator[Mapping[str, Database]]:
     """Provide the tables of each service, full."""
     async with AsyncExitStack() as life:
         dsn = await life.enter_async_context(own_database(postgres_dsn, "plans"))
-        databases = {service: await life.enter_async_context(opened(dsn, service)) for service in LARGE}
+        databases = {service: await life.enter_async_context(open_schema(dsn, service)) for service in LARGE}
         for service, database in databases.items():
             await fill(database, service, ROWS)
         yield databases

@@ -49,7 +49,7 @@ async def publish(event: Event) -> None:
         event,
         topic=f"{PREFIX}.{event.topic()}",
         key=event.key.encode(),
-        headers={**headers_for(event, source="/teaching"), "traceparent": f"00-{uuid4().hex}-{uuid4().hex[:16]}-01"},
+        headers={**headers_for(event, source="/naive"), "traceparent": f"00-{uuid4().hex}-{uuid4().hex[:16]}-01"},
     )
 
 
@@ -192,7 +192,7 @@ async def submit(connection: Any, report: MessageReported, opened: CaseUpdated) 
 
 async def triage() -> None:
     """Consume reports until the process is ended."""
-    broker.subscriber(f"{PREFIX}.message-reported", group_id=f"{PREFIX}.teaching", auto_offset_reset="earliest")(
+    broker.subscriber(f"{PREFIX}.message-reported", group_id=f"{PREFIX}.naive", auto_offset_reset="earliest")(
         on_message_reported
     )
     async with asyncpg.create_pool(DSN, min_size=1, max_size=2) as pool:
