@@ -1,4 +1,4 @@
-"""A raw mail as facts and as a safe preview, and the store for raw mails. Knows nothing of the rest of Backstop."""
+"""Parses raw messages, renders safe previews of them and stores them. Independent of the rest of Backstop."""
 
 from mail.document import DOCUMENT_HEADERS, document
 from mail.exchange_headers import Antispam, Authentication

@@ -1,4 +1,4 @@
-"""The page that shows a preview, and the HTTP header fields that a server must send with it."""
+"""An HTML page that shows a preview, and the HTTP header fields to serve it with."""
 
 from collections.abc import Mapping
 from html import escape
@@ -9,7 +9,7 @@ from mail.preview_words import ENGLISH
 from mail.sanitise import Material, plain_fragment
 
 CONTENT_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
-"""What the page itself asks the browser to enforce. Its own styles are inline, like those of mails."""
+"""The policy in the page itself. Its own styles are inline, like those of messages."""
 DOCUMENT_HEADERS = MappingProxyType(
     {
         "Content-Type": "text/html; charset=utf-8",
@@ -21,7 +21,7 @@ DOCUMENT_HEADERS = MappingProxyType(
         "Cache-Control": "no-store",
     }
 )
-"""To be sent with `document`. `sandbox` and `frame-ancestors` count in the header only, not in the page."""
+"""Header fields to send with `document`. `sandbox` and `frame-ancestors` only work in the header, not in the page."""
 
 _STYLE = """
 :root{color-scheme:light dark;--page:#fff;--ink:#1b1a19;--dim:#605e5c;--line:#d2d0ce;--panel:#f5f5f5;
@@ -62,13 +62,13 @@ main.paper .blocked{background:#fff}
 
 def document(preview: Preview, words: Mapping[str, str] = ENGLISH) -> str:
     """
-    Return a whole HTML page that shows *preview*, for light and dark and for any width, in the language of *words*.
+    Return a complete HTML page that shows *preview* in the language of *words*, for light and dark mode and any width.
 
-    Send it with DOCUMENT_HEADERS and show it in `<iframe sandbox src="...">`. As `srcdoc` it is as safe, but there the
-    policy of the page around it counts too, and one without `style-src 'unsafe-inline'` leaves it unstyled.
+    Send it with DOCUMENT_HEADERS and show it in `<iframe sandbox src="...">`. `srcdoc` is as safe, but inherits the
+    surrounding page's policy: one without `style-src 'unsafe-inline'` leaves the preview unstyled.
     """
     if preview.html is not None:
-        # Mails choose colours for white paper, whatever the reader's scheme is.
+        # Messages choose colours for a white background, whatever the reader's colour scheme.
         main = f'<main class="paper">{preview.html}</main>'
     else:
         main = f"<main>{plain_fragment(preview.text, Material(words))}</main>"
@@ -110,7 +110,7 @@ def _sender(preview: Preview, words: Mapping[str, str]) -> str:
 
 
 def _isolated(text: str, kind: str = "") -> str:
-    """Return *text* so that its direction does not reorder what stands around it."""
+    """Return *text* isolated, so that its writing direction does not reorder the text around it."""
     return f'<bdi class="{kind}">{escape(text)}</bdi>' if kind else f"<bdi>{escape(text)}</bdi>"
 
 

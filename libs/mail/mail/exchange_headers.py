@@ -1,8 +1,8 @@
 """
-What Exchange Online wrote into a mail: authentication, filter verdicts, and the folder it delivered to.
+The headers that Exchange Online adds to a message: authentication results, filter verdicts and delivery folder.
 
 Source: Microsoft Learn, "Anti-spam message headers in cloud organizations". The header of the mailbox delivery is not
-documented; `dest:I` (Inbox) and `dest:J` or `RF:JunkEmail` (Junk Email) are what delivered mails show.
+documented; `dest:I` (Inbox) and `dest:J` or `RF:JunkEmail` (Junk Email) were observed in delivered messages.
 """
 
 import ipaddress
@@ -27,8 +27,8 @@ class Authentication:
     """
     The results of the topmost Authentication-Results, in lower case.
 
-    Only the topmost is read: the receiving organisation writes it above everything that came with the mail, and every
-    one below may have been forged by the sender.
+    The receiving organisation adds it above everything that came with the message. Any below it may have been forged
+    by the sender and are ignored.
     """
 
     spf: str | None = None
@@ -45,9 +45,9 @@ class Authentication:
 @dataclass(frozen=True, slots=True)
 class Antispam:
     """
-    The topmost X-Forefront-Antispam-Report and X-Microsoft-Antispam, in Microsoft's own words and values.
+    The topmost X-Forefront-Antispam-Report and X-Microsoft-Antispam, with Microsoft's names and values.
 
-    `scl` is X-MS-Exchange-Organization-SCL where it is there, since mail flow rules change that one; else the report's.
+    `scl` is X-MS-Exchange-Organization-SCL if present, since mail flow rules change that one; else the report's.
     """
 
     cip: str | None = None
@@ -70,7 +70,7 @@ NO_ANTISPAM = Antispam()
 
 
 def read_authentication(headers: Headers) -> Authentication:
-    """Read the topmost Authentication-Results. Of several DKIM signatures one that passes decides, else the first."""
+    """Read the topmost Authentication-Results. Of several DKIM results, use one that passed, else the first."""
     field = headers.first("authentication-results")
     if not field:
         return NO_AUTHENTICATION
@@ -81,7 +81,7 @@ def read_authentication(headers: Headers) -> Authentication:
             continue
         method, result = pairs[0]
         if method not in results or (method == "dkim" and result == "pass"):
-            # The first of a name counts here too.
+            # Here too, the first value of a name counts.
             results[method] = dict(reversed(pairs))
     found = _SENDER_IP.search(field)
 
@@ -103,9 +103,9 @@ def read_authentication(headers: Headers) -> Authentication:
 
 def _without_comments(field: str) -> str:
     """
-    Remove quoted strings and comments, nested ones too: senders choose what stands in them.
+    Remove quoted strings and comments, including nested ones, because senders control their content.
 
-    One that is not closed reaches to the end of the field.
+    An unclosed one extends to the end of the field.
     """
     kept, at = [], 0
     while found := _QUOTED_OR_COMMENT.search(field, at):
@@ -146,10 +146,10 @@ def read_antispam(headers: Headers) -> Antispam:
 
 def delivery_folder(headers: Headers, antispam: Antispam) -> Literal["inbox", "junk"] | None:
     """
-    Say where the mail was delivered; None when the mail does not tell, or it was a folder of the user's own rule.
+    Return the folder of delivery; None if it is unknown, or if a rule of the user chose another one.
 
-    The mailbox's own note decides. Without it, the SCL tells what happens by default: 5 and above goes to Junk Email
-    (Microsoft Learn, "Spam confidence level").
+    The header of the mailbox delivery decides. Without it, the SCL determines the default: 5 and above goes to Junk
+    Email (Microsoft Learn, "Spam confidence level").
     """
     note = _colon_pairs(headers.first("x-microsoft-antispam-mailbox-delivery"))
     if note.get("DEST", "").upper() == "J" or note.get("RF", "").lower() == "junkemail":
@@ -163,16 +163,16 @@ def delivery_folder(headers: Headers, antispam: Antispam) -> Literal["inbox", "j
 
 def connecting_ip(headers: Headers, antispam: Antispam, authentication: Authentication) -> str | None:
     """
-    Return the address that connected to Exchange Online, in its normal form.
+    Return the normalised IP address that connected to Exchange Online.
 
-    255.255.255.255 stands for no connection from outside and is none.
+    255.255.255.255 means that there was no connection from outside: return None.
     """
     received_spf = re.search(r"client-ip=([0-9a-f.:]{2,45})", headers.first("received-spf"), re.IGNORECASE)
     return _ip(antispam.cip or "") or authentication.sender_ip or (_ip(received_spf[1]) if received_spf else None)
 
 
 def _colon_pairs(field: str) -> dict[str, str]:
-    """Read `NAME:value;NAME:value`; the first of a name counts, empty values are none."""
+    """Parse `NAME:value;NAME:value`. The first value of a name counts; empty values are skipped."""
     pairs: dict[str, str] = {}
     for piece in field.split(";"):
         name, _, value = piece.partition(":")

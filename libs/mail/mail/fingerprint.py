@@ -1,9 +1,9 @@
 """
-A fingerprint of what a mail says, for joining the many copies of one campaign.
+A fingerprint of a message's content that groups the copies of a campaign.
 
-Copies differ in Message-ID, sender, recipient, dates and numbers; the words, the hosts that links lead to and the
-attached files stay. Joining two mails wrongly is worse than not joining them, so the hosts are part of it: a phishing
-mail that copies the words of a real one leads elsewhere.
+Copies differ in Message-ID, sender, recipient, dates and numbers, but share the words, the hosts that links lead to and
+the attached files. Grouping two messages wrongly is worse than not grouping them. That is why hosts are included: a
+phishing message that copies the text of a legitimate one links to other hosts.
 """
 
 import hashlib
@@ -12,11 +12,11 @@ import unicodedata
 from collections.abc import Iterable
 
 MINIMUM_LETTERS = 40
-"""Letters of text below which the words say nothing characteristic: such a mail has no fingerprint of its text."""
+"""Texts with fewer letters are not characteristic enough for a fingerprint."""
 MINIMUM_FILE_BYTES = 1_024
-"""An attached file of at least this size is characteristic even below a shorter text."""
+"""An attached file of at least this size is characteristic even if the text is shorter."""
 LETTERS = 5_000
-"""Letters of text that count. Mails that differ only behind them are the same campaign."""
+"""Letters of text that are used. Messages that differ only after them are the same campaign."""
 _READ_CHARS = 4 * LETTERS
 
 _REPLY = re.compile(
@@ -34,7 +34,7 @@ _ROLES = frozenset((
     "sales", "security", "service", "support", "team", "webmaster",
 ))
 # fmt: on
-"""Local parts that are words of the mail before they are somebody's name."""
+"""Local parts that are more likely ordinary words of the text than a name."""
 
 
 def fingerprint(
@@ -46,14 +46,14 @@ def fingerprint(
     files: Iterable[tuple[str, int]],
 ) -> str | None:
     """
-    Return the fingerprint of a mail: `v1:` and 64 hexadecimal digits.
+    Return the fingerprint of a message: `v1:` and 64 hexadecimal digits.
 
-    None when there are less than MINIMUM_LETTERS letters of text and no file of MINIMUM_FILE_BYTES, so that empty and
-    one-word mails never join each other. *recipients* are names and addresses, whose words do not count; *files* are
+    Return None if there are fewer than MINIMUM_LETTERS letters of text and no file of MINIMUM_FILE_BYTES, so that empty
+    and one-word messages are never grouped. *recipients* are names and addresses, whose words are ignored; *files* are
     the SHA-256 and size of the attached files.
     """
     names, locals_ = _personal(recipients)
-    # Cut by letters: a cut by characters would move with the length of the recipient's name.
+    # Cut by letters, because a cut by characters would depend on the length of the recipient's name.
     words = _letters(" ".join(text.split())[:_READ_CHARS], names, locals_)[:LETTERS]
     large = sorted({sha256 for sha256, size in files if size >= MINIMUM_FILE_BYTES})
     if len(words) < MINIMUM_LETTERS and not large:
@@ -61,8 +61,8 @@ def fingerprint(
     reply = _REPLY.match(subject)
     title = _letters(subject[reply.end() :] if reply else subject, names, locals_)
     places = sorted({"".join(_WORD.findall(host)) or host for host in hosts})
-    said = "\n".join((title, words, " ".join(places), " ".join(large)))
-    return f"v1:{hashlib.sha256(said.encode()).hexdigest()}"
+    content = "\n".join((title, words, " ".join(places), " ".join(large)))
+    return f"v1:{hashlib.sha256(content.encode()).hexdigest()}"
 
 
 def _letters(text: str, names: set[str], locals_: set[str]) -> str:
@@ -78,15 +78,15 @@ def _letters(text: str, names: set[str], locals_: set[str]) -> str:
             text = text.replace(local, " ")
     folded = text.casefold()
     if folded.isascii() and not any(personal in folded for personal in (*names, *locals_)):
-        # What most mails come to, twenty times faster than word by word (measured).
+        # The path of most messages, twenty times faster than word by word (measured).
         return folded.encode().translate(None, _NO_ASCII_LETTERS).decode()
     words = _WORD.findall(folded)
     if names.isdisjoint(words) and locals_.isdisjoint(words):
         return "".join(words)
-    # A name is written with a capital: the "will" of a sentence stays in the mail that Will gets.
-    said = ((word, word.casefold()) for word in _WORD.findall(text))
+    # Names are capitalised: the verb "will" is kept in a message to Will.
+    pairs = ((word, word.casefold()) for word in _WORD.findall(text))
     return "".join(
-        folded for word, folded in said if folded not in locals_ and (word[0].islower() or folded not in names)
+        folded for word, folded in pairs if folded not in locals_ and (word[0].islower() or folded not in names)
     )
 
 

@@ -1,8 +1,8 @@
 """
-Which elements, attributes and styles of a message's HTML a preview keeps.
+The elements, attributes and styles of a message's HTML that a preview keeps.
 
-`READ` is what is read of hostile markup, `WRITE` what a finished fragment may contain. Styles and attributes pass only
-with values that are known to be harmless.
+`READ` cleans hostile markup before it is rewritten, `WRITE` cleans the result. Styles and attributes are kept only with
+values that are known to be harmless.
 """
 
 import re
@@ -10,8 +10,8 @@ from html import escape
 
 import nh3
 
-# Formatting elements are opened again in every paragraph until they are closed, so that a little markup becomes
-# gigabytes (mail.text). Under names that HTML does not know they are opened once; at last they are spans.
+# HTML reopens unclosed formatting elements in every paragraph, which can turn a little markup into gigabytes (see
+# mail.text). Under names unknown to HTML they are opened once; in the end they become spans.
 FORMATTING = re.compile(
     r"<(/?)(a|b|big|code|em|font|i|nobr|s|small|strike|strong|tt|u)(?=[\s/>])", re.IGNORECASE | re.ASCII
 )
@@ -49,7 +49,7 @@ _SCHEMES = frozenset((
     "about", "search-ms", "ms-word", "ms-excel", "ms-appinstaller", "ms-officecmd", "ms-msdt",
 ))
 # fmt: on
-"""Of links that are read, to be shown as text. None of them is left in the result, but data: of images."""
+"""Schemes of links that are read, to be shown as text. The result contains none of them, except data: of images."""
 
 READ = nh3.Cleaner(
     tags=set(_BLOCKS | _INLINE | VOID | set(STYLE_OF) | {"x-a"}),
@@ -92,7 +92,7 @@ _VALUES = {
     }.items()
     for name in names.split()
 }
-"""Harmless properties and their values: they cannot load, cover, move or hide anything, nor reach out of the page."""
+"""Harmless properties and values: they cannot load, cover, move or hide anything, or affect anything off the page."""
 HIDDEN = re.compile(
     r"(?:^|;)\s*(?:display\s*:\s*none|visibility\s*:\s*(?:hidden|collapse)|mso-hide\s*:\s*all"
     r"|(?:font-size|opacity|max-height)\s*:\s*0(?:\.0+)?(?:px|pt|em|rem|%)?\s*(?:!|;|$))"
@@ -131,7 +131,7 @@ def harmless_style(style: str) -> str:
 
 
 def font_style(attributes: dict[str, str]) -> str:
-    """Return the harmless part of what a font element says, as a style."""
+    """Return the harmless attributes of a font element as a style."""
     sizes = ("x-small", "small", "medium", "large", "x-large", "xx-large", "xx-large")
     size = attributes.get("size", "")
     return harmless_style(
@@ -140,7 +140,7 @@ def font_style(attributes: dict[str, str]) -> str:
 
 
 def written_attributes(attributes: dict[str, str], style: str) -> str:
-    """Return the attributes that are kept, bounded, as markup."""
+    """Return the attributes to keep as markup, with bounded values."""
     kept = {"style": style} if style else {}
     for name, value in attributes.items():
         value = value.strip().lower()  # noqa: PLW2901

@@ -1,10 +1,10 @@
-"""Which bytes are an image that a browser may be given: raster formats only, known by content, with bounded pixels."""
+"""Recognise images that are safe to show: raster formats, identified by content, with a bounded number of pixels."""
 
 import re
 import struct
 
 PIXELS = 25_000_000
-"""Of one image: 100 MB when it is drawn."""
+"""Limit for one image, which needs 100 MB when drawn."""
 
 _JPEG_SEGMENT = re.compile(rb"\xff+([\xc0-\xcf\xd8-\xfe])(..)", re.DOTALL)
 _SEGMENTS = 1_000
@@ -14,7 +14,7 @@ def raster_type(data: bytes) -> str | None:
     """
     Return the media type of a PNG, JPEG, GIF or WebP of at most PIXELS, or None for anything else.
 
-    What the mail says of the type is not asked: SVG, which carries scripts, must not pass as anything.
+    The type that the message declares is ignored, so that SVG, which may contain scripts, cannot pass as another type.
     """
     for name, size in (("png", _png), ("gif", _gif), ("webp", _webp), ("jpeg", _jpeg)):
         try:

@@ -1,4 +1,4 @@
-"""Where a link really leads, with its host as DNS knows it, and what is odd about that."""
+"""Where a link really leads, with its host as DNS knows it, and what is suspicious about it."""
 
 import re
 import unicodedata
@@ -12,7 +12,7 @@ LINK_TEXT_CHARS = 200
 _INVISIBLE = re.compile(
     "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\u3164"
     "\ufe00-\ufe0e\ufeff\uffa0\ufff0-\uffff\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
-    # The joiners belong to Persian, Indic scripts and emoji; beside ASCII they only hide what is written.
+    # Joiners belong to Persian, Indic scripts and emoji; next to ASCII they only obscure the text.
     "|(?:(?<=[\x00-\x7f])|^)[\u200c\u200d]|[\u200c\u200d](?=[\x00-\x7f\u200c\u200d]|$)"
 )
 _MARKS = re.compile(
@@ -28,19 +28,19 @@ _LOOKALIKES = frozenset(
     "\u0430\u0432\u0441\u0501\u0435\u04bb\u0456\u0458\u043a\u04cf\u043c\u043d\u043e\u0440\u051b\u0433\u0455\u0442\u0443\u0475\u051d\u0445\u044c\u044f"
     "\u03b1\u03b2\u03b5\u03b7\u03b9\u03ba\u03bd\u03bf\u03c1\u03c4\u03c5\u03c7\u03c9\u03b3\u03bc"
 )
-"""Cyrillic and Greek letters that are drawn like Latin ones. A name of nothing else is meant to be read as Latin."""
+"""Cyrillic and Greek letters that look like Latin ones. A name made only of these is meant to be read as Latin."""
 _EAST_ASIAN = frozenset(("CJK", "HIRAGANA", "KATAKANA", "HANGUL", "BOPOMOFO", "LATIN"))
 
 
 @dataclass(frozen=True, slots=True)
 class Link:
     """
-    A link of a mail: what the reader sees, and where it leads.
+    A link in a message: the text that readers see, and the target.
 
-    `target` has its host in lower case and as ASCII (`xn--...`). `warnings` says why text and target should not be
-    believed: `other-host` (the text names a host that is not the target's), `mixed-scripts` and `lookalike` (letters
-    of the host pose as Latin ones), `credentials` (something before an @ poses as the host), `address` (a number
-    instead of a name), `no-website` (a script, a file, a program).
+    The host of `target` is in lower case and ASCII (`xn--...`). `warnings` says what is deceptive: `other-host` (the
+    text names a host that is not the target's), `mixed-scripts` and `lookalike` (letters of the host resemble Latin
+    ones), `credentials` (text before an @ poses as the host), `address` (a number instead of a name), `no-website` (a
+    script, a file, a program).
     """
 
     text: str
@@ -51,9 +51,9 @@ class Link:
 
 def visible(text: str) -> tuple[str, int]:
     """
-    Return *text* without what cannot be seen or reorders what can, and how many characters that were.
+    Return *text* without characters that are invisible or reorder others, and the number removed.
 
-    Bidirectional controls, zero-width characters, tags, fillers, and accents that are stacked.
+    These are bidirectional controls, zero-width characters, tags, fillers and stacked accents.
     """
     if text.isascii():
         return text, 0
@@ -62,7 +62,7 @@ def visible(text: str) -> tuple[str, int]:
 
 
 def read_link(text: str, href: str) -> Link:
-    """Return the link that *href* is below *text*. No input raises."""
+    """Return the link with this text and target. Never raises."""
     text = visible(" ".join(text[: 4 * LINK_TEXT_CHARS].split()))[0][:LINK_TEXT_CHARS]
     url = normal_url(href)
     if url is None:
@@ -78,7 +78,7 @@ def read_link(text: str, href: str) -> Link:
 
 
 def named_host(text: str) -> str | None:
-    """Return the host that *text* names to its reader, when it is nothing but an address of the web."""
+    """Return the host that *text* names, if it is nothing but a web address."""
     found = _NAMED.fullmatch(text)
     if not found:
         return None
@@ -93,7 +93,7 @@ def _no_website(text: str, href: str) -> Link:
     target = visible("".join(href[: 4 * URL_CHARS].split()))[0][:URL_CHARS]
     scheme = _SCHEME.match(target)
     if not scheme or scheme[1].lower() in {"cid", "mid"}:
-        # Leads to a place in the mail itself, or nowhere.
+        # Leads to a part of the message itself, or nowhere.
         return Link(text, target, None)
     if scheme[1].lower() == "mailto":
         domain = ascii_domain(target.partition("?")[0].rpartition("@")[2])
@@ -121,7 +121,7 @@ def _ascii_label(label: str) -> str:
 
 
 def unicode_host(host: str) -> str:
-    """Return *host* as a browser that is easily deceived would show it."""
+    """Return *host* in Unicode, as an unsuspecting browser would show it."""
     labels = []
     for label in host.split("."):
         try:

@@ -1,8 +1,8 @@
 """
-Links that a service wrapped around the real one, and how the real one is read out of them.
+Links that a service has wrapped around another link, and how to extract the original.
 
-Sources: Microsoft Learn, "Safe Links in Microsoft Defender for Office 365"; Proofpoint's and the other vendors' pages
-on their URL rewriting; of the redirectors of search engines and social networks, the links themselves.
+Sources: Microsoft Learn, "Safe Links in Microsoft Defender for Office 365"; the pages of Proofpoint and the other
+vendors on URL rewriting; for redirectors of search engines and social networks, observed links.
 """
 
 import base64
@@ -14,10 +14,10 @@ from typing import TypeAlias
 from urllib.parse import parse_qsl, unquote
 
 Reader: TypeAlias = Callable[[str], str | None]
-"""Takes what follows the host of a link, returns the link inside; None when there is none."""
+"""Takes the part of a link after the host; returns the link inside, or None if there is none."""
 
 LAYERS = 8
-"""Wrappers that are undone around one link: mails that were forwarded carry two or three."""
+"""Maximum number of wrappers removed from one link. Forwarded messages have two or three."""
 
 _MOST_FIELDS = 50
 _GOOGLE = re.compile(r"(?:www\.)?google\.(?:com?\.)?[a-z]{2,3}")
@@ -28,7 +28,7 @@ _RUNS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 
 
 def unwrapped(host: str, rest: str) -> str | None:
-    """Return the link inside a link to *host*, *rest* being its path and query; None when it is not wrapped."""
+    """Return the link inside a link to *host* with path and query *rest*; None if it is not wrapped."""
     reader = _find(host, _WRAPPERS) or _find(host, _REDIRECTORS)
     if reader is None and "google" in host and _GOOGLE.fullmatch(host):
         reader = _google
@@ -37,7 +37,7 @@ def unwrapped(host: str, rest: str) -> str | None:
 
 
 def is_wrapper(host: str) -> bool:
-    """Tell whether links to *host* only lead elsewhere, even if they do not tell where."""
+    """Return True if links to *host* only redirect elsewhere, even if the target cannot be extracted."""
     return _find(host, _WRAPPERS) is not None
 
 
@@ -48,13 +48,13 @@ def _find(host: str, readers: Mapping[str, Reader]) -> Reader | None:
 
 
 def _query(rest: str) -> dict[str, str]:
-    """Return the fields of a query by name; the first of a name counts."""
+    """Return the fields of a query by name; the first value of a name counts."""
     query = rest.partition("?")[2].partition("#")[0].replace("&amp;", "&")
     return dict(reversed(parse_qsl("&".join(islice(query.split("&"), _MOST_FIELDS)))))
 
 
 def _field(*names: str, at: str = "/") -> Reader:
-    """Read the link that a field of the query, one of *names*, holds under the path *at*; of several, none."""
+    """Return a reader of the link in query field *names* under the path *at*, or None if the fields disagree."""
 
     def read(rest: str) -> str | None:
         fields = _query(rest) if rest.startswith((at, "?")) else {}
@@ -78,7 +78,7 @@ def _proofpoint(rest: str) -> str | None:
 
 
 def _proofpoint_3(rest: str) -> str | None:
-    """Undo version 3: characters that it left out stand in base64 behind the link, in the order of their gaps."""
+    """Decode version 3, which moves some characters into a base64 suffix, in the order of the gaps."""
     found = _PROOFPOINT_3.match(rest)
     if not found:
         return None
@@ -111,7 +111,7 @@ def _base64(text: str) -> bytes | None:
 
 
 def _opaque(_rest: str) -> None:
-    """Stand for a service whose links name their target to itself alone."""
+    """Handle a service whose links do not contain their target."""
 
 
 _WRAPPERS: dict[str, Reader] = {
@@ -132,7 +132,7 @@ _WRAPPERS: dict[str, Reader] = {
     "urldefense.proofpoint.com": _proofpoint,
     "urldefense.us": _proofpoint,
 }
-"""Hosts of services that do nothing but wrap; subdomains are theirs too."""
+"""Hosts of services that only wrap links, including their subdomains."""
 _REDIRECTORS: dict[str, Reader] = {
     "adclick.g.doubleclick.net": _field("adurl"),
     "bing.com": _base64_field("u", prefix="a1"),
@@ -145,4 +145,4 @@ _REDIRECTORS: dict[str, Reader] = {
     "vk.com": _field("to", at="/away"),
     "youtube.com": _field("q", at="/redirect"),
 }
-"""Sites with pages of their own that also lead elsewhere."""
+"""Sites with content of their own that also redirect."""

@@ -1,10 +1,10 @@
 """
-The structure of a raw mail: header fields, parts, and what the parts contain.
+The structure of a raw message: header fields, parts, and the content of the parts.
 
-Dates, RFC 2231 parameters and the transfer codecs are the standard library's. Finding header fields and boundaries is
-not: its parser reads line by line, recursively and without bounds. Two megabytes below 300 nested multiparts kept it
-busy for 35 seconds, 2,000 levels end in RecursionError (measured, Python 3.11). Here both are searches in C over the
-original bytes, and every bound that a mail crosses is a defect, never an exception.
+The standard library handles dates, RFC 2231 parameters and transfer encodings. It does not find header fields and
+boundaries, because its parser reads line by line, recursively and without limits: two megabytes inside 300 nested
+multiparts took 35 seconds, and 2,000 levels end in RecursionError (measured, Python 3.11). Here both are searches in C
+over the original bytes, and exceeding a limit is recorded as a defect, never raised.
 """
 
 import binascii
@@ -20,15 +20,15 @@ from functools import lru_cache
 from pkgutil import iter_modules
 
 HEADER_BYTES = 1_048_576
-"""Bytes read of the mail's header; Exchange Online accepts 256 KB."""
+"""Bytes of the message header that are read; Exchange Online accepts 256 KB."""
 PART_HEADER_BYTES = 16_384
 HEADER_FIELDS = 10_000
 FIELD_CHARS = 65_536
 DEPTH = 20
-"""Levels of multiparts that are opened. What lies deeper is one opaque part."""
+"""Levels of multiparts that are parsed. Anything deeper is one opaque part."""
 PARTS = 1_000
 PARAMETERS = 200
-"""Parameters read of a Content-Type or Content-Disposition."""
+"""Parameters of a Content-Type or Content-Disposition that are read."""
 
 _END_OF_HEADER = re.compile(rb"\n\r?\n")
 _FIELD = re.compile(r"^([A-Za-z0-9][A-Za-z0-9_.-]*)[ \t]*:([^\n]*(?:\n[ \t][^\n]*)*)", re.MULTILINE)
@@ -45,7 +45,7 @@ _SUPERSETS = {
     "euc_kr": "cp949",
     "shift_jis": "cp932",
 }
-"""What mail programs send and mean under the name on the left: the sets that the WHATWG Encoding Standard reads."""
+"""The character sets that mail programs actually use under the names on the left (WHATWG Encoding Standard)."""
 
 
 def _codec_key(charset: str) -> str:
@@ -56,14 +56,14 @@ _CODECS = {
     _codec_key(name)
     for name in (*aliases, *aliases.values(), *(module.name for module in iter_modules(encodings.__path__)))
 }
-"""Names that Python may know. For any other it would look on the disk, and remember for ever that it is unknown."""
+"""Names that Python may know. Any other name makes it search the disk and cache the miss for ever."""
 _NO_CHARSETS = {"idna", "punycode", "unicode_escape", "raw_unicode_escape", "undefined", "mbcs", "oem"}
-"""Codecs of Python that are no charsets of mail, and that are slow or unsafe on hostile input."""
+"""Python codecs that are not charsets of email and are slow or unsafe on hostile input."""
 _UNPRINTABLE = dict.fromkeys([*range(0x20), *range(0x7F, 0xA0), *range(0xD800, 0xE000)], " ")
 
 
 class Headers:
-    """The header fields of a mail or part, found by their lower-case name, in the order of the mail."""
+    """The header fields of a message or part by lower-case name, in their original order."""
 
     __slots__ = ("_fields", "_guessed")
 
@@ -71,7 +71,7 @@ class Headers:
         try:
             text, self._guessed = block.decode(), False
         except UnicodeDecodeError:
-            # Latin-1 keeps every byte, so that each field can still be read in the charset that it is in.
+            # Latin-1 preserves every byte, so that each field can still be decoded in its own charset.
             text, self._guessed = block.decode("latin-1"), True
         fields = _FIELD.findall(text)
         if len(fields) > HEADER_FIELDS:
@@ -91,16 +91,16 @@ class Headers:
         return self._fields.keys()
 
     def all(self, name: str) -> Iterator[str]:
-        """Yield every value of *name*, topmost first: unfolded, printable, runs of white space as one space."""
+        """Yield every value of *name*, topmost first: unfolded, printable, with runs of white space collapsed."""
         return map(self._read, self._fields.get(name, ()))
 
     def first(self, name: str) -> str:
-        """Return the topmost value of *name*, as in `all`; empty when there is none."""
+        """Return the topmost value of *name*, as in `all`, or an empty string."""
         values = self._fields.get(name)
         return self._read(values[0]) if values else ""
 
     def unfolded(self, name: str) -> str:
-        """Return the topmost value of *name* on one line, its white space as it is; empty when there is none."""
+        """Return the topmost value of *name* on one line with its white space preserved, or an empty string."""
         values = self._fields.get(name)
         return self._decode(values[0]).replace("\r", "").replace("\n", "") if values else ""
 
@@ -114,9 +114,9 @@ class Headers:
 @dataclass(frozen=True, slots=True)
 class Part:
     """
-    A part that has no parts: a text, an attachment, a whole mail that is attached.
+    A part without parts of its own: a text, an attachment, an attached message.
 
-    `choices` names the multipart/alternatives around it, outermost first: which one, and which of its branches.
+    `choices` identifies the enclosing multipart/alternatives, outermost first, and the branch in each.
     """
 
     content_type: str
@@ -129,12 +129,12 @@ class Part:
     choices: tuple[tuple[int, int], ...] = ()
 
     def content(self, limit: int | None = None) -> tuple[bytes, bool]:
-        """Undo the transfer encoding of the body, or of its first *limit* bytes; say whether it was undamaged."""
+        """Decode the body, or its first *limit* bytes. Also return True if the encoding was undamaged."""
         return decode_transfer(self.body[:limit], self.encoding)
 
 
 def read_header(raw: bytes, start: int, end: int, limit: int, defects: set[str]) -> tuple[Headers, int]:
-    """Read the header that begins at *start*; return it and where the body begins."""
+    """Read the header that begins at *start*; return it and the offset of the body."""
     if raw.startswith((b"\n", b"\r\n"), start, end):
         return Headers(b"", defects), raw.index(b"\n", start) + 1
     found = _END_OF_HEADER.search(raw, start, end)
@@ -147,9 +147,10 @@ def read_header(raw: bytes, start: int, end: int, limit: int, defects: set[str])
 
 def read_parts(raw: bytes, headers: Headers, start: int, defects: set[str]) -> Iterator[Part]:
     """
-    Find the parts that have no parts themselves, in the order of the mail.
+    Yield the parts that have no parts of their own, in the order of the message.
 
-    An attached mail is one such part. *defects* learns: too-deep, too-many-parts, no-boundary, unclosed-multipart.
+    An attached message is one such part. May add to *defects*: too-deep, too-many-parts, no-boundary,
+    unclosed-multipart.
     """
     choices: tuple[tuple[int, int], ...] = ()
     waiting = [(headers, start, len(raw), 0, "text/plain", choices)]
@@ -203,11 +204,11 @@ def _part(
 
 
 def _split(raw: bytes, start: int, end: int, boundary: str, defects: set[str]) -> list[tuple[int, int]]:
-    """Return where the parts of a multipart begin and end. The line break before a boundary belongs to the boundary."""
+    """Return start and end of each part of a multipart. The line break before a boundary belongs to the boundary."""
     delimiter = b"\n--" + boundary.encode("utf-8", "replace")
     spans: list[tuple[int, int]] = []
     part = -1
-    # The line break that ends the header may be the one that begins the first boundary.
+    # The line break that ends the header may also begin the first boundary.
     at = raw.find(delimiter, max(start - 1, 0), end)
     for _ in range(2 * PARTS):
         if at < 0:
@@ -247,7 +248,7 @@ def _parameters(value: str) -> tuple[str, dict[str, str]]:
         (name.lower(), re.sub(r"\\(.)", r"\1", quoted) if quoted else plain.strip(" \"'"))
         for name, quoted, plain in _PARAMETER.findall(value)[:PARAMETERS]
     ]
-    # The first of a name counts.
+    # The first value of a name counts.
     parameters = dict(reversed(pairs))
     if any("*" in name for name in parameters):
         return head, _extended(pairs) | parameters
@@ -255,7 +256,7 @@ def _parameters(value: str) -> tuple[str, dict[str, str]]:
 
 
 def _extended(pairs: list[tuple[str, str]]) -> dict[str, str]:
-    """Read the parameters that are split into pieces or carry their charset (RFC 2231)."""
+    """Read parameters that are split into pieces or specify a charset (RFC 2231)."""
     try:
         decoded = decode_params([("", ""), *pairs])[1:]
     except (ValueError, TypeError):
@@ -271,19 +272,19 @@ def _extended(pairs: list[tuple[str, str]]) -> dict[str, str]:
 
 
 def decode_words(value: str) -> str:
-    """Decode the encoded words (RFC 2047) of a header field. What cannot be decoded stays as it is."""
+    """Decode the encoded words (RFC 2047) of a header field. Anything undecodable is left as it is."""
     if "=?" not in value:
         return value
     pieces: list[str] = []
     pending, charset, at = b"", "", 0
     for word in _ENCODED_WORD.finditer(value):
-        if word[4] is not None:  # it has no end, and so has no other behind it
+        if word[4] is not None:  # unclosed, and so are all after it
             break
         gap, at = value[at : word.start()], word.end()
         name = word[1].partition("*")[0].lower()
         data = word[3].encode()
         data = decode_base64(data)[0] if word[2] in "bB" else binascii.a2b_qp(data, header=True)
-        # Words side by side are one text: senders cut them in the middle of a character.
+        # Adjacent words are decoded together, because senders split them in the middle of a character.
         if name == charset and not gap.strip():
             pending += data
             continue
@@ -296,7 +297,7 @@ def decode_words(value: str) -> str:
 
 
 def decode_transfer(body: bytes, encoding: str) -> tuple[bytes, bool]:
-    """Undo a Content-Transfer-Encoding; say whether the body was undamaged. An unknown encoding is none."""
+    """Decode a Content-Transfer-Encoding. Also return True if undamaged. Unknown encodings are ignored."""
     if encoding == "base64":
         return decode_base64(body)
     if encoding == "quoted-printable":
@@ -307,7 +308,7 @@ def decode_transfer(body: bytes, encoding: str) -> tuple[bytes, bool]:
 
 
 def decode_base64(data: bytes) -> tuple[bytes, bool]:
-    """Decode base64 as far as possible; say whether it was undamaged."""
+    """Decode base64 as far as possible. Also return True if it was undamaged."""
     try:
         return binascii.a2b_base64(data), True
     except binascii.Error:
@@ -333,10 +334,10 @@ def _decode_uu(body: bytes) -> tuple[bytes, bool]:
 
 def decode_text(data: bytes, charset: str, *, html: bool = False) -> str:
     """
-    Decode *data* to text that is valid Unicode.
+    Decode *data* to valid Unicode.
 
-    Without a charset that is known, or when only ASCII was promised, it is UTF-8 if it can be, else Windows-1252, as
-    mail programs guess. Of HTML, the charset of the meta element is tried in between.
+    If the charset is unknown or ASCII, try UTF-8, then for HTML the charset of the meta element, then use Windows-1252,
+    as mail programs do.
     """
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         return data.decode("utf-16", "replace")
@@ -348,13 +349,13 @@ def decode_text(data: bytes, charset: str, *, html: bool = False) -> str:
             meta = _META_CHARSET.search(data, 0, 1024) if html else None
             codec = (codec_of(meta[1].decode()) if meta else None) or "cp1252"
     text = data.decode(codec, "replace")
-    # UTF-7 alone lets lone surrogates through.
+    # Only UTF-7 produces lone surrogates.
     return text.encode("utf-8", "replace").decode() if codec == "utf-7" else text
 
 
 @lru_cache(maxsize=256)
 def codec_of(charset: str) -> str | None:
-    """Return the name of the codec that reads *charset*, or None when there is none."""
+    """Return the name of the codec for *charset*, or None if there is none."""
     if not re.fullmatch(r"[\w.:+()-]{1,40}", charset, re.ASCII):
         return None
     if _codec_key(charset) not in _CODECS:
@@ -363,13 +364,13 @@ def codec_of(charset: str) -> str | None:
         name = codecs.lookup(charset).name
         if name.replace("-", "_") in _NO_CHARSETS:
             return None
-        b" ".decode(name, "ignore")  # the codecs of Python that make no text (zlib, hex, ...) raise here
+        b" ".decode(name, "ignore")  # Python's codecs that do not produce text (zlib, hex, ...) raise here
     except (LookupError, ValueError):
         return None
     return _SUPERSETS.get(name, name)
 
 
 def printable(text: str) -> str:
-    """Return *text* on one line: no control characters, no lone surrogates, runs of white space as one space."""
+    """Return *text* on one line, without control characters and lone surrogates, with white space collapsed."""
     text = " ".join(text.split())
     return text if text.isprintable() else " ".join(text.translate(_UNPRINTABLE).split())

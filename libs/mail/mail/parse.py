@@ -1,4 +1,4 @@
-"""A raw mail as facts: what services need to know of it, from bytes that nobody checked."""
+"""Extracts the facts that services need from an untrusted raw message."""
 
 import hashlib
 import re
@@ -34,13 +34,13 @@ from mail.mime import (
 from mail.text import HTML_CHARS, URL_CHARS, Mailbox, find_urls, host_of, mailboxes, normal_url, read_html, unescaped
 
 MAIL_BYTES = 157_286_400
-"""Bytes of a mail that are read: 150 MiB, the largest message that Exchange Online can be made to accept."""
+"""Bytes of a message that are read: 150 MiB, the largest size that Exchange Online can be configured to accept."""
 TEXT_BYTES = 2_097_152
-"""Encoded bytes of all texts of a mail that are read for links and for the fingerprint."""
+"""Encoded bytes of all text parts that are read for links and for the fingerprint."""
 SUBJECT_CHARS = 1_000
 ADDRESSES = 1_000
 MAILBOXES = 10_000
-"""Mailboxes of To and Cc that are read, the same ones again and again too."""
+"""Mailboxes of To and Cc that are read, including duplicates."""
 URLS = 500
 
 _START = re.compile(rb"(?:\xef\xbb\xbf)?[ \t\r\n]*+")
@@ -61,9 +61,9 @@ _MESSAGES = frozenset({"message/rfc822", "message/global", "application/vnd.ms-o
 @dataclass(frozen=True, slots=True)
 class Attachment:
     """
-    A part that is not the text of the mail: a file, an image inside the text, a mail that is attached as a whole.
+    A part that is not the message's text: a file, an inline image, an attached message.
 
-    `size` and `sha256` are those of the decoded content. `inline` means that the text shows it.
+    `size` and `sha256` are those of the decoded content. `inline` means that it is shown within the text.
     """
 
     name: str | None
@@ -76,12 +76,11 @@ class Attachment:
 @dataclass(frozen=True, slots=True)
 class MailFacts:
     """
-    What a raw mail says of itself, and what Exchange Online wrote into it.
+    The facts of a raw message: its own headers and content, and the headers that Exchange Online added.
 
-    Every text is valid UTF-8 without NUL. A fact that the mail does not carry is None or empty. Of fields that occur
-    more than once the topmost counts: what stands below may have come with the mail. `from_domain` and the domains of
-    all addresses are lower-case, and ASCII where DNS knows such a name. `envelope_sender` may be a domain alone, when
-    no more is known.
+    All text is valid UTF-8 without NUL. A fact that is absent is None or empty. Of header fields that occur more than
+    once the topmost counts, because those below may have come with the message. `from_domain` and the domains of all
+    addresses are lower-case, and ASCII if DNS has such a name. `envelope_sender` may be only a domain.
     """
 
     sha256: str
@@ -112,9 +111,9 @@ class MailFacts:
     @property
     def carries_messages(self) -> bool:
         """
-        Whether other messages are attached, whatever type their attachments say they have.
+        Whether other messages are attached, judging by declared type and by file name.
 
-        Report buttons, add-ins and "forward as attachment" wrap what they report in a message of the user's own.
+        Report buttons, add-ins and "forward as attachment" wrap the reported message in a message of the user.
         """
         return any(
             file.content_type in _MESSAGES or (file.name or "").lower().endswith((".eml", ".msg"))
@@ -124,11 +123,11 @@ class MailFacts:
 
 def parse(raw: bytes) -> MailFacts:
     """
-    Return the facts of a raw mail. No input raises; what is broken, or crosses a bound, is named in `defects`.
+    Return the facts of a raw message. Never raises; damage and exceeded limits are listed in `defects`.
 
-    `is_mail` is False, and nothing but hash and size is known, when no field of a mail's header is there. `urls` are
-    distinct, at most URLS, each cut at URL_CHARS, wrappers undone. An attached mail is an attachment: its links
-    and its sender are not those of this mail.
+    `is_mail` is False, and only hash and size are known, if no known header field is present. `urls` are distinct, at
+    most URLS, each cut at URL_CHARS, with wrappers removed. An attached message is an attachment: its links and its
+    sender are not included.
     """
     sha256, size = hashlib.sha256(raw).hexdigest(), len(raw)
     defects: set[str] = set()
@@ -180,7 +179,7 @@ def parse(raw: bytes) -> MailFacts:
 
 
 def open_mail(raw: bytes, defects: set[str]) -> tuple[bytes, int, Headers, int]:
-    """Return what is read of a raw mail, where its header begins, the header, and where its body begins."""
+    """Return the bytes to read of a raw message, the offset of its header, the header, and the offset of its body."""
     if len(raw) > MAIL_BYTES:
         defects.add("too-large")
         raw = raw[:MAIL_BYTES]
@@ -192,7 +191,7 @@ def open_mail(raw: bytes, defects: set[str]) -> tuple[bytes, int, Headers, int]:
 
 
 class _Content:
-    """What the parts of a mail add up to."""
+    """Collects links, texts and attachments from the parts of a message."""
 
     def __init__(self, defects: set[str]) -> None:
         self.urls: dict[str, None] = {}
@@ -203,11 +202,11 @@ class _Content:
         self._defects = defects
 
     def visible_text(self) -> str:
-        """Return the text that most mail programs show: that of the HTML parts, or else of the plain ones."""
+        """Return the text that most mail programs show: that of the HTML parts, else of the plain text parts."""
         return " ".join(self._texts["text/html"]).strip() or " ".join(self._texts["text/plain"])
 
     def add(self, part: Part) -> None:
-        """Take the links and the text of a text; list everything else as an attachment."""
+        """Extract links and text from a text part; list any other part as an attachment."""
         attached = part.content_type not in _TEXTS or part.disposition == "attachment" or part.filename is not None
         if attached:
             self._attach(part)
@@ -289,7 +288,7 @@ def _sender(headers: Headers, defects: set[str]) -> Mailbox | None:
 
 
 def _recipients(headers: Headers, defects: set[str]) -> list[Mailbox]:
-    """Return the mailboxes of To and Cc, each address once."""
+    """Return the distinct mailboxes of To and Cc."""
     found: dict[str, Mailbox] = {}
     fields = chain(islice(headers.all("to"), 10), islice(headers.all("cc"), 10))
     for count, mailbox in enumerate(chain.from_iterable(map(mailboxes, fields))):
@@ -325,7 +324,7 @@ def _sent(headers: Headers, defects: set[str]) -> datetime | None:
 
 
 def _received(headers: Headers) -> datetime | None:
-    """Return the date of the topmost Received that has one: the last server wrote it."""
+    """Return the date of the topmost Received field with a date, which the last server added."""
     dates = (_date(field.rpartition(";")[2]) for field in islice(headers.all("received"), 10))
     return next((date for date in dates if date), None)
 

@@ -1,7 +1,7 @@
 """
-The safe preview of a raw mail: what a mail program would show of it, harmless.
+A safe preview of a raw message: what a mail program would show, made harmless.
 
-Nothing that is shown can run, load, cover, navigate or be followed; `mail.document` makes a page of it.
+Nothing in it can run, load, cover, navigate or be followed. `mail.document` turns it into a page.
 """
 
 import hashlib
@@ -18,9 +18,9 @@ from mail.sanitise import IMAGE_BYTES, IMAGES, Material, plain_fragment, sanitis
 
 TEXT_CHARS = 100_000
 TEXT_BYTES = 12_582_912
-"""Encoded bytes that are read of all texts: HTML may carry its images within."""
+"""Encoded bytes that are read of all text parts together. HTML may contain its images."""
 TEXTS = 20
-"""Texts that are shown one below the other."""
+"""Text parts that are shown, one below the other."""
 ATTACHMENTS = 100
 RECIPIENTS = 50
 
@@ -30,7 +30,7 @@ _FILE_NAME = re.compile(r'[\x00-\x1f\x7f<>:"/\\|?*]+')
 
 @dataclass(frozen=True, slots=True)
 class PreviewAttachment:
-    """A file that the preview names and does not show. `size` is in bytes; `name` has no invisible characters."""
+    """A file that the preview lists but does not show. `size` is in bytes; `name` has no invisible characters."""
 
     name: str
     content_type: str
@@ -40,12 +40,12 @@ class PreviewAttachment:
 @dataclass(frozen=True, slots=True)
 class Preview:
     """
-    What is shown of a mail.
+    The parts of a message to show.
 
-    `html` is a sanitised fragment, None when the mail has no HTML; `text` is what is visible, at most TEXT_CHARS.
-    `from_address` is the real one and always to be shown beside `from_name`; `from_is_deceptive` means that the name
-    poses as another address. `removed` counts what is not shown, by kind. `is_cut` means that the mail has more to
-    show than the preview's bounds let in.
+    `html` is a sanitised fragment, None if the message has no HTML; `text` is the visible text, at most TEXT_CHARS.
+    `from_address` is the real one and must always be shown next to `from_name`; `from_is_deceptive` means that the name
+    poses as another address. `removed` counts what was left out, by kind. `is_cut` means that the message exceeds the
+    limits of the preview.
     """
 
     from_name: str | None
@@ -64,12 +64,12 @@ class Preview:
 
 def preview(raw: bytes, words: Mapping[str, str] = ENGLISH) -> Preview:
     """
-    Return the safe preview of a raw mail. No input raises; what is no mail is an empty preview.
+    Return the safe preview of a raw message. Never raises; input that is not a message gives an empty preview.
 
-    *words*, in the reader's language, tell in its HTML why a link should not be believed.
+    *words* are the texts, in the reader's language, that explain in the HTML why a link is suspicious.
 
-    Of a multipart/alternative the last HTML is shown, else the last plain text; an attached mail is an attachment.
-    Takes up to some seconds of the processor for a hostile mail, so it belongs into a thread: `asyncio.to_thread`.
+    Of a multipart/alternative the last HTML part is shown, else the last plain text; an attached message is an
+    attachment. May take some seconds of CPU time for a hostile message, so run it in a thread (`asyncio.to_thread`).
     """
     facts = parse(raw)
     material = Material(words)
@@ -112,7 +112,7 @@ def preview(raw: bytes, words: Mapping[str, str] = ENGLISH) -> Preview:
 
 
 def _shown_parts(raw: bytes, material: Material) -> tuple[list[Part], dict[str, bytes]]:
-    """Return the texts that a mail program shows, and the images that they can name, by Content-ID."""
+    """Return the text parts that a mail program shows, and the images they can refer to, by Content-ID."""
     raw, _, headers, body = open_mail(raw, set())
     texts: list[Part] = []
     images: dict[str, bytes] = {}
@@ -127,7 +127,7 @@ def _shown_parts(raw: bytes, material: Material) -> tuple[list[Part], dict[str, 
 
 
 def _chosen(texts: list[Part]) -> list[Part]:
-    """Leave out the branches of each multipart/alternative that a mail program does not show."""
+    """Return *texts* without the branches of multipart/alternatives that a mail program does not show."""
     best: dict[int, tuple[bool, int]] = {}
     for part in texts:
         for choice, branch in part.choices:
@@ -142,7 +142,7 @@ def _read(part: Part, room: int) -> str:
 
 
 def _is_deceptive(facts: MailFacts) -> bool:
-    """Say whether the display name poses as an address or a site that is not the sender's."""
+    """Return True if the display name poses as an address or site that is not the sender's."""
     if not facts.from_name or not facts.from_domain:
         return False
     own = facts.from_domain.removeprefix("www.")

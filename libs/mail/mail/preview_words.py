@@ -1,4 +1,4 @@
-"""What a preview itself says, in English. A translation has the same keys and the same placeholders."""
+"""The texts of a preview itself, in English. A translation has the same keys and the same placeholders."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -6,7 +6,7 @@ from types import MappingProxyType
 ENGLISH: Mapping[str, str] = MappingProxyType(
     {
         "language": "en",
-        "mail": "Mail",
+        "mail": "Message",
         "from": "From",
         "to": "To",
         "more": "and {count} more",
@@ -17,19 +17,19 @@ ENGLISH: Mapping[str, str] = MappingProxyType(
         "no_address": "(no address)",
         "deceptive": "The name poses as another address.",
         "removed": "Not shown: {what}.",
-        "cut": "The mail is longer than what is shown.",
-        "links": "Links cannot be followed here; where they lead stands in brackets.",
+        "cut": "The message is longer than what is shown.",
+        "links": "Links are disabled here; their targets are shown in brackets.",
         "image": "image",
-        "link_other-host": "not where the text says",
-        "link_mixed-scripts": "letters of several scripts: {host}",
-        "link_lookalike": "foreign letters that look Latin: {host}",
-        "link_credentials": "what stands before @ is not the site",
+        "link_other-host": "not the site that the text names",
+        "link_mixed-scripts": "mixes letters of several scripts: {host}",
+        "link_lookalike": "letters that only look Latin: {host}",
+        "link_credentials": "the text before @ is not the site",
         "link_address": "a number instead of a name",
         "link_no-website": "not a website",
         "removed_remote-images": "remote image",
         "removed_remote-images_many": "remote images",
-        "removed_other-images": "image that is none, or too large",
-        "removed_other-images_many": "images that are none, or too large",
+        "removed_other-images": "invalid or oversized image",
+        "removed_other-images_many": "invalid or oversized images",
         "removed_remote-backgrounds": "background image",
         "removed_remote-backgrounds_many": "background images",
         "removed_scripts": "script",
@@ -56,4 +56,4 @@ ENGLISH: Mapping[str, str] = MappingProxyType(
         "removed_invisible-characters_many": "invisible characters",
     }
 )
-"""By what they are about; `removed_` and a kind of `Preview.removed`, `link_` and a warning of `Link`."""
+"""Texts by key. `removed_` is followed by a kind of `Preview.removed`, `link_` by a warning of `Link`."""

@@ -1,9 +1,9 @@
 """
-Hostile HTML as a fragment that a browser can show: no script, no request, no link that can be followed.
+Turns hostile HTML into a fragment that is safe to show: no scripts, no requests, no clickable links.
 
-Three steps. nh3 parses the markup as browsers do, and leaves a few elements, well-formed. Then links become text with
-their target behind it, remote images become placeholders, images of the mail become data: URLs. At last nh3 again lets
-pass only what the result may contain: what the step between does wrong cannot do harm.
+There are three steps. nh3 parses the markup as browsers do and keeps a few elements, well-formed. Then links become
+text followed by their target, remote images become placeholders, and embedded images become data: URLs. Finally nh3
+removes everything that the result must not contain, so that a mistake in the second step does no harm.
 """
 
 import base64
@@ -34,17 +34,17 @@ from mail.text import find_urls
 
 HTML_CHARS = 200_000
 HTML_TAGS = 20_000
-"""Up to here the markup of a mail is read, in all its texts. The most hostile that was found takes a second."""
+"""Limits on the markup that is read of a message. The most hostile sample found takes a second."""
 NESTING = 128
-"""Levels of elements that are shown as such: nested tables keep a browser busy for longer the deeper they are."""
+"""Levels of elements that are kept: the deeper tables are nested, the longer they keep a browser busy."""
 IMAGES = 50
 IMAGE_BYTES = 2_097_152
-"""Of one image."""
+"""Limit for one image."""
 IMAGES_BYTES = 6_291_456
-"""Of all images that are shown, each as often as it is shown."""
+"""Limit for all images, each counted as often as it is shown."""
 LINKS = 500
 TARGET_CHARS = 120
-"""Shown of a target; the host always is."""
+"""Characters of a target that are shown. The host always is."""
 ALT_CHARS = 200
 
 _TOKEN = re.compile(r'<(/?)([a-z][a-z0-9-]*)((?: [\w:-]+="[^"]*")*) ?/?>|([^<]+)|<')
@@ -77,11 +77,11 @@ _TAG = re.compile(r"<[^>]*+(?:>|\Z)")
 
 @dataclass(slots=True)
 class Material:
-    """What the HTML of one mail may use, the words to explain it with, and what became of it."""
+    """Input and result of sanitising one message: texts and images to use, limits left, and what was removed."""
 
     words: Mapping[str, str] = field(default_factory=lambda: ENGLISH)
     images: dict[str, bytes] = field(default_factory=dict)
-    """By Content-ID: what the mail carries."""
+    """Images that the message contains, by Content-ID."""
     shown: set[str] = field(default_factory=set)
     """The Content-IDs that the result shows."""
     links: list[Link] = field(default_factory=list)
@@ -94,7 +94,7 @@ class Material:
 
 
 def sanitise(markup: str, material: Material) -> str:
-    """Return *markup* as a fragment that is safe to show in a page of its own. No input raises."""
+    """Return *markup* as a fragment that is safe to show in a page of its own. Never raises."""
     kept: list[str] = []
 
     def keep(found: re.Match[str]) -> str:
@@ -109,7 +109,7 @@ def sanitise(markup: str, material: Material) -> str:
 
 
 def plain_fragment(text: str, material: Material) -> str:
-    """Return plain *text* as a fragment like those of `sanitise`; its URLs are links."""
+    """Return plain *text* as a fragment like those of `sanitise`, with its URLs shown as links."""
     text, invisible = visible(text)
     material.removed["invisible-characters"] += invisible
     pieces, at = [], 0
@@ -127,7 +127,7 @@ def plain_fragment(text: str, material: Material) -> str:
 
 
 def text_of(fragment: str) -> str:
-    """Return the text that a fragment of `sanitise` shows."""
+    """Return the visible text of a fragment made by `sanitise`."""
     text = _CELL.sub(" ", _BREAK.sub("\n", fragment))
     lines = (" ".join(line.split()) for line in unescape(_TAG.sub("", text)).split("\n"))
     return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip()
@@ -146,7 +146,7 @@ def _cut(markup: str, material: Material) -> str:
 
 
 class _Rewriter:
-    """The step in the middle: over the well-formed output of nh3, token by token."""
+    """The second step: rewrites the well-formed output of nh3, token by token."""
 
     def __init__(self, material: Material, kept: list[str]) -> None:
         self._material = material
@@ -180,7 +180,7 @@ class _Rewriter:
         self._note(shown)
 
     def _note(self, text: str) -> None:
-        """Remember what is the text of the links around."""
+        """Add *text* to the text of the enclosing links."""
         for _, texts in self._anchors[-3:]:
             if len(texts) < 100:
                 texts.append(text)
@@ -288,7 +288,7 @@ def _defused(text: str, link: Link, words: Mapping[str, str]) -> str:
 
 
 def _target(link: Link, words: Mapping[str, str]) -> str:
-    """Return what is shown behind a link: where it leads, unless its text says just that."""
+    """Return the target to show after a link, or an empty string if its text already is the target."""
     if not link.warnings and link.text in {link.target, link.target.removesuffix("/")}:
         return ""
     shown = link.target
@@ -301,6 +301,6 @@ def _target(link: Link, words: Mapping[str, str]) -> str:
 
 
 def explain(link: Link, words: Mapping[str, str]) -> list[str]:
-    """Return why a link should not be believed, as HTML text for its reader."""
+    """Return the reasons to distrust a link, as HTML."""
     looks_like = unicode_host(link.host or "")[:100]
     return [escape(words[f"link_{warning}"].format(host=looks_like)) for warning in link.warnings]

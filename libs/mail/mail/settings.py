@@ -1,4 +1,4 @@
-"""Where mails are kept, as a setting of a program."""
+"""The setting for where a program stores messages."""
 
 from typing import Annotated
 
@@ -11,13 +11,13 @@ def _open(url: object) -> MailStore:
     try:
         return MailStore(str(url))
     except (ValueError, StoreUnavailable) as error:
-        # Their texts repeat the URL, which may hold a key.
+        # Their messages repeat the URL, which may contain a key.
         kind = type(error.__cause__ or error).__name__
-        raise ValueError(f"give a place that this program can write to ({kind})") from None
+        raise ValueError(f"set a location that this program can write to ({kind})") from None
 
 
 class MailStoreSettings(BaseModel):
-    """A setting to mix into those of a program."""
+    """A mixin for a program's settings."""
 
     mail_store: Annotated[MailStore, PlainValidator(_open)]
-    """Where raw mails are kept, given as a URL: `file:///...`, `s3://...`, `az://...` or `gs://...`."""
+    """Where raw messages are stored, as a URL: `file:///...`, `s3://...`, `az://...` or `gs://...`."""

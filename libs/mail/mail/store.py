@@ -1,9 +1,9 @@
 """
-The mail store: raw mails under their SHA-256, in a local folder, S3, Azure Blob Storage or Google Cloud Storage.
+Stores raw messages by SHA-256 in a local folder, S3, Azure Blob Storage or Google Cloud Storage.
 
-obstore writes a local file aside and renames it, so that no reader sees half of it, but it never syncs (seen with
-strace, obstore 0.12): after a power cut the file may be empty or gone. For local folders that step is done here, and
-what a crash before the renaming left aside (`<sha256>#<number>`) is removed.
+obstore writes a local file under a temporary name and renames it, so that readers never see part of it, but never syncs
+it (seen with strace, obstore 0.12): after a power failure the file may be empty or missing. For local folders this
+module syncs files, and removes temporary files (`<sha256>#<number>`) left by a crash.
 """
 
 import asyncio
@@ -29,32 +29,32 @@ if TYPE_CHECKING:
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _HASH_INLINE_BYTES = 262_144
 _LEFT_SECONDS = 3600
-"""No file is written for so long: what is older was left by a crash, of this process or another on the same folder."""
+"""No write takes this long: older temporary files were left by a crash of some process that uses the folder."""
 
 _RETRIES: "RetryConfig" = {"max_retries": 2, "retry_timeout": timedelta(seconds=10)}
-"""Enough for a hiccup of a cloud. obstore's default goes on for three minutes; callers have their own retries."""
+"""Enough for a brief cloud failure. obstore's default is three minutes, but callers have their own retries."""
 
 
 class StoreUnavailable(Exception):  # noqa: N818  the name says what is the case
-    """The store did not do what was asked: disk full, no permission, no network. Nothing was lost; try again later."""
+    """The operation failed: disk full, no permission, no network. Nothing was lost; try again later."""
 
 
 class MailMissing(Exception):  # noqa: N818  the name says what is the case
-    """The store holds no mail of this hash for this tenant."""
+    """The store has no message with this hash for this tenant."""
 
 
 class MailCorrupt(Exception):  # noqa: N818  the name says what is the case
-    """What the store holds under this hash is not the mail of this hash."""
+    """The stored content does not match its hash."""
 
 
 class MailStore:
     """
-    Keeps raw mails by content: reports of one mail, however many, are one object `<tenant>/<2 hex>/<sha256>`.
+    Stores raw messages by content: all reports of one message share one object `<tenant>/<2 hex>/<sha256>`.
 
-    *url* is `file:///folder` (created when missing), `s3://bucket/prefix`, `az://container/prefix`,
-    `gs://bucket/prefix`, or `memory:///`, which forgets all when the process ends. The cloud's account, region and
-    credentials come from where its own tools look for them (AZURE_STORAGE_ACCOUNT_NAME, AWS_REGION, ...). Raises
-    ValueError for another URL, StoreUnavailable when the folder cannot be made.
+    *url* is `file:///folder` (created if missing), `s3://bucket/prefix`, `az://container/prefix`, `gs://bucket/prefix`,
+    or `memory:///`, which is lost when the process ends. Account, region and credentials come from the cloud's usual
+    environment variables (AZURE_STORAGE_ACCOUNT_NAME, AWS_REGION, ...) and files. Raises ValueError for any other URL,
+    StoreUnavailable if the folder cannot be created.
     """
 
     def __init__(self, url: str) -> None:
@@ -73,9 +73,9 @@ class MailStore:
 
     async def put(self, tenant_id: UUID | str, raw: bytes) -> str:
         """
-        Keep *raw* and return its SHA-256. It is durable when this returns; keeping it again changes nothing.
+        Store *raw* durably and return its SHA-256. Storing it again changes nothing.
 
-        Raises StoreUnavailable when it could not be kept, ValueError when *tenant_id* is no UUID.
+        Raises StoreUnavailable if it could not be stored, ValueError if *tenant_id* is not a UUID.
         """
         sha256 = await _sha256(raw)
         path = _path(tenant_id, sha256)
@@ -83,7 +83,7 @@ class MailStore:
             try:
                 await obstore.put_async(self._store, path, raw, mode="create")
             except AlreadyExistsError:
-                # A crash before the sync may have left a damaged file behind; a cloud keeps whole objects only.
+                # A crash before the sync may have left a damaged local file; clouds only store complete objects.
                 if self._folder and await _sha256(await self._read(path)) != sha256:
                     await obstore.put_async(self._store, path, raw)
             if self._folder:
@@ -94,9 +94,9 @@ class MailStore:
 
     async def get(self, tenant_id: UUID | str, sha256: str) -> bytes:
         """
-        Return the mail of this hash, unaltered.
+        Return the message with this hash.
 
-        Raises MailMissing, MailCorrupt, StoreUnavailable; ValueError when an argument is no UUID or SHA-256.
+        Raises MailMissing, MailCorrupt, StoreUnavailable; ValueError if an argument is not a UUID or SHA-256.
         """
         path = _path(tenant_id, sha256)
         try:
@@ -115,9 +115,9 @@ class MailStore:
 
     async def delete(self, tenant_id: UUID | str, sha256: str) -> None:
         """
-        Forget the mail of this hash for this tenant; a mail that is not there is forgotten already.
+        Delete the message with this hash for this tenant, if it exists.
 
-        Raises StoreUnavailable; ValueError when an argument is no UUID or SHA-256.
+        Raises StoreUnavailable; ValueError if an argument is not a UUID or SHA-256.
         """
         path = _path(tenant_id, sha256)
         try:
@@ -131,9 +131,9 @@ class MailStore:
 
     async def older(self, age: timedelta) -> AsyncIterator[list[tuple[UUID, str]]]:
         """
-        List, in pages, the tenant and SHA-256 of mails that were put here, or put anew, more than *age* ago.
+        Yield pages of tenant and SHA-256 of the messages that were last stored more than *age* ago.
 
-        What has another name than a mail is left out. Raises StoreUnavailable.
+        Objects whose name is not that of a message are skipped. Raises StoreUnavailable.
         """
         before = datetime.now(UTC) - age
         try:
@@ -147,7 +147,7 @@ class MailStore:
         return bytes(await found.bytes_async())
 
     def _sync(self, file: Path) -> None:
-        """Make *file* survive a power cut: its content, its name, and the names of folders that may be new."""
+        """Make *file* survive a power failure: its content, its name, and the names of new folders."""
         if file.parent not in self._synced_folders:
             _remove_leftovers(file.parent)
         _sync_path(file)
@@ -162,14 +162,14 @@ class MailStore:
 
 
 def _path(tenant_id: UUID | str, sha256: str) -> str:
-    """Return where a mail lies. The arguments come from outside: only their own form gets into a path."""
+    """Return the path of a message. The arguments are untrusted, so only well-formed ones become part of a path."""
     if not _SHA256.fullmatch(sha256):
         raise ValueError(f"{sha256[:100]!r} is no SHA-256 in lower-case hexadecimal.")
     return f"{UUID(str(tenant_id))}/{sha256[:2]}/{sha256}"
 
 
 def _place(path: str) -> tuple[UUID, str] | None:
-    """Return tenant and SHA-256 of the mail that lies at *path*; None when something else does."""
+    """Return tenant and SHA-256 of the message at *path*; None if the path is not that of a message."""
     tenant_id, sha256 = path.partition("/")[0], path.rpartition("/")[2]
     try:
         return (UUID(tenant_id), sha256) if path == _path(tenant_id, sha256) else None

@@ -1,10 +1,10 @@
 """
-What a reader of the mail sees: addresses, the visible text of HTML, and the links.
+Addresses, the visible text of HTML, and links.
 
-HTML is parsed by lexbor. A tree that follows the HTML standard can be a thousand times larger than its source, because
-unclosed formatting elements are opened again in every paragraph: 52 KB of them took 3.2 GB and 12 seconds, and nesting
-and attributes cost quadratic time (measured). So formatting elements become spans, which mean the same to us, and only
-the beginning of the markup becomes a tree; in the rest, links are searched as text.
+HTML is parsed by lexbor. A tree that conforms to the HTML standard can be a thousand times larger than its source,
+because unclosed formatting elements are reopened in every paragraph: 52 KB of them took 3.2 GB and 12 seconds, and
+nesting and attributes take quadratic time (measured). Therefore formatting elements are replaced by spans, and only the
+beginning of the markup is parsed into a tree; the rest is searched for links as text.
 """
 
 import re
@@ -22,7 +22,7 @@ from mail.mime import decode_words, printable
 
 HTML_CHARS = 100_000
 HTML_TAGS = 10_000
-"""Up to here the markup of a mail becomes a tree: the most hostile that was found takes 0.8 seconds."""
+"""Limits on the markup that is parsed into a tree. The most hostile sample found takes 0.8 seconds."""
 URL_CHARS = 2_048
 
 _MAILBOX = re.compile(
@@ -38,12 +38,12 @@ _WORD = r'[^\s"<>,;:()\\@]+'
 _PLAIN_MAILBOX = re.compile(
     rf'(?P<name>"[^"\\]*"\s*|[^"<>,;:()\\@]*)<(?P<angle>{_WORD}@{_WORD})>|(?P<bare>{_WORD}@{_WORD})'
 )
-"""Nearly all address fields with one mailbox, for which the tokens below would take five times as long."""
+"""Matches nearly all address fields with one mailbox, five times as fast as the tokens above."""
 _COMMENT = re.compile(r"\((?:[^()\\]|\\.)*+(\)?)")
-"""One without an end, too: it is left as it is, and not tried again from each parenthesis inside."""
+"""Also matches an unclosed comment, which is kept and not tried again from each parenthesis inside."""
 _ADDRESS = re.compile(r'(?:"[^"]{0,100}"|(?<![^\s"@<>,;()])[^\s"@<>,;()]++)@[^\s"<>,;()]+')
 _LOCAL_CHARS = 200
-"""Read of a local part that is not in angle brackets."""
+"""Characters read of a local part that is not in angle brackets."""
 _ADDRESS_CHARS = 320
 
 _URL = re.compile(r"(?:https?|ftp)://[^\s<>\"\x00-\x1f]+|(?<![\w@/.-])www\.[^\s<>\"\x00-\x1f]+", re.IGNORECASE)
@@ -66,7 +66,7 @@ _INVISIBLE = (
 
 
 class Mailbox(NamedTuple):
-    """One address of an address field; the domain is that of `mail_domain`, the name may be empty."""
+    """One address of an address field. Its domain is normalised by `mail_domain`; the name may be empty."""
 
     name: str
     address: str
@@ -74,10 +74,10 @@ class Mailbox(NamedTuple):
 
 def mailboxes(field: str) -> Iterator[Mailbox]:
     """
-    Yield the mailboxes of an address field, also of a broken one.
+    Yield the mailboxes of an address field, even of a malformed one.
 
-    The address in angle brackets is the one that counts: `"boss@example.com" <thief@example.net>` is the thief. Encoded
-    words are decoded only after the structure is known, so that they cannot pose as structure.
+    The address in angle brackets counts: `"boss@example.com" <thief@example.net>` is the thief. Encoded words are
+    decoded after the field has been parsed, so that they cannot affect its structure.
     """
     if not field:
         return
@@ -104,7 +104,7 @@ def mailboxes(field: str) -> Iterator[Mailbox]:
 
 def _mailbox(phrase: str, comment: str, angle: str) -> Mailbox | None:
     if "@" in angle:
-        # A source route (<@relay:user@example.com>) is obsolete, and no part of the address.
+        # A source route (<@relay:user@example.com>) is obsolete and not part of the address.
         address = angle.rpartition(":")[2].strip()
         name = phrase
         if address.startswith('"') and address.endswith('"'):
@@ -114,7 +114,7 @@ def _mailbox(phrase: str, comment: str, angle: str) -> Mailbox | None:
         found = _ADDRESS.search(text) or _ADDRESS.search(text.replace('"', " "))
         if not found:
             return None
-        # A local part that is too long is cut to its last characters: they may be one.
+        # A local part that is too long is cut to its last characters, which may be the real one.
         address, name = found[0][max(0, found[0].index("@") - _LOCAL_CHARS) :], comment
     if "(" in address:
         address = _COMMENT.sub(lambda comment: "" if comment[1] else comment[0], address)
@@ -132,10 +132,10 @@ def _mailbox(phrase: str, comment: str, angle: str) -> Mailbox | None:
 
 def mail_domain(domain: str) -> str:
     """
-    Return the domain of an address in lower case and as DNS knows it, or as it is written when DNS knows no such name.
+    Return the domain of an address in lower case and as DNS knows it, or unchanged if it is not a valid DNS name.
 
-    Unlike browsers, mail maps no letters to those that they resemble: `bank.example` in mathematical letters is not the
-    bank's.
+    Unlike browsers, email maps no letters to similar ones: `bank.example` in mathematical letters is not the bank's
+    domain.
     """
     domain = domain.strip(".").lower()
     return domain if domain.isascii() else _encoded(domain[:255], mapped=False) or domain
@@ -147,7 +147,7 @@ def ascii_domain(domain: str) -> str:
     return domain if domain.isascii() else _encoded(domain[:255], mapped=True) or domain
 
 
-@lru_cache(maxsize=1024)  # half a millisecond for the longest ones, which a mail may repeat thousands of times
+@lru_cache(maxsize=1024)  # half a millisecond for the longest, which a message may repeat thousands of times
 def _encoded(domain: str, *, mapped: bool) -> str | None:
     try:
         return idna.encode(domain, uts46=mapped).decode()
@@ -157,15 +157,15 @@ def _encoded(domain: str, *, mapped: bool) -> str | None:
 
 def read_html(markup: str, room: int) -> tuple[str, list[str], str]:
     """
-    Return the visible text, the links in the order of the page, and the markup that was too much for a tree.
+    Return the visible text, the links in page order, and the rest of the markup that was not parsed.
 
-    At most *room* characters become a tree.
+    At most *room* characters are parsed into a tree.
     """
     if "data:" in markup:
         markup = _DATA_URL.sub("data:", markup)
     head, rest = _cut(markup, room)
     if "<![endif]" in head:
-        # Outlook shows what stands in these comments.
+        # Outlook shows the content of these comments.
         head = _CONDITIONAL.sub("", head)
     tree = LexborHTMLParser(_FORMATTING.sub(r"<\1span", head), options=LexborDocumentOptions.WO_EVENTS)
     links = []
@@ -192,14 +192,14 @@ def _cut(markup: str, room: int) -> tuple[str, str]:
 
 
 def find_urls(text: str) -> Iterator[str]:
-    """Yield what mail programs make a link of in plain text."""
+    """Yield the URLs in plain text that mail programs turn into links."""
     if "://" in text or "www." in text or "WWW." in text:
         for found in _URL.finditer(text):
             yield _without_tail(found[0][: 4 * URL_CHARS])
 
 
 def unescaped(markup: str) -> str:
-    """Return *markup* with its character references resolved, as far as the standard library can."""
+    """Return *markup* with its character references resolved, or unchanged if the standard library fails."""
     try:
         return unescape(markup)
     except ValueError:  # a reference with thousands of digits
@@ -207,7 +207,7 @@ def unescaped(markup: str) -> str:
 
 
 def _without_tail(url: str) -> str:
-    """Leave out the punctuation of the sentence around the URL, and brackets that were opened outside of it."""
+    """Return *url* without trailing punctuation and closing brackets that were opened before it."""
     for _ in range(10):
         trimmed = url.rstrip(".,;:!?'*|")
         closing = trimmed[-1:]
@@ -221,10 +221,10 @@ def _without_tail(url: str) -> str:
 
 def normal_url(link: str, *, layers: int = LAYERS) -> str | None:
     """
-    Return *link* as a browser reads it, or None when it leads to no web or FTP server.
+    Return *link* as a browser interprets it, or None if it does not lead to a web or FTP server.
 
-    White space inside, backslashes and missing slashes are the tricks that browsers forgive. Safe Links and other
-    wrappers are undone, at most *layers* of them: what was rewritten on delivery is no indicator.
+    Browsers tolerate white space, backslashes and missing slashes, which attackers exploit. Safe Links and other
+    wrappers are removed, at most *layers* of them, because a link rewritten on delivery is no indicator.
     """
     link = "".join(link[: 4 * URL_CHARS].split())
     if link[:4].lower() == "www.":
@@ -246,6 +246,6 @@ def normal_url(link: str, *, layers: int = LAYERS) -> str | None:
 
 
 def host_of(url: str) -> str:
-    """Return the host of a URL that `normal_url` made."""
+    """Return the host of a URL returned by `normal_url`."""
     authority = re.split(r"[\\/?#]", url.partition("://")[2], maxsplit=1)[0]
     return authority.rpartition("@")[2].partition(":")[0]
