@@ -34,7 +34,7 @@ class Lease:
     """
     How long a claimed row is held; calls about it end after three quarters of that.
 
-    Read `deadline` before the claim's transaction, and call within `m365.until(deadline)`: whatever a call
+    Read `deadline` before the claim's transaction, and call within `graph.before(deadline)`: whatever a call
     waits for (a slot, a token, an answer), it has ended when the row comes due again, and no two replicas ever call
     about one row at the same time. A process that was frozen finds the deadline passed when it goes on.
     """

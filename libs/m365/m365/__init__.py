@@ -3,7 +3,7 @@
 from m365.errors import M365Error, Refused, Throttled, Truncated, Unauthorised, Unavailable
 from m365.exchange import Exchange, Records, hashtable
 from m365.graph import Graph
-from m365.session import open_session, until
+from m365.session import open_session
 from m365.settings import M365Settings, connect
 from m365.tokens import Credential, Tokens
 
@@ -23,5 +23,4 @@ __all__ = [
     "connect",
     "hashtable",
     "open_session",
-    "until",
 ]

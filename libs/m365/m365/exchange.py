@@ -21,6 +21,7 @@ import structlog
 from m365.client import Client
 from m365.errors import Truncated
 from m365.http import Answer, json_object
+from m365.session import before
 from m365.tokens import Tokens
 
 log = structlog.get_logger()
@@ -52,6 +53,9 @@ class Exchange:
     most *concurrency* cmdlets run at a time for each tenant. *timeout* is in seconds, *max_body* in bytes; its default
     holds the largest message that Exchange Online accepts, in Base64.
     """
+
+    before = staticmethod(before)
+    """`async with exchange.before(deadline):` calls of the block end by *deadline*, on the event loop's clock."""
 
     def __init__(
         self,

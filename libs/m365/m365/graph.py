@@ -14,6 +14,7 @@ from yarl import URL
 from m365.client import Client
 from m365.errors import Refused
 from m365.http import Answer, json_object
+from m365.session import before
 from m365.tokens import Tokens
 
 Query: TypeAlias = Mapping[str, str]
@@ -35,6 +36,9 @@ class Graph:
     Every method raises Unavailable, Throttled, Refused or Unauthorised. Requests are not retried, except once with a
     fresh token after a 401: retrying is up to the caller.
     """
+
+    before = staticmethod(before)
+    """`async with graph.before(deadline):` calls of the block end by *deadline*, on the event loop's clock."""
 
     def __init__(
         self,

@@ -17,7 +17,7 @@ _deadline: ContextVar[float] = ContextVar("deadline", default=math.inf)
 
 
 @asynccontextmanager
-async def until(deadline: float) -> AsyncIterator[None]:
+async def before(deadline: float) -> AsyncIterator[None]:
     """
     Like `asyncio.timeout_at`, but also start no request after *deadline*, which is on the event loop's clock.
 

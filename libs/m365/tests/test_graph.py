@@ -10,7 +10,7 @@ import orjson
 import pytest
 from aiohttp import web
 
-from m365 import Graph, M365Error, Refused, Tokens, Unauthorised, Unavailable, until
+from m365 import Graph, M365Error, Refused, Tokens, Unauthorised, Unavailable
 
 TENANT = UUID("11111111-1111-4111-8111-111111111111")
 OTHER_TENANT = UUID("22222222-2222-4222-8222-222222222222")
@@ -259,7 +259,7 @@ async def test_a_process_that_was_frozen_past_the_deadline_sends_nothing(
     before = len(microsoft.requests)
 
     with pytest.raises((Unavailable, TimeoutError)):
-        async with until(asyncio.get_running_loop().time() + 0.01):
+        async with Graph.before(asyncio.get_running_loop().time() + 0.01):
             time.sleep(0.02)  # noqa: ASYNC251 - as a process that is stopped
             await graph.post(TENANT, THINGS, {})
 

@@ -28,6 +28,7 @@ class ExchangeLists:
 
     def __init__(self, exchange: Exchange) -> None:
         self._exchange = exchange
+        self.before = exchange.before
         self._accepted: dict[UUID, tuple[Sequence[AcceptedDomain], datetime]] = {}
         self._locks: defaultdict[UUID, asyncio.Lock] = defaultdict(asyncio.Lock)
 

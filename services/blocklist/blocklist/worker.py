@@ -16,7 +16,7 @@ from blocklist.store import Entry, StoredBlock
 from chassis import outbox
 from chassis.postgres import Database, Tx
 from chassis.worker import Lease, backoff, run_all
-from m365 import M365Error, Refused, Throttled, Unavailable, until
+from m365 import M365Error, Refused, Throttled, Unavailable
 
 log = structlog.get_logger()
 
@@ -94,7 +94,7 @@ class Worker:
                     await store.postpone(tx, entry.key, paused_until, in_doubt=entry.in_doubt)
             return
         try:
-            async with until(deadline):
+            async with self._lists.before(deadline):
                 outcome = await self._update_exchange(entry)
         except _UnverifiedError as error:
             await self._postpone(replace(entry, in_doubt=True), error.cause)

@@ -21,7 +21,7 @@ from backstop_contracts.identity import report_id
 from chassis import outbox
 from chassis.postgres import Database
 from chassis.worker import Lease, backoff, run_all
-from m365 import Exchange, M365Error, Refused, Throttled, Unauthorised, Unavailable, until
+from m365 import Exchange, M365Error, Refused, Throttled, Unauthorised, Unavailable
 from mail import MailFacts, MailStore, StoreUnavailable, parse
 from quarantine import rules, store
 from quarantine.message_source import NoMessageError, export_message, find_row
@@ -74,7 +74,7 @@ class ActionWorker:
 
     async def _run(self, action: Action, message: QuarantinedMessage, deadline: float) -> None:
         try:
-            async with until(deadline):
+            async with self._exchange.before(deadline):
                 if message.expires_at <= datetime.now(UTC) and not action.in_doubt:
                     outcome = ActionOutcome("gone", "The message's time in quarantine is over.")
                 elif action.kind in ACTION_TYPES:

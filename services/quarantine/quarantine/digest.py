@@ -15,7 +15,7 @@ from jinja2 import Environment
 
 from chassis.postgres import Database
 from chassis.worker import Lease, backoff, run_all
-from m365 import Graph, M365Error, Refused, Throttled, Unauthorised, Unavailable, until
+from m365 import Graph, M365Error, Refused, Throttled, Unauthorised, Unavailable
 from quarantine import rules, store
 from quarantine.language import Texts, user_language
 from quarantine.links import LinkAction, Signer
@@ -122,7 +122,7 @@ class DigestWorker:
             await self._settle(digest, "nothing", None if messages else "No message is held any more.")
             return
         try:
-            async with until(deadline):
+            async with self._graph.before(deadline):
                 sent = await self._ensure_sent(digest, settings, settings.sender, messages)
         except Refused as error:
             await self._settle(digest, "failed", error.reason or str(error))

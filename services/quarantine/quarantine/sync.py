@@ -10,7 +10,7 @@ import structlog
 
 from chassis.postgres import Database, Tx
 from chassis.worker import Lease, backoff
-from m365 import Exchange, M365Error, Throttled, Unavailable, until
+from m365 import Exchange, M365Error, Throttled, Unavailable
 from quarantine import rows, store
 from quarantine.message_source import find_row
 from quarantine.policies import PolicyDoubt, parse_policies, policy_warning
@@ -103,7 +103,7 @@ class SyncWorker:
 
     async def _read_policies(self, sync: Sync) -> str | None:
         """Store the quarantine policies; return a warning about those that could not be parsed."""
-        async with until(self._lease.deadline()):
+        async with self._exchange.before(self._lease.deadline()):
             policies = parse_policies(await self._exchange.invoke(sync.tenant_id, "Get-QuarantinePolicy"))
         async with self._db.transaction() as tx:
             await self._extend_lease(tx, sync)
@@ -127,7 +127,7 @@ class SyncWorker:
         """Yield the pages of a query; the last one is not full."""
         for number in range(1, MAX_PAGES + 1):
             await self._extend_lease_and_commit(sync)
-            async with until(self._lease.deadline()):
+            async with self._exchange.before(self._lease.deadline()):
                 page: Sequence[ExchangeRow] = await self._exchange.invoke(
                     sync.tenant_id, "Get-QuarantineMessage", **filters, Page=number, PageSize=self._page_size
                 )
@@ -144,7 +144,7 @@ class SyncWorker:
             detailed: ExchangeRow | None = None
             if rows.is_partly_released(row):
                 await self._extend_lease_and_commit(sync)
-                async with until(self._lease.deadline()):
+                async with self._exchange.before(self._lease.deadline()):
                     detailed = await find_row(self._exchange, sync.tenant_id, str(row["Identity"]))
             for message in rows.parse_row(detailed or row):
                 messages[message.identity.lower(), message.recipient] = message

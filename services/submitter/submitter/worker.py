@@ -22,7 +22,7 @@ from backstop_contracts import (
 from chassis import outbox, telemetry
 from chassis.postgres import Database, Tx
 from chassis.worker import Lease, backoff, run_all
-from m365 import Graph, M365Error, Refused, Throttled, Unauthorised, Unavailable, until
+from m365 import Graph, M365Error, Refused, Throttled, Unauthorised, Unavailable
 from mail import MailCorrupt, MailMissing, MailStore, StoreUnavailable
 from submitter import store
 from submitter.rules import Due, Quota, is_other_message, item_of_other, link_of, matches, plan, throttles_tenant
@@ -125,7 +125,7 @@ class Worker:
     async def _call(self, submission: Submission, deadline: float) -> None:
         called = False
         try:
-            async with until(deadline):
+            async with self._graph.before(deadline):
                 body = await self._body(submission)
                 called = True
                 entity = await self._graph.post(submission.tenant_id, PATH, body)
@@ -195,7 +195,7 @@ class Worker:
         since = min(submission.requested_at for submission in submissions) - CLOCK_SKEW
         query = f"source eq 'administrator' and createdDateTime ge {since:%Y-%m-%dT%H:%M:%SZ}"
         try:
-            async with until(deadline):
+            async with self._graph.before(deadline):
                 entities = [
                     entity
                     async for page in self._graph.pages(tenant_id, PATH, {"$filter": query})

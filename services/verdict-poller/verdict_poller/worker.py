@@ -15,7 +15,7 @@ from backstop_contracts import AppliedBlock, VerdictReady
 from chassis import outbox
 from chassis.postgres import Database
 from chassis.worker import Lease, backoff, run_all
-from m365 import Exchange, Graph, M365Error, Refused, Throttled, Truncated, Unavailable, until
+from m365 import Exchange, Graph, M365Error, Refused, Throttled, Truncated, Unavailable
 from verdict_poller import store
 from verdict_poller.evidence import Evidence
 from verdict_poller.result import Result, conclude, is_final, override_of, read_result
@@ -70,7 +70,7 @@ class Poller:
         failure: M365Error | TimeoutError | None = None
         answers: dict[str, Mapping[str, Any]] = {}
         try:
-            async with until(deadline):
+            async with self._graph.before(deadline):
                 await self._read_answers(tenant_id, watches, answers)
         except (M365Error, TimeoutError) as error:
             log.warning("verdicts.read_failed", tenant_id=tenant_id, error=str(error) or type(error).__name__)
@@ -247,7 +247,7 @@ class Explainer:
 
     async def _read(self, tenant_id: UUID, query: Query, deadline: float) -> Rows | M365Error | TimeoutError:
         try:
-            async with until(deadline):
+            async with self._exchange.before(deadline):
                 return await self._exchange.invoke(tenant_id, query.cmdlet, **_parameters(query))
         except Truncated as error:
             log.warning("settings.truncated", tenant_id=tenant_id, cmdlet=query.cmdlet, rows=len(error.records))
