@@ -310,6 +310,7 @@ async def test_a_letter_that_no_topic_takes_is_unresolved_as_before_and_the_othe
     assert good not in await operator.ids()
 
 
+@pytest.mark.slow  # it waits for addresses that do not answer
 async def test_when_postgresql_is_away_or_the_dsn_is_wrong_one_line_says_so(tmp_path: Path) -> None:
     """As a process, because the line must be all that is written; and never with the password."""
     commands = [["list"], ["show", "triage:0"], ["replay", "triage:0"], ["drop", "triage:0", "--yes"]]

@@ -68,6 +68,7 @@ def test_the_command_adds_at_most_45_mb_to_an_environment() -> None:
     assert not {name.partition("[")[0] for name in found} & {"backstop-local", "backstop-mail", *HEAVY}
 
 
+@pytest.mark.slow  # each starts a Python
 @pytest.mark.parametrize("path", paths(app), ids=" ".join)
 def test_help_loads_neither_asyncpg_nor_aiokafka(path: list[str]) -> None:
     """Nor anything else that takes time."""
@@ -75,6 +76,7 @@ def test_help_loads_neither_asyncpg_nor_aiokafka(path: list[str]) -> None:
     assert not loaded_by(program) & {"asyncpg", "aiokafka", "chassis", "pydantic", "urllib3", *HEAVY, *FOREIGN}
 
 
+@pytest.mark.slow  # it starts a Python
 def test_nothing_that_only_services_need_is_loaded_by_any_command() -> None:
     """Each module of the command and of the chassis that it uses."""
     program = (

@@ -33,7 +33,14 @@ async def test_pages_and_previews_are_in_the_browsers_language(
 
 SAME_AS_ENGLISH = {
     *("reason.spam", "reason.phish", "page.subject", "digest.date"),
-    *("preview.date", "preview.image", "preview.bytes", "preview.removed_scripts", "preview.removed_scripts_many"),
+    *(
+        "preview.mail",
+        "preview.date",
+        "preview.image",
+        "preview.bytes",
+        "preview.removed_scripts",
+        "preview.removed_scripts_many",
+    ),
 }
 """Texts that another language may share with English."""
 
