@@ -22,14 +22,14 @@ PROGRAMS = ("throughput", "latency", "growth", "requests", "parsing", "memory", 
 
 def _parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="bench", description="Measure what Backstop costs.")
-    there = [name for name in PROGRAMS if find_spec(f"bench.{name}")]
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"what to measure: {', '.join(there)} (all)")
+    available = [name for name in PROGRAMS if find_spec(f"bench.{name}")]
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"measurements to run: {', '.join(available)} (all)")
     parser.add_argument("--quick", action="store_true", help="fewer rounds and smaller numbers")
     parser.add_argument("--folder", type=Path, default=STATE / "bench", help="where results.json is written")
     options = parser.parse_args()
-    if unknown := set(options.names) - set(there):
-        parser.error(f"there is no measurement {', '.join(sorted(unknown))}; there are {', '.join(there)}")
-    options.names = options.names or there
+    if unknown := set(options.names) - set(available):
+        parser.error(f"unknown measurement {', '.join(sorted(unknown))}; choose from {', '.join(available)}")
+    options.names = options.names or available
     return options
 
 
@@ -47,16 +47,16 @@ async def _measure(options: argparse.Namespace) -> None:
     console = Console()
     if not console.is_terminal:
         console.width = WIDTH
-    told: dict[str, Any] = await conditions(quick=options.quick)
+    about: dict[str, Any] = await conditions(quick=options.quick)
     results: list[Result] = []
     for name in options.names:
         say(f"Measuring {name} ...")
         result: Result = await import_module(f"bench.{name}").run(options.quick, _progress_logger(name))
         results.append(result)
         show(console, result)
-        told["load_average_after"] = list(os.getloadavg())
-        # After each, so that what was measured is not lost with a later one that fails.
-        file = write(options.folder, results, told)
+        about["load_average_after"] = list(os.getloadavg())
+        # Written after each measurement, so that a later failure loses nothing.
+        file = write(options.folder, results, about)
     console.print(f"\nAs JSON: {file}, as a picture: {file.with_suffix('.svg')}")
 
 

@@ -1,4 +1,4 @@
-"""What all measurements stand on: one Kafka and one PostgreSQL, services as in production, and looks from outside."""
+"""The environment of all measurements: Kafka, PostgreSQL and services as in production, and probes from outside."""
 
 import asyncio
 import shutil
@@ -36,7 +36,7 @@ when.reported_as = ["phishing", "malware"]
 when.folder = ["inbox"]
 then.submit = "as-reported"
 """
-_LOOK_SECONDS = 0.02
+_POLL_SECONDS = 0.02
 _STUCK_SECONDS = 30
 
 Record = tuple[bytes, bytes, list[tuple[str, bytes]]]
@@ -44,14 +44,14 @@ Record = tuple[bytes, bytes, list[tuple[str, bytes]]]
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """Kafka and PostgreSQL of a run, and a folder for what its processes write."""
+    """Kafka and PostgreSQL of a run, and a folder for the output of its processes."""
 
     found: Backing
     folder: Path
 
     @asynccontextmanager
     async def isolated(self, name: str) -> AsyncIterator[Backing]:
-        """Give *name* a database and topics of its own on the same Kafka and PostgreSQL."""
+        """Create a database and a topic prefix for *name* on the same Kafka and PostgreSQL."""
         prefix = f"{self.found.topic_prefix}.{name.replace('_', '-')}-{uuid4().hex[:8]}"
         async with own_database(self.found.postgres_dsn, name) as dsn:
             yield replace(self.found, postgres_dsn=dsn, topic_prefix=prefix)
@@ -59,10 +59,10 @@ class Environment:
 
 @asynccontextmanager
 async def start_environment(name: str) -> AsyncIterator[Environment]:
-    """Start Kafka and PostgreSQL as an installation has them: what is committed is on disk."""
+    """Start Kafka and PostgreSQL as in production: committed data is on disk."""
     folder = STATE / "bench" / name
     shutil.rmtree(folder, ignore_errors=True)
-    # Without a disk's cache behind it, PostgreSQL writes its checkpoints in the middle of a round.
+    # With the default settings, PostgreSQL writes checkpoints in the middle of a round.
     settings = {"shared_buffers": "512MB", "max_wal_size": "8GB", "checkpoint_timeout": "1h"}
     async with backing(folder, postgres_settings=settings) as found:
         yield Environment(found, folder)
@@ -80,7 +80,7 @@ async def run_backstop(
     simulator_options: Sequence[str] = (),
     modules: Mapping[str, str] | None = None,
 ) -> AsyncIterator[Stack]:
-    """Run *services* as they are in production: each a process with every guard, warnings logged to a file."""
+    """Run *services* as in production: each is a process with all safeguards that logs warnings to a file."""
     folder = on.folder / found.topic_prefix
     folder.mkdir(parents=True, exist_ok=True)
     policy = folder / "policy.toml"
@@ -108,7 +108,7 @@ LIBRARIES = {"reporter": [outcomes.MIGRATIONS], "quarantine": [outcomes.MIGRATIO
 
 @asynccontextmanager
 async def open_schema(dsn: str, service: str) -> AsyncIterator[Database]:
-    """Open the schema of *service* as its own migrations make it."""
+    """Open the schema of *service*, created by its own migrations."""
     spec = find_spec(service)
     assert spec  # noqa: S101 - part of this checkout
     assert spec.origin  # noqa: S101 - as above
@@ -124,7 +124,7 @@ async def open_schema(dsn: str, service: str) -> AsyncIterator[Database]:
 async def run_rival(
     on: Environment, found: Backing, module: str, services: Sequence[str] = ("reporter", "triage")
 ) -> AsyncIterator["Rival"]:
-    """Run the programs of `bench.rivals.<module>`, on tables that our own migrations make."""
+    """Run the programs of `bench.rivals.<module>` on tables created by our own migrations."""
     for service in ("reporter", "triage"):
         async with open_schema(found.postgres_dsn, service):
             pass
@@ -154,14 +154,14 @@ async def run_rival(
 
 @dataclass(frozen=True, slots=True)
 class Rival:
-    """A running rival."""
+    """A running program that Backstop is compared with."""
 
     supervisor: Supervisor
     url: str
 
 
 async def app_token(stack: Stack) -> str:
-    """Return a token of an application that reports for people."""
+    """Return a token of an application that reports on behalf of users."""
     order = {
         "tenant": stack.tenant_id,
         "audience": stack.api_audience,
@@ -183,7 +183,7 @@ async def control(stack: Stack, method: str, path: str, body: object = None) -> 
 
 
 async def fill(kafka_bootstrap: str, topic: str, records: Iterable[Record]) -> int:
-    """Put *records* on *topic*; return how many there were."""
+    """Produce *records* to *topic*; return their number."""
     producer = AIOKafkaProducer(bootstrap_servers=kafka_bootstrap, acks="all", linger_ms=20, max_batch_size=256 << 10)
     await producer.start()
     count = 0
@@ -199,7 +199,7 @@ async def fill(kafka_bootstrap: str, topic: str, records: Iterable[Record]) -> i
 
 
 class TopicCounter:
-    """Counts the records of topics from outside, by the ends of their partitions: nothing is read."""
+    """Counts the records of topics by the end offsets of their partitions, without reading them."""
 
     def __init__(self, kafka_bootstrap: str) -> None:
         self._consumer = AIOKafkaConsumer(bootstrap_servers=kafka_bootstrap)
@@ -212,12 +212,12 @@ class TopicCounter:
         await self._consumer.stop()
 
     async def count(self, topic: str) -> int:
-        """Return how many records *topic* has."""
+        """Return the number of records of *topic*."""
         partitions = await _partitions(self._consumer, topic)
         return sum((await self._consumer.end_offsets(partitions)).values())
 
     async def reach(self, topic: str, wanted: int) -> float:
-        """Wait until *topic* has *wanted* records; return when. Raises StackError when nothing moves."""
+        """Wait until *topic* has *wanted* records; return the time. Raises StackError if there is no progress."""
         seen, since = -1, time.monotonic()
         while True:
             count = await self.count(topic)
@@ -227,12 +227,12 @@ class TopicCounter:
             if count != seen:
                 seen, since = count, now
             elif now - since > _STUCK_SECONDS:
-                raise StackError(f"{topic} has {count} of {wanted} records, and nothing has come for half a minute.")
-            await asyncio.sleep(_LOOK_SECONDS)
+                raise StackError(f"{topic} has {count} of {wanted} records, and no progress for half a minute.")
+            await asyncio.sleep(_POLL_SECONDS)
 
 
 class ReportCounter:
-    """Counts the reports that case-updated says are in cases, from the end of the topic as it was at the start."""
+    """Counts the reports that joined cases, according to case-updated events published after the start."""
 
     def __init__(self, found: Backing) -> None:
         self._topic = f"{found.topic_prefix}.case-updated"
@@ -251,14 +251,14 @@ class ReportCounter:
         await self._consumer.stop()
 
     async def reach(self, wanted: int) -> float:
-        """Wait until *wanted* more reports are in cases; return when. Raises StackError when nothing moves."""
+        """Wait until *wanted* reports have joined cases; return the time. Raises StackError if there is no progress."""
         count, moved = 0, time.monotonic()
         while count < wanted:
             batches = await self._consumer.getmany(timeout_ms=500)
             if batches:
                 moved = time.monotonic()
             elif time.monotonic() - moved > _STUCK_SECONDS:
-                raise StackError(f"{self._topic} told of {count} of {wanted} reports, and then of no more.")
+                raise StackError(f"{self._topic} has {count} of {wanted} reports, and no progress for half a minute.")
             count += sum(len(orjson.loads(one.value)["report_ids"]) for batch in batches.values() for one in batch)
         return time.monotonic()
 
@@ -266,25 +266,25 @@ class ReportCounter:
 async def _partitions(consumer: AIOKafkaConsumer, topic: str) -> list[TopicPartition]:
     found = consumer.partitions_for_topic(topic)
     while not found:
-        # Unknown topics are looked up when they are asked for.
+        # Metadata of an unknown topic is only fetched on request.
         await consumer._client.add_topic(topic)  # noqa: SLF001 - no public way without a subscription
         found = consumer.partitions_for_topic(topic)
     return [TopicPartition(topic, number) for number in sorted(found)]
 
 
 async def settle(dsn: str) -> None:
-    """Let PostgreSQL do what it owes to earlier rounds, so that the next one does not pay for it."""
+    """Run a checkpoint, so that a round does not pay for the writes of earlier ones."""
     connection = await asyncpg.connect(dsn)
     await connection.execute("CHECKPOINT")
     await connection.close()
 
 
 def cpu_seconds(pid: int) -> float:
-    """Return the CPU time that a process and its threads have used."""
+    """Return the CPU time used by a process and its threads, in seconds."""
     times = psutil.Process(pid).cpu_times()
     return float(times.user + times.system)
 
 
 def resident_mb(pid: int) -> float:
-    """Return the resident memory of a process, in MB of a million bytes."""
+    """Return the resident memory of a process, in MB (a million bytes)."""
     return float(psutil.Process(pid).memory_info().rss) / 1e6

@@ -1,4 +1,4 @@
-"""Services' tables full of what has been, and the steps whose cost must not grow with it."""
+"""Tables filled with old rows, and the frequent steps whose cost must not grow with them."""
 
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
@@ -17,9 +17,9 @@ from triage.rules import Policy
 TENANT = UUID("0a1b2c3d-0000-4000-8000-000000000001")
 LEASE = timedelta(seconds=75)
 DUE = 20
-"""Rows of each kind that are due among all that are not."""
+"""Rows of each kind that are due; all others are not."""
 BATCH = 100
-"""Reports that are matched at once; every second one joins a case that stands."""
+"""Reports that are matched at once; every second one joins an existing case."""
 PAGE = 50
 
 LARGE = {
@@ -31,7 +31,7 @@ LARGE = {
 }
 """The tables that `fill` fills, by service."""
 
-# ROWS, DUE, TENANT and MESSAGE are filled in.
+# ROWS, DUE, TENANT and MESSAGE are replaced.
 _FILLS = {
     "triage": """
 INSERT INTO cases (case_id, tenant_id, status, reported_as, folders, report_count, recipient, sender, sender_domain,
@@ -88,26 +88,26 @@ FROM generate_series(1, ROWS) AS n, LATERAL (SELECT gen_random_uuid()::text WHER
 }
 
 Place = tuple[datetime, UUID]
-"""Where a case stands in the list."""
+"""The position of a case in the list."""
 Step = Callable[[Tx, Place], Awaitable[object]]
-"""What a service does in a transaction; the place is that of the case in the middle."""
+"""A step that a service performs in a transaction, given the position of the middle case."""
 
 
 async def fill(database: Database, service: str, rows: int) -> None:
-    """Store *rows* cases, submissions, entries, watches or events, DUE of them due; let PostgreSQL count them."""
+    """Store *rows* cases, submissions, entries, watches or events, DUE of them due, and analyse the tables."""
     about = message(0).model_dump_json()
     script = _FILLS[service].replace("TENANT", f"'{TENANT}'::uuid").replace("MESSAGE", f"'{about}'::jsonb")
     async with database.pool.acquire() as connection:
         await connection.execute(script.replace("ROWS", str(rows)).replace("DUE", str(DUE)), timeout=900)
     if service == "triage":
         async with database.transaction() as tx:
-            # Those that reports of `_match_reports` join.
+            # The cases that reports of `_match_reports` join.
             await _report(tx, [message(number) for number in range(0, BATCH, 2)])
     await database.pool.execute("VACUUM ANALYZE", timeout=900)
 
 
 async def middle(database: Database) -> Place:
-    """Return the place of the case in the middle of the list."""
+    """Return the position of the case in the middle of the list."""
     row = await database.pool.fetchrow(
         "SELECT opened_at, case_id FROM cases ORDER BY opened_at DESC OFFSET (SELECT count(*) / 2 FROM cases) LIMIT 1",
         timeout=60,
@@ -162,7 +162,7 @@ HOT: dict[tuple[str, str], Step] = {
     ("blocklist", f"claim {DUE} blocks"): _claim_blocks,
     ("verdict_poller", f"claim {DUE} watches"): _claim_watches,
 }
-"""By service and name: what is done all the time."""
+"""The most frequent steps, by service and name."""
 
 
 async def _report(tx: Tx, messages: list[Message]) -> None:
@@ -185,7 +185,7 @@ async def _report(tx: Tx, messages: list[Message]) -> None:
 
 
 def message(number: int) -> Message:
-    """Return what is known of mail *number*; no two are one case."""
+    """Return the facts of message *number*; each opens a case of its own."""
     return Message(
         sha256=f"{number:064x}",
         size=5000,

@@ -1,4 +1,4 @@
-"""What does not grow: the cost of what services do all the time, with ten thousand and with a million rows stored."""
+"""Growth: the cost of the most frequent steps with ten thousand and with a million stored rows."""
 
 import asyncio
 import time
@@ -15,17 +15,17 @@ from chassis.topics import create_topics
 SIZES, QUICK_SIZES = (10_000, 100_000, 1_000_000), (10_000, 100_000)
 TIMES, QUICK_TIMES = 200, 60
 RELAYED = 10_000
-"""Events that are published from a backlog, counted from its head."""
+"""Events that are published from the head of a backlog."""
 RELAYS, QUICK_RELAYS = 5, 3
 WANTED = 1.3
 RELAY = ("reporter", f"relay {RELAYED:,} events of a backlog")
 
 Measured = dict[tuple[str, str], dict[int, float]]
-"""Seconds at the median, by step and by rows stored."""
+"""Median seconds by step and by number of stored rows."""
 
 
 async def run(quick: bool, log: Callable[[str], None]) -> Result:
-    """Fill a database for each size, and do the same in each in turn."""
+    """Fill a database for each size, then run every step on each of them in turn."""
     sizes = QUICK_SIZES if quick else SIZES
     async with AsyncExitStack() as life:
         place = await life.enter_async_context(start_environment("growth"))
@@ -55,13 +55,13 @@ async def _measure(databases: Mapping[int, Mapping[str, Database]], times: int, 
         for _ in range(times):
             for size, mine in databases.items():
                 seconds[size].append(await _take(mine[service], step, places[size]))
-        # The first ones find nothing in the caches.
+        # The first ones run with cold caches.
         measured[service, name] = {size: quantile(found[times // 6 :], 0.5) for size, found in seconds.items()}
     return measured
 
 
 async def _take(database: Database, step: Step, place: Place) -> float:
-    """Take *step* in a transaction that is rolled back, so that the next one finds the same; return its seconds."""
+    """Return the seconds that *step* takes, in a transaction that is rolled back so that nothing changes."""
     async with database.pool.acquire() as connection:
         transaction = connection.transaction()
         await transaction.start()
@@ -86,18 +86,18 @@ async def _relay(
 
 
 async def _publish(outbox: Database, kafka: str, prefix: str) -> float:
-    """Let a relay work until it has published the first RELAYED events; return how long the last nine tenths took."""
+    """Run a relay until it has published RELAYED events; return the seconds that the last nine tenths took."""
     head = await outbox.pool.fetchval("SELECT min(id) FROM outbox")
     relay = Relay(outbox, service="reporter", kafka_bootstrap=kafka, topic_prefix=prefix)
     task = asyncio.create_task(relay.run())
     reached: dict[int, float] = {}
     try:
         for share in (RELAYED // 10, RELAYED):
-            while (first := await outbox.pool.fetchval("SELECT min(id) FROM outbox")) and first - head < share:  # noqa: ASYNC110 - the table tells nobody
+            while (first := await outbox.pool.fetchval("SELECT min(id) FROM outbox")) and first - head < share:  # noqa: ASYNC110 - the table sends no notification
                 await asyncio.sleep(0.002)
             reached[share] = time.perf_counter()
     finally:
-        # Not `stop`, which would publish all that is left.
+        # Not `stop`, which would publish the rest of the backlog.
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
     return reached[RELAYED] - reached[RELAYED // 10]
@@ -129,6 +129,6 @@ def _result(measured: Measured, sizes: tuple[int, ...]) -> Result:
             )
         ],
         details={f"{service}: {name}": found for (service, name), found in measured.items()},
-        notes=["Milliseconds at the median, the sizes in turn. Half of what is stored is over, 20 rows are due."],
+        notes=["Median milliseconds; sizes are measured in turn. Half of the stored rows are finished, 20 are due."],
         picture=[Chart("Growth", "times", [(f"{key[0]}: {key[1]}", value) for key, value in growth.items()])],
     )

@@ -1,8 +1,8 @@
 """
-Requests as fast as a server takes them, or at a given rate, from one process that costs little.
+A cheap HTTP client that sends requests as fast as a server accepts them, or at a given rate.
 
-aiohttp's client costs as much CPU per request as some of the servers that are measured; on a machine that both share
-it would be measured instead.
+aiohttp's client uses as much CPU per request as some of the measured servers. On a shared machine, the benchmark would
+measure the client.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ _BUSY_SECONDS = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What became of a request: when it was to be sent, when it was answered (event loop's clock), and how."""
+    """The response to a request: when it was due and when it was answered (event loop's clock), status and body."""
 
     due: float
     answered: float
@@ -34,7 +34,7 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Remember where to write."""
+        """Keep the transport."""
         assert isinstance(transport, asyncio.Transport)  # noqa: S101 - it is TCP
         self._transport = transport
 
@@ -47,7 +47,7 @@ class Connection(asyncio.Protocol):
         return await self._answer
 
     def data_received(self, data: bytes) -> None:
-        """Take what came; when it is the whole answer, give it to who asked."""
+        """Buffer *data*; once the response is complete, resolve the pending request."""
         self._buffer += data
         end = self._buffer.find(b"\r\n\r\n")
         if end < 0 or self._answer is None:
@@ -63,18 +63,18 @@ class Connection(asyncio.Protocol):
         answer.set_result((int(head[9:12]), body))
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Tell who waits for an answer."""
+        """Fail the pending request, if any."""
         if self._answer and not self._answer.done():
             self._answer.set_exception(exc or ConnectionError("closed before the answer"))
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         if self._transport:
             self._transport.close()
 
 
 def report_request(url: str, token: str, raw: bytes, person: int) -> bytes:
-    """Write the request in which an application reports the mail *raw* for *person*."""
+    """Return the HTTP request with which an application reports the message *raw* on behalf of *person*."""
     query = f"reported_as=phishing&folder=inbox&reporter={quote(address(person))}"
     head = (
         f"POST /v1/reports?{query} HTTP/1.1\r\nHost: {urlsplit(url).netloc}\r\nAuthorization: Bearer {token}\r\n"
@@ -87,10 +87,10 @@ async def post(
     url: str, requests: Iterable[bytes], *, connections: int = 64, per_second: float | None = None
 ) -> list[Answer]:
     """
-    Send *requests* over *connections*, as fast as they are answered, or *per_second*; return the answers.
+    Send *requests* over *connections* as fast as they are answered, or at *per_second*; return the answers.
 
-    A request that is answered 503 is sent again, as clients are asked to do. One that is late, because all connections
-    wait, still counts from when it was due.
+    A request answered with 503 is retried, as clients should do. A request that is delayed because all connections are
+    busy still counts from the time it was due.
     """
     loop = asyncio.get_running_loop()
     begin = loop.time()

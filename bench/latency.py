@@ -1,15 +1,15 @@
 """
-Seconds from a report's acceptance to its submission at Microsoft, at half of the load that the pipeline holds.
+Seconds from a report's acceptance to its submission at Microsoft, at half of the pipeline's capacity.
 
-First as many reports as there can be, to see what the pipeline holds: without the submitter (frozen), which is what
-`throughput` measures, and with it, down to the simulator. Then half of that, evenly, and each report is followed by the
-times of its events.
+First the capacity is measured by sending reports as fast as possible: with the submitter frozen, as in `throughput`,
+and with the submitter and the simulator. Then half of that load is sent at an even rate, and each report is traced by
+the times of its events.
 """
 
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
@@ -28,7 +28,7 @@ SATURATING, QUICK_SATURATING = 1_500, 250
 SECONDS, QUICK_SECONDS = 60, 8
 PEOPLE = 5_000
 MOST_OF_WHOLE = 0.85
-"""Share of what the whole pipeline holds that it can be asked for evenly without falling behind."""
+"""Share of the whole pipeline's capacity that it can sustain at an even rate without falling behind."""
 _RAISED = 10_000_000
 _EDGES = (0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0)
 STEPS = (
@@ -38,21 +38,21 @@ STEPS = (
     ("Kafka, submitter's row and claim until Microsoft has it", "requested_sent", "at_microsoft"),
     ("Microsoft's answer and commit until the event", "at_microsoft", "created"),
 )
-"""From when to when: keys of what `_Followed` knows."""
+"""Each step, with the keys in Times of its start and end."""
 
 Times = dict[str, float]
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
-    """Reports per second that were held until their cases were submitted, and until Microsoft had them."""
+class Capacity:
+    """Capacity in reports per second, until their cases are decided and until Microsoft has the submissions."""
 
     decided: float
     submitted: float
 
 
 async def run(quick: bool, log: Callable[[str], None]) -> Result:
-    """Measure."""
+    """Measure the capacity, then the latency at half of it."""
     options = ["--set", f"submissions_per_window={_RAISED}"]
     settings = {"submitter": {"submissions_per_15_minutes": _RAISED}}
     services = ("reporter", "triage", "submitter")
@@ -64,9 +64,9 @@ async def run(quick: bool, log: Callable[[str], None]) -> Result:
     ):
         token = await app_token(stack)
         await _saturate(stack, ends, token, 100, seed=1)
-        held = await _saturate(stack, ends, token, QUICK_SATURATING if quick else SATURATING, seed=2)
-        log(f"held: {held.decided:.0f} reports/s until decided, {held.submitted:.0f} reports/s until submitted")
-        rate = _half(held)
+        capacity = await _saturate(stack, ends, token, QUICK_SATURATING if quick else SATURATING, seed=2)
+        log(f"capacity: {capacity.decided:.0f} reports/s until decided, {capacity.submitted:.0f} until submitted")
+        rate = _half(capacity)
         seconds = QUICK_SECONDS if quick else SECONDS
         await settle(found.postgres_dsn)
         log(f"{rate:.0f} reports/s for {seconds} s")
@@ -79,13 +79,13 @@ async def run(quick: bool, log: Callable[[str], None]) -> Result:
         )
         await ends.reach(f"{found.topic_prefix}.submission-created", before + len(answers))
         followed = await _follow(stack, answers, begin)
-    return _result(held, rate, followed)
+    return _result(capacity, rate, followed)
 
 
-def _half(held: Held) -> float:
-    """Return half of what intake holds; where the whole cannot hold as much, half of what that holds."""
-    half = held.decided / 2
-    return half if half < MOST_OF_WHOLE * held.submitted else held.submitted / 2
+def _half(capacity: Capacity) -> float:
+    """Return half the capacity of intake, or half that of the whole pipeline if that cannot keep up."""
+    half = capacity.decided / 2
+    return half if half < MOST_OF_WHOLE * capacity.submitted else capacity.submitted / 2
 
 
 def _requests(stack: Stack, token: str, seed: int, count: int) -> list[bytes]:
@@ -93,7 +93,7 @@ def _requests(stack: Stack, token: str, seed: int, count: int) -> list[bytes]:
     return [report_request(url, token, raw, number % PEOPLE) for number, raw in enumerate(raw_messages(seed, count))]
 
 
-async def _saturate(stack: Stack, ends: TopicCounter, token: str, count: int, seed: int) -> Held:
+async def _saturate(stack: Stack, ends: TopicCounter, token: str, count: int, seed: int) -> Capacity:
     requested, created = (f"{stack.topic_prefix}.submission-{word}" for word in ("requested", "created"))
     requests = _requests(stack, token, seed, count)
     before, made = await ends.count(requested), await ends.count(created)
@@ -109,11 +109,11 @@ async def _saturate(stack: Stack, ends: TopicCounter, token: str, count: int, se
     begin = time.monotonic()
     await post(stack.urls["reporter"], requests)
     submitted = await ends.reach(created, made + 2 * count) - begin
-    return Held(count / decided, count / submitted)
+    return Capacity(count / decided, count / submitted)
 
 
 async def _follow(stack: Stack, answers: Sequence[Answer], since: float) -> list[Times]:
-    """Put together the times of each accepted report, in seconds of the wall clock."""
+    """Return the times of each accepted report's events, in seconds of the wall clock."""
     ahead = time.time() - asyncio.get_running_loop().time()
     if refused := [answer for answer in answers if answer.status != 202]:
         raise StackError(f"a report was refused: {refused[0]}")
@@ -141,7 +141,7 @@ async def _follow(stack: Stack, answers: Sequence[Answer], since: float) -> list
 
 
 async def _read(stack: Stack, name: str, since: float) -> list[Any]:
-    """Return the records of a topic from a time on."""
+    """Return the records of a topic since a time."""
     topic = f"{stack.topic_prefix}.{name}"
     consumer = AIOKafkaConsumer(topic, bootstrap_servers=stack.kafka_bootstrap, auto_offset_reset="earliest")
     await consumer.start()
@@ -157,7 +157,7 @@ async def _read(stack: Stack, name: str, since: float) -> list[Any]:
     return records
 
 
-def _result(held: Held, rate: float, followed: Sequence[Times]) -> Result:
+def _result(capacity: Capacity, rate: float, followed: Sequence[Times]) -> Result:
     seconds = [times["at_microsoft"] - times["accepted"] for times in followed]
     answered = [times["accepted"] - times["due"] for times in followed]
     rows: list[dict[str, Cell]] = [
@@ -171,19 +171,19 @@ def _result(held: Held, rate: float, followed: Sequence[Times]) -> Result:
     for low, high in zip((0.0, *_EDGES), (*_EDGES, float("inf")), strict=True):
         if count := sum(low <= value < high for value in seconds):
             bars.append((f"{low:g} to {high:g} s", 100 * count / len(seconds)))
-    of_what = "decided" if rate == held.decided / 2 else "submitted, because half of the other is more than that holds"
+    of_what = "decided" if rate == capacity.decided / 2 else "submitted, which is the bottleneck"
     notes = [
-        f"Held as fast as can be: {held.decided:.0f} reports/s until decided, {held.submitted:.0f} until submitted.",
-        "The submitter and the simulator, a stand-in that costs more than it does, run on the same cores.",
-        f"Load: {rate:.0f} reports/s, evenly, {len(followed)} reports: half of what is held until {of_what}.",
-        "Submitter's and the simulator's quota were raised; Microsoft's is 150 in 15 minutes.",
+        f"Capacity: {capacity.decided:.0f} reports/s until decided, {capacity.submitted:.0f} until submitted.",
+        "The submitter runs on the same cores as the simulator, which uses more CPU than the submitter itself.",
+        f"Load: {len(followed)} reports at an even {rate:.0f} reports/s: half of the capacity until {of_what}.",
+        "The quotas of the submitter and the simulator were raised; Microsoft's is 150 in 15 minutes.",
     ]
     return Result(
         "latency",
-        "Latency: seconds from accepted to submitted, at half of the load that is held",
+        "Latency: seconds from accepted to submitted, at half of the capacity",
         rows,
         [Goal("p99, accepted to submitted", f"{p99:.2f} s", f"below {WANTED_P99:g} s", p99 < WANTED_P99)],
-        {"held": {"decided": held.decided, "submitted": held.submitted}, "rate": rate, "times": list(followed)},
+        {"capacity": asdict(capacity), "rate": rate, "times": list(followed)},
         notes,
         [Chart("Accepted to submitted: share of the reports", "%", bars)],
     )

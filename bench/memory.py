@@ -1,4 +1,4 @@
-"""Resident memory of each service: idle, under load, and when fifty 35 MB mails are posted at once."""
+"""Resident memory of each service: idle, under load, and when fifty 35 MB messages are posted at once."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -12,20 +12,20 @@ from bench.messages import address, raw_messages
 from bench.report import Cell, Chart, Goal, Result
 from local_stack.stack import SERVICES, Stack
 
-MAIL_BYTES = 35 << 20
+MESSAGE_BYTES = 35 << 20
 LARGE = 50
 QUICK_LARGE = 8
 LOADED, QUICK_LOADED = 3_000, 300
-_LOOK_SECONDS = 0.1
+_POLL_SECONDS = 0.1
 _CHUNK = 256 << 10
-_PER_LARGE_MAIL = 3.5
-"""Times its size that one upload of a mail may take: its pieces, whole, its parts decoded."""
+_PER_LARGE_MESSAGE = 3.5
+"""Memory that one upload may take, in multiples of its size: chunks, whole message, decoded parts."""
 _BASE_MB = 60
-"""What a service that was just started takes on with its first work, whatever that is: plans, pools, caches."""
+"""Memory that a service allocates with its first work, whatever it is: plans, pools, caches."""
 
 
 async def run(quick: bool, log: Callable[[str], None]) -> Result:
-    """Measure with the setting as it is delivered, then with half of it."""
+    """Measure with the default concurrency of large messages, then with half of it."""
     count = QUICK_LARGE if quick else LARGE
     found = {}
     async with start_environment("memory") as on:
@@ -34,7 +34,7 @@ async def run(quick: bool, log: Callable[[str], None]) -> Result:
                 "reporter": {"max_concurrent_large_messages": at_once},
                 "submitter": {"submissions_per_15_minutes": 1_000_000},
             }
-            options = ["--set", "submissions_per_window=1000000", "--set", f"max_content_bytes={2 * MAIL_BYTES}"]
+            options = ["--set", "submissions_per_window=1000000", "--set", f"max_content_bytes={2 * MESSAGE_BYTES}"]
             async with (
                 on.isolated(f"memory{at_once}") as own,
                 run_backstop(on, own, SERVICES, settings=settings, simulator_options=options) as stack,
@@ -52,7 +52,7 @@ async def run(quick: bool, log: Callable[[str], None]) -> Result:
                     await _post_large(stack, token, count)
                     await ends.reach(f"{own.topic_prefix}.submission-created", count)
                 measured["large"] = peaks
-                log(f"{count} mails of 35 MB at once {peaks}")
+                log(f"{count} messages of 35 MB at once {peaks}")
                 found[at_once] = measured
     return _result(found, count)
 
@@ -63,14 +63,14 @@ def _now(stack: Stack) -> dict[str, float]:
 
 @asynccontextmanager
 async def _peaks(stack: Stack) -> AsyncIterator[dict[str, float]]:
-    """Note the largest resident size of each service while the block runs."""
+    """Record the largest resident size of each service while the block runs."""
     peaks = _now(stack)
 
     async def watch() -> None:
         while True:
             for name, size in _now(stack).items():
                 peaks[name] = max(peaks[name], size)
-            await asyncio.sleep(_LOOK_SECONDS)
+            await asyncio.sleep(_POLL_SECONDS)
 
     watching = asyncio.create_task(watch())
     try:
@@ -80,7 +80,7 @@ async def _peaks(stack: Stack) -> AsyncIterator[dict[str, float]]:
 
 
 async def _load(stack: Stack, ends: TopicCounter, token: str, count: int) -> None:
-    """Report *count* mails as fast as they are taken, and wait until they are submitted."""
+    """Report *count* messages as fast as they are accepted, and wait until they are submitted."""
     topic = f"{stack.topic_prefix}.submission-created"
     before = await ends.count(topic)
     url = stack.urls["reporter"]
@@ -89,9 +89,9 @@ async def _load(stack: Stack, ends: TopicCounter, token: str, count: int) -> Non
 
 
 async def _post_large(stack: Stack, token: str, count: int) -> None:
-    """Post *count* mails of 35 MB, all begun at the same time; one that hears 503 comes again."""
+    """Post *count* messages of 35 MB concurrently; retry those answered with 503."""
     line = b"QUJD" * 19 + b"\r\n"
-    filling = line * ((MAIL_BYTES - 2_000) // len(line))
+    filling = line * ((MESSAGE_BYTES - 2_000) // len(line))
     trust = aiohttp.ClientTimeout(total=None)
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(timeout=trust, connector=connector) as session:
@@ -127,7 +127,7 @@ async def _post_one(session: aiohttp.ClientSession, stack: Stack, token: str, nu
                     return
                 pause = float(response.headers.get("Retry-After", "1"))
         except aiohttp.ClientError:
-            # The answer 503 may come, and the connection be closed, while the mail is still being sent.
+            # The server may answer 503 and close the connection while the message is still being sent.
             pause = 1.0
         await asyncio.sleep(pause)
 
@@ -138,7 +138,7 @@ def _result(found: Mapping[int, Mapping[str, Mapping[str, float]]], count: int) 
             "service": service,
             "idle MB": found[4]["idle"][service],
             "under load MB": found[4]["load"][service],
-            f"{count} mails of 35 MB: MB": found[4]["large"][service],
+            f"{count} messages of 35 MB: MB": found[4]["large"][service],
             "the same, max_concurrent_large_messages=2": found[2]["large"][service] if 2 in found else None,
         }
         for service in SERVICES
@@ -146,18 +146,18 @@ def _result(found: Mapping[int, Mapping[str, Mapping[str, float]]], count: int) 
     goals = []
     for at_once, measured in found.items():
         grown = measured["large"]["reporter"] - measured["idle"]["reporter"]
-        allowed = _BASE_MB + at_once * _PER_LARGE_MAIL * MAIL_BYTES / 1e6
+        allowed = _BASE_MB + at_once * _PER_LARGE_MESSAGE * MESSAGE_BYTES / 1e6
         goals.append(
             Goal(
-                f"reporter, {count} messages of 35 MB, {at_once} of them at once: what they add",
+                f"reporter, {count} messages of 35 MB, {at_once} of them at once: memory added",
                 f"{grown:.0f} MB",
-                f"at most {allowed:.0f} MB ({at_once} x {_PER_LARGE_MAIL} x 35 MB and {_BASE_MB} MB)",
+                f"at most {allowed:.0f} MB ({at_once} x {_PER_LARGE_MESSAGE} x 35 MB and {_BASE_MB} MB)",
                 grown <= allowed,
             )
         )
     notes = [
-        "Reporter holds BACKSTOP_MAX_CONCURRENT_LARGE_MESSAGES (4); the others wait in the sockets.",
-        "Submitter holds BACKSTOP_SUBMISSION_BATCH_SIZE (8) mails, each also in base64 and as JSON.",
+        "Reporter holds BACKSTOP_MAX_CONCURRENT_LARGE_MESSAGES (4) messages; the others wait in the sockets.",
+        "Submitter holds BACKSTOP_SUBMISSION_BATCH_SIZE (8) messages, each also in base64 and as JSON.",
     ]
     bars = [(service, found[4]["large"][service]) for service in SERVICES]
     return Result(
@@ -167,5 +167,5 @@ def _result(found: Mapping[int, Mapping[str, Mapping[str, float]]], count: int) 
         goals,
         {str(at_once): measured for at_once, measured in found.items()},
         notes,
-        [Chart(f"Largest resident size, {count} mails of 35 MB at once", "MB", bars)],
+        [Chart(f"Largest resident size, {count} messages of 35 MB at once", "MB", bars)],
     )

@@ -1,4 +1,4 @@
-"""Mails to measure with: as Exchange Online delivers them, from 600 bytes to 50 KB, distinct ones and campaigns."""
+"""Sample messages as Exchange Online delivers them, from 600 bytes to 50 KB, and reports of them."""
 
 import hashlib
 import math
@@ -11,7 +11,7 @@ from backstop_contracts import Event, Folder, Message, MessageReported, Reported
 from mail import parse
 
 SMALLEST, LARGEST = 600, 50_000
-"""Bytes of a mail. Sizes in between are equally likely on a logarithmic scale: half of the mails are below 5.5 KB."""
+"""Size of a message in bytes, log-uniformly distributed: half of them are below 5.5 KB."""
 _PROSE = (
     "Your account was suspended because our system could not verify the details of your last payment. Please confirm"
     " the attached statement before tomorrow, or the delivery goes back to the customs office.\n"
@@ -32,7 +32,7 @@ MIME-Version: 1.0
 
 
 def raw_messages(seed: int, count: int) -> Iterator[bytes]:
-    """Yield *count* mails, no two of which are one case; another *seed*, other mails."""
+    """Yield *count* messages, each of which opens a case of its own. Another *seed* gives other messages."""
     draw = random.Random(seed)
     for number in range(count):
         size = int(math.exp(draw.uniform(math.log(SMALLEST), math.log(LARGEST))))
@@ -40,9 +40,9 @@ def raw_messages(seed: int, count: int) -> Iterator[bytes]:
 
 
 def raw_message(draw: random.Random, number: int, size: int) -> bytes:
-    """Write a mail of about *size* bytes; small ones are plain text, larger ones text and HTML."""
+    """Return a message of about *size* bytes; small ones are plain text, larger ones text and HTML."""
     uuid = UUID(int=draw.getrandbits(128), version=4)
-    # Digits do not count for what a mail says: its own words are letters.
+    # Fingerprints ignore digits, so what distinguishes this message is made of letters.
     own = "".join(chr(97 + int(digit, 16)) for digit in uuid.hex)
     head = _HEADERS.format(octet=draw.randrange(1, 255), uuid=uuid, number=number, subject=f"Statement {own[:12]}")
     opening = f"Dear customer, open https://{own[:20]}.phish.example/pay and tell {own} what you see. Thank you. "
@@ -63,11 +63,11 @@ def _prose(size: int) -> str:
     return (_PROSE * (size // len(_PROSE) + 1))[:size]
 
 
-def reported(tenant_id: UUID, seed: int, *, mails_: int, reporters: int) -> Iterator[MessageReported]:
-    """Yield the reports of *mails_* mails, each by *reporters* people, as reporter publishes them; mails take turns."""
+def reported(tenant_id: UUID, seed: int, *, count: int, reporters: int) -> Iterator[MessageReported]:
+    """Yield reports of *count* messages by *reporters* users each, as reporter publishes them, messages in turn."""
     draw = random.Random(seed)
-    samples = [message_of(parse(raw)) for raw in raw_messages(0, min(mails_, 50))]
-    messages = [_copy(samples[number % len(samples)], draw) for number in range(mails_)]
+    samples = [message_of(parse(raw)) for raw in raw_messages(0, min(count, 50))]
+    messages = [_copy(samples[number % len(samples)], draw) for number in range(count)]
     for person in range(reporters):
         for message in messages:
             yield MessageReported(
@@ -83,12 +83,12 @@ def reported(tenant_id: UUID, seed: int, *, mails_: int, reporters: int) -> Iter
 
 
 def address(person: int) -> str:
-    """Name a reporter."""
+    """Return the address of a reporter."""
     return f"user{person}@contoso.example"
 
 
 def _copy(sample: Message, draw: random.Random) -> Message:
-    """Make of the facts of a mail those of another one of its kind."""
+    """Return the facts of another message similar to *sample*."""
     sha256 = hashlib.sha256(draw.randbytes(16)).hexdigest()
     new = {
         "sha256": sha256,
@@ -100,7 +100,7 @@ def _copy(sample: Message, draw: random.Random) -> Message:
 
 
 def record(event: Event) -> tuple[bytes, bytes, list[tuple[str, bytes]]]:
-    """Return key, value and headers of *event* as its service's relay sends them."""
+    """Return key, value and headers of *event* as the relay of its service sends them."""
     traceparent = f"00-{uuid4().hex}-{uuid4().hex[:16]}-01"
     headers = headers_for(event, source="/backstop/reporter", traceparent=traceparent)
     return (

@@ -1,4 +1,4 @@
-"""Mails parsed per second: ours against the parsers that others use, over a folder of mails and over bombs."""
+"""Messages parsed per second by Backstop and by other parsers, over a folder of messages and over hostile ones."""
 
 import asyncio
 import json
@@ -21,9 +21,9 @@ RIVALS = ("standard library", "mail-parser", "eml-parser", "parse-emails")
 WANTED = 3.0
 ROUNDS, QUICK_ROUNDS = 7, 3
 PASSES = 3
-"""Times that a process parses each mail, after one that is not timed."""
+"""Times that a process parses each message, after one that is not timed."""
 BOMB_SECONDS = 120
-"""What a parser gets for all bombs together."""
+"""Time limit of a parser for all bombs together."""
 
 _PROGRAM = Path(__file__).parent / "rivals" / "parsers.py"
 _LOCK = Path(__file__).parent / "rivals" / "requirements.lock"
@@ -32,7 +32,7 @@ _HEAD = b"From: Accounts <accounts@phish.example>\r\nTo: user@contoso.example\r\
 
 @dataclass
 class Parsed:
-    """What one library made of one mail: facts and memory of the first time, the seconds of every other."""
+    """The result of one library for one message: facts and memory of the first run, seconds of all others."""
 
     facts: Mapping[str, Any]
     error: str | None
@@ -41,11 +41,11 @@ class Parsed:
 
 
 Findings = dict[str, dict[str, Parsed]]
-"""By library and mail."""
+"""Results by library and message."""
 
 
 async def run(quick: bool, log: Callable[[str], None]) -> Result:
-    """Measure over the folder that MAILS names, or over the demo's mails."""
+    """Measure over the folder named by the environment variable MAILS, or over the demo's messages."""
     folder = Path(os.environ.get("MAILS") or Path(demo.__file__).parent / "mails")
     pythons = dict.fromkeys((OURS, "standard library"), sys.executable)
     pythons |= dict.fromkeys(RIVALS[1:], await _install(log))
@@ -58,11 +58,11 @@ async def run(quick: bool, log: Callable[[str], None]) -> Result:
     differences = {name: _differences(found, name) for name in RIVALS}
     return Result(
         name="parsing",
-        title=f"Mails parsed per second: {len(found[OURS])} mails",
+        title=f"Messages parsed per second: {len(found[OURS])} messages",
         rows=[_row(name, found[name], rates, bombs[name], differences.get(name, {})) for name in (OURS, *RIVALS)],
         goals=[
-            Goal(f"mails per second at the median, beside {fastest}", f"{ratio:.1f} times", "3 times", ratio >= WANTED),
-            Goal("exceptions of ours", str(errors), "none", errors == 0),
+            Goal(f"messages per second, compared with {fastest}", f"{ratio:.1f} times", "3 times", ratio >= WANTED),
+            Goal("exceptions of Backstop", str(errors), "none", errors == 0),
         ],
         details={
             "rates": rates,
@@ -76,19 +76,19 @@ async def run(quick: bool, log: Callable[[str], None]) -> Result:
             },
         },
         notes=[
-            "Mails per second: one divided by the median time of a mail, as median (least to most) of the rounds.",
-            "Same: the share of mails in which a library has the fact that we have; only eml-parser looks for links.",
-            "Memory: what the peak of the process rose by, for the worst mail.",
-            f"Bombs: the worst of seven mails that are made to hurt, of up to 35 MB; all of them in {BOMB_SECONDS} s.",
+            "Messages per second: one divided by the median time of a message, as median (min to max) of the rounds.",
+            "Same: share of messages for which a library agrees with Backstop; only eml-parser extracts links.",
+            "Memory: increase of the process's peak for the worst message.",
+            f"Bombs: the worst of seven hostile messages of up to 35 MB; time limit {BOMB_SECONDS} s for all of them.",
         ],
         picture=[
-            Chart("Mails per second", "/s", [(name, quantile(rates[name], 0.5)) for name in (OURS, *RIVALS)], "log")
+            Chart("Messages per second", "/s", [(name, quantile(rates[name], 0.5)) for name in (OURS, *RIVALS)], "log")
         ],
     )
 
 
 async def _install(log: Callable[[str], None]) -> str:
-    """Give the rivals an environment of their own, so that they change nothing that Backstop runs on."""
+    """Install the other parsers in a virtual environment of their own; return its Python."""
     place = STATE / "bench" / "rivals"
     python, stamp = place / "bin" / "python", place / "lock"
     if not stamp.exists() or stamp.read_bytes() != _LOCK.read_bytes():
@@ -164,8 +164,8 @@ def _row(
     times = [1000 * quantile(parsed.seconds, 0.5) for parsed in mails.values()]
     return {
         "library": name,
-        "mails/s": f"{median:,.0f} ({least:,.0f} to {most:,.0f})",
-        "x ours": quantile(rates[OURS], 0.5) / median,
+        "messages/s": f"{median:,.0f} ({least:,.0f} to {most:,.0f})",
+        "Backstop is x times as fast": quantile(rates[OURS], 0.5) / median,
         "p99 ms": quantile(times, 0.99),
         "memory MB": max(parsed.memory for parsed in mails.values()) / 1e6,
         "exceptions": sum(parsed.error is not None for parsed in mails.values()),
@@ -185,7 +185,7 @@ def _bombed(mails: Mapping[str, Parsed] | None) -> dict[str, Cell]:
 
 
 def _differences(found: Findings, name: str) -> dict[str, dict[str, Any]]:
-    """Say for each fact in how many mails a library has what we have, of how many, and name the first that differ."""
+    """Return for each fact in how many messages a library agrees with Backstop, and the first that differ."""
     counts: defaultdict[str, dict[str, Any]] = defaultdict(lambda: {"same": 0, "of": 0, "differ": []})
     for mail, theirs in found[name].items():
         ours = found[OURS][mail].facts
@@ -218,7 +218,7 @@ def _plain(text: str | None) -> str:
 
 
 def _bombs() -> dict[str, bytes]:
-    """Make mails that take more than their size suggests."""
+    """Return messages that are more expensive to parse than their size suggests, by name."""
     boundary = b'Content-Type: multipart/mixed; boundary="b%d"\r\n\r\n--b%d\r\n'
     nested = b"".join(boundary % (number, number) for number in range(500))
     part = b"--b\r\nContent-Type: text/plain\r\n\r\nx\r\n"
@@ -230,7 +230,7 @@ def _bombs() -> dict[str, bytes]:
         + encodebytes(bytes(25_000_000)),
         "5,000 parts": _HEAD + b'Content-Type: multipart/mixed; boundary="b"\r\n\r\n' + part * 5000 + b"--b--\r\n",
         "500 levels": _HEAD + nested + b"Content-Type: text/plain\r\n\r\nx\r\n",
-        "200 mails in mails": _HEAD + mail_in_mail * 200 + b"\r\nx\r\n",
+        "200 nested messages": _HEAD + mail_in_mail * 200 + b"\r\nx\r\n",
         "20,000 fields": b"X-Bomb: =?utf-8?q?=C3=A9?= x\r\n" * 20_000 + _HEAD + b"\r\nx\r\n",
         "1 million tags": _HEAD + html + b"<b>" * 1_000_000 + b"x",
         "100,000 links": _HEAD + html + b"".join(b'<a href="https://p%d.example/">x</a>' % n for n in range(100_000)),

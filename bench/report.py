@@ -1,4 +1,4 @@
-"""What a measurement found, and how it is shown: tables and charts at the terminal, the same as SVG, all as JSON."""
+"""The result of a measurement, shown as tables and charts in the terminal, and written as SVG and JSON."""
 
 import asyncio
 import json
@@ -28,14 +28,14 @@ Cell: TypeAlias = str | float | None
 """An int is a float to the type checker; None is shown as nothing."""
 
 WIDTH = 140
-"""Columns of the picture, and of a terminal that says nothing about itself."""
+"""Columns of the picture, and of a terminal of unknown width."""
 _LIBRARIES = ("aiokafka", "asyncpg", "faststream", "fastapi", "uvicorn", "pydantic")
 _FONT = re.compile(r"@font-face \{.*?\}", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """What was wanted and what was measured, both in words with their unit; `met` may be unknown (None)."""
+    """A goal and the measured value, both as text with their unit. `met` is None if it was not measured."""
 
     text: str
     measured: str
@@ -45,7 +45,7 @@ class Goal:
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """Horizontal bars, one for each label; with *scale* log they begin at a tenth of the least."""
+    """Horizontal bars, one for each label. On a log scale they begin at a tenth of the smallest value."""
 
     title: str
     unit: str
@@ -56,10 +56,10 @@ class Chart:
 @dataclass(frozen=True, slots=True)
 class Result:
     """
-    What one program measured.
+    The result of one measurement.
 
-    *rows* are a table: all have the same keys, which are the names of the columns. *details* are the raw numbers, as
-    JSON can say them. *notes* are sentences below the table.
+    `rows` are a table: all have the same keys, which are the column names. `details` are raw numbers that can be
+    written as JSON. `notes` are sentences below the table.
     """
 
     name: str
@@ -83,7 +83,7 @@ def show(console: Console, result: Result) -> None:
 
 
 def write(folder: Path, results: Sequence[Result], conditions: Mapping[str, Any]) -> Path:
-    """Write `results.json`, and the same as a picture into `results.svg`; return the first."""
+    """Write `results.json` and a picture of it, `results.svg`; return the path of the former."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "results.json"
     everything = {**conditions, "results": [asdict(result) for result in results]}
@@ -94,13 +94,13 @@ def write(folder: Path, results: Sequence[Result], conditions: Mapping[str, Any]
             show(canvas, result)
     (folder / "console").unlink()
     drawn = canvas.export_svg(title="What Backstop costs", theme=DEFAULT_TERMINAL_THEME)
-    # rich names a font on the web; whoever looks at the picture should load nothing.
+    # rich refers to a web font, which viewers of the picture should not have to load.
     (folder / "results.svg").write_text(_FONT.sub("", drawn).replace("Fira Code", "DejaVu Sans Mono"))
     return file
 
 
 async def conditions(*, quick: bool) -> dict[str, Any]:
-    """Say on what machine, with what, when and in what state of the source the numbers come about."""
+    """Return the conditions of the measurement: date, commit, machine and versions."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": _git("rev-parse", "--short", "HEAD"),
@@ -129,7 +129,7 @@ def spread(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def quantile(values: Sequence[float], share: float) -> float:
-    """Return the value below which *share* of *values* lie (between two, in proportion)."""
+    """Return the value below which *share* of *values* lie, interpolated linearly."""
     ordered = sorted(values)
     place = share * (len(ordered) - 1)
     below = math.floor(place)

@@ -1,4 +1,4 @@
-"""What Backstop asks of Microsoft: requests for each verdict, tokens, requests for each block."""
+"""Requests to Microsoft: per verdict and per block, and tokens."""
 
 import asyncio
 import random
@@ -32,31 +32,31 @@ from verdict_poller.worker import Explainer, Poller
 PENDING, QUICK_PENDING = (10, 1_000, 10_000), (10, 1_000)
 GOAL_PENDING, WANTED = 1_000, 0.1
 HASTE, QUICK_HASTE = 60, 240
-"""What pauses, grid and delays are divided by: an hour of Microsoft's is a minute here."""
+"""Factor by which pauses, grid and delays are shortened: an hour at Microsoft takes a minute here."""
 MADE_WITHIN = timedelta(minutes=15)
 VERDICT_AFTER = (1, 60)
-"""Minutes from a submission to its verdict, all equally likely."""
+"""Range of minutes from a submission to its verdict, uniformly distributed."""
 BLOCKS = 100
 MAILBOXES = 10
-"""Mailboxes that share the blocks of mailboxes."""
+"""Number of mailboxes over which mailbox blocks are distributed."""
 LEASE = Lease(timedelta(minutes=5))
 
 
 @dataclass(frozen=True, slots=True)
 class Microsoft:
-    """The simulator, and Backstop's own clients of it."""
+    """The simulator, and Backstop's clients connected to it."""
 
     simulator: Simulator
     graph: Graph
     exchange: Exchange
 
     def asked(self) -> Counter[str]:
-        """Return how often each route was called so far."""
+        """Return how often each route has been called so far."""
         return Counter(self.simulator.state.ledger.contents()["requests"])
 
 
 async def run(quick: bool, log: Callable[[str], None]) -> Result:
-    """Await verdicts, many at a time, and make blocks; count what the simulator was asked."""
+    """Wait for many verdicts at a time and add blocks, and count the requests to the simulator."""
     rows: list[dict[str, Cell]] = []
     per_verdict: dict[int, float] = {}
     details: dict[str, dict[str, int]] = {}
@@ -93,9 +93,9 @@ async def run(quick: bool, log: Callable[[str], None]) -> Result:
         notes=[
             (
                 f"Submissions made within {MADE_WITHIN.seconds // 60} minutes; verdicts {VERDICT_AFTER[0]} to"
-                f" {VERDICT_AFTER[1]} minutes later; all of it, pauses and grid too, {haste} times as fast as in truth."
+                f" {VERDICT_AFTER[1]} minutes later; all times and pauses are divided by {haste}."
             ),
-            "Tokens: one for each API and process in an hour, which is how long Microsoft's are good.",
+            "Tokens: one per API, process and hour, which is the lifetime of Microsoft's tokens.",
         ],
         picture=[
             Chart(
@@ -110,7 +110,7 @@ async def run(quick: bool, log: Callable[[str], None]) -> Result:
 
 @asynccontextmanager
 async def microsoft(folder: Path) -> AsyncIterator[Microsoft]:
-    """Run a simulator that nobody has asked anything, and connect to it."""
+    """Run a new simulator and connect to it."""
     async with serve(folder, tenants=[{"id": str(TENANT)}], verdict_delay_seconds=0) as simulator:
         address = simulator.address()
         settings = M365Settings(
@@ -132,11 +132,11 @@ async def _verdicts(ms: Microsoft, database: Database, pending: int, haste: int)
     async with database.transaction() as tx:
         events = [(event, None) for event in _submit(ms.simulator, pending, haste)]
         await verdict_poller.store.record(tx, events, schedule.next_due(datetime.now(UTC), 0))
-    told = 0
-    while told < pending:
+    published = 0
+    while published < pending:
         polled = await poller.poll_due()
         explained = await explainer.explain_due()
-        told = await database.pool.fetchval("SELECT count(*) FROM watches WHERE state = 'published'")
+        published = await database.pool.fetchval("SELECT count(*) FROM watches WHERE state = 'published'")
         if not polled + explained:
             await asyncio.sleep(0.05)
     await database.pool.execute("TRUNCATE watches, outbox")
@@ -144,7 +144,7 @@ async def _verdicts(ms: Microsoft, database: Database, pending: int, haste: int)
 
 
 def _submit(simulator: Simulator, count: int, haste: int) -> list[SubmissionCreated]:
-    """Have Microsoft hold *count* submissions, with verdicts that come in their time."""
+    """Create *count* submissions in the simulator, whose verdicts arrive over time."""
     draw = random.Random(count)
     now = datetime.now(UTC)
     tenant = simulator.state.tenants[str(TENANT)]
@@ -181,7 +181,7 @@ def _submit(simulator: Simulator, count: int, haste: int) -> list[SubmissionCrea
 
 async def _blocks(ms: Microsoft, database: Database, scope: Literal["tenant", "mailbox"]) -> Counter[str]:
     now = datetime.now(UTC)
-    wishes = [
+    requested = [
         BlockRequested(
             tenant_id=TENANT,
             block=Block(
@@ -200,7 +200,7 @@ async def _blocks(ms: Microsoft, database: Database, scope: Literal["tenant", "m
     ]
     async with database.transaction() as tx:
         await on_block_requested(
-            [Received(wish, Envelope(str(uuid4()), "/bench", "bench", now)) for wish in wishes], tx
+            [Received(event, Envelope(str(uuid4()), "/bench", "bench", now)) for event in requested], tx
         )
     worker = Worker(database, ExchangeLists(ms.exchange), frozenset(), 16, LEASE)
     while await database.pool.fetchval("SELECT count(*) FROM blocks WHERE state = 'applied'") < BLOCKS:

@@ -1,4 +1,4 @@
-"""What a second replica brings, what a partition costs, and how much of a core a service's process can use."""
+"""Scaling: the gain of a second replica, the cost of partitions, and how much of a core a process can use."""
 
 import asyncio
 import time
@@ -32,7 +32,7 @@ _RAISED = 10_000_000
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """How many events or requests each measurement takes."""
+    """Number of events or requests in each measurement."""
 
     consume: int
     submit: int
@@ -52,7 +52,7 @@ class Measured:
 
 
 async def run(quick: bool, log: Callable[[str], None]) -> Result:
-    """Measure each with one and with two replicas, and triage with few and many partitions."""
+    """Measure each service with one and two replicas, and triage with few and many partitions."""
     size = QUICK if quick else FULL
     rows: list[dict[str, Cell]] = []
     found: dict[str, dict[str, float]] = {}
@@ -101,7 +101,7 @@ async def _one(on: Environment, service: str, replicas: int, partitions: int, si
     ):
         names = [service] if replicas == 1 else [f"{service}-{number + 1}" for number in range(replicas)]
         measures = {"triage": _triage, "submitter": _submitter, "reporter": _reporter}
-        # The first batches warm plans, caches and connections.
+        # The first batches warm up plans, caches and connections.
         await measures[service](stack, ends, names, 200)
         await settle(own.postgres_dsn)
         count = {"triage": size.consume, "submitter": size.submit, "reporter": size.intake}[service]
@@ -109,7 +109,7 @@ async def _one(on: Environment, service: str, replicas: int, partitions: int, si
 
 
 async def _triage(stack: Stack, ends: TopicCounter, names: list[str], count: int) -> Measured:
-    records = list(map(record, reported(UUID(stack.tenant_id), count, mails_=count, reporters=1)))
+    records = list(map(record, reported(UUID(stack.tenant_id), count, count=count, reporters=1)))
     return await _drain(stack, ends, names, records, "message-reported", "submission-requested")
 
 
@@ -136,7 +136,7 @@ async def _submitter(stack: Stack, ends: TopicCounter, names: list[str], count: 
 async def _drain(
     stack: Stack, ends: TopicCounter, names: list[str], records: list[Record], source: str, target: str
 ) -> Measured:
-    """Let *records* lie ready while the consumers are frozen, wake them, and wait until as many have come out."""
+    """Produce *records* while the consumers are frozen, resume them, and measure until all are processed."""
     topic = f"{stack.topic_prefix}.{target}"
     before = await ends.count(topic)
     for name in names:
@@ -156,7 +156,7 @@ async def _reporter(stack: Stack, ends: TopicCounter, names: list[str], count: i
     token = await app_token(stack)
     topic = f"{stack.topic_prefix}.message-reported"
     before = await ends.count(topic)
-    # Half of the requests for each of two, in the same connections.
+    # With two replicas, each gets half of the requests and half of the connections.
     urls = cycle(stack.urls[name] for name in names)
     parts: dict[str, list[bytes]] = {stack.urls[name]: [] for name in names}
     for person, (raw, url) in enumerate(zip(raw_messages(count, count), urls, strict=False)):
@@ -186,8 +186,8 @@ def _result(rows: list[dict[str, Cell]], found: Mapping[str, Mapping[str, float]
         "triage: reports per second from a filled topic to submission-requested.",
         "submitter: submissions per second from a filled topic to submission-created, the simulator beside it.",
         "reporter: reports per second over HTTP until published.",
-        "Kafka, PostgreSQL and the load share the cores: two replicas show that work is shared, not how far it scales.",
-        "Cores used: seconds of CPU per second. A process has one event loop; threads hash and sync mails beside it.",
+        "Kafka, PostgreSQL and the load share the cores: this shows that replicas share work, not how far it scales.",
+        "Cores used: seconds of CPU per second. A process has one event loop; threads hash and sync messages.",
     ]
     bars = [(name, values["rate"]) for name, values in found.items()]
     return Result(

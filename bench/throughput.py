@@ -1,8 +1,8 @@
 """
-Reports per second, beside a bare program and beside FastStream as its documentation teaches it.
+Reports per second, compared with a bare program and with FastStream as its documentation teaches it.
 
-All three run as processes on the same Kafka and PostgreSQL and write the same rows and events into databases and
-topics of their own, which grow alike. Rounds are interleaved: what else the machine does meets all of them.
+All three run as processes on the same Kafka and PostgreSQL and write the same rows and events to databases and topics
+of their own, which grow alike. Rounds are interleaved, so that other load on the machine affects all of them.
 """
 
 import random
@@ -35,7 +35,7 @@ from local_stack.supervisor import StackError, Supervisor
 
 NAMES = {"ours": "Backstop", "bare": "bare aiokafka + asyncpg", "naive_faststream": "FastStream as taught"}
 CAMPAIGN = 100
-"""Reports of one mail in a campaign."""
+"""Reports of each message of a campaign."""
 WANTED_OF_BARE, WANTED_OF_NAIVE = 0.8, 30
 
 Counts = Mapping[str, Mapping[str, int]]
@@ -51,7 +51,7 @@ QUICK: Counts = {
 
 @dataclass(frozen=True, slots=True)
 class Contestant:
-    """One of the three, running."""
+    """One of the three programs, running."""
 
     name: str
     found: Backing
@@ -67,7 +67,7 @@ class Contestant:
 
 @asynccontextmanager
 async def contestants(on: Environment, kind: str) -> AsyncIterator[list[Contestant]]:
-    """Start all three: reporter and triage of each, or triage alone when it is about consuming."""
+    """Start reporter and triage of all three, or only triage to measure consuming."""
     services = ("reporter", "triage") if kind == "intake" else ("triage",)
     async with AsyncExitStack() as life:
         own = {name: await life.enter_async_context(on.isolated(name)) for name in NAMES}
@@ -85,7 +85,7 @@ async def contestants(on: Environment, kind: str) -> AsyncIterator[list[Contesta
 
 
 async def intake(one: Contestant, ends: TopicCounter, count: int, seed: int, *, campaign: bool) -> float:
-    """Report *count* mails over HTTP; return the reports per second until all their events were published."""
+    """Report *count* messages over HTTP; return the reports per second until all events are published."""
     if campaign:
         few = list(raw_messages(seed, max(1, count // CAMPAIGN)))
         pairs = zip(islice(cycle(few), count), (number // len(few) for number in range(count)), strict=True)
@@ -103,9 +103,9 @@ async def intake(one: Contestant, ends: TopicCounter, count: int, seed: int, *, 
 
 
 async def consume(one: Contestant, ends: TopicCounter, count: int, seed: int, *, campaign: bool) -> float:
-    """Let *count* reports lie ready while the consumer is frozen, wake it; return the reports it handles per second."""
+    """Produce *count* reports while the consumer is frozen, resume it, and return the reports handled per second."""
     few = max(1, count // CAMPAIGN) if campaign else count
-    records = list(map(record, reported(one.tenant_id, seed, mails_=few, reporters=count // few)))
+    records = list(map(record, reported(one.tenant_id, seed, count=few, reporters=count // few)))
     if campaign:
         random.Random(seed).shuffle(records)
     count = len(records)
@@ -122,10 +122,10 @@ async def consume(one: Contestant, ends: TopicCounter, count: int, seed: int, *,
 
 
 SHAPES: Mapping[str, tuple[str, Callable[..., Awaitable[float]], bool]] = {
-    "intake-distinct": ("HTTP until published, distinct mails", intake, False),
-    "intake-campaign": (f"HTTP until published, {CAMPAIGN} reports a mail", intake, True),
-    "consume-distinct": ("message-reported to submission-requested, distinct mails", consume, False),
-    "consume-campaign": (f"the same, {CAMPAIGN} reports a mail", consume, True),
+    "intake-distinct": ("HTTP until published, distinct messages", intake, False),
+    "intake-campaign": (f"HTTP until published, {CAMPAIGN} reports per message", intake, True),
+    "consume-distinct": ("message-reported to submission-requested, distinct messages", consume, False),
+    "consume-campaign": (f"the same, {CAMPAIGN} reports per message", consume, True),
 }
 
 
@@ -154,7 +154,7 @@ async def _round(
     number: int,
     log: Callable[[str], None],
 ) -> None:
-    """Let each contestant do each shape once. Round 0 warms caches, plans and connections, and is not counted."""
+    """Measure each shape once for each contestant. Round 0 warms up caches and connections and is not counted."""
     for shape in shapes:
         _, measure, campaign = SHAPES[shape]
         for one in started:
@@ -167,7 +167,7 @@ async def _round(
 
 
 async def _rows(one: Contestant, kind: str) -> dict[str, int]:
-    """Count what was stored, for whoever wants to compare: per report and case it is the same in all three."""
+    """Count the stored rows, for comparison: per report and case they are the same for all three."""
     connection = await asyncpg.connect(one.found.postgres_dsn)
     tables = ["triage.reports", "triage.cases", "triage.case_keys", "triage.timeline"]
     if kind == "intake":
@@ -216,6 +216,6 @@ def _result(
         rows,
         goals,
         {"rates": rates, "stored": stored},
-        ["Mails of 600 bytes to 50 KB. The load comes from a process on the same cores, whose cost all three share."],
+        ["Messages of 600 bytes to 50 KB. The load generator runs on the same cores and affects all three alike."],
         charts,
     )

@@ -1,9 +1,9 @@
 """
-The limit: the same rows and the same events by aiokafka, asyncpg and orjson alone, in batches, written by hand.
+The upper limit: the same rows and events with aiokafka, asyncpg and orjson alone, in batches, written by hand.
 
-`reporter` takes mails over HTTP, `triage` makes cases of reports and submits each new one. Left out is all that a
-service needs on its worst day: validation, tokens, dead letters, an outbox, waiting for PostgreSQL, traces, metrics,
-policy, expiry. Kafka's acknowledgements are awaited, rows are committed before the offset is.
+`reporter` accepts messages over HTTP; `triage` groups reports into cases and submits each new one. Everything that a
+service needs when something fails is left out: validation, tokens, dead letters, an outbox, waiting for PostgreSQL,
+traces, metrics, policy, expiry. Kafka's acknowledgements are awaited, and rows are committed before the offset.
 """
 
 import asyncio
@@ -29,14 +29,14 @@ BATCH = 500
 
 
 def producer() -> AIOKafkaProducer:
-    """Make a producer that loses nothing."""
+    """Return a producer that loses nothing."""
     return AIOKafkaProducer(
         bootstrap_servers=KAFKA, acks="all", enable_idempotence=True, linger_ms=5, max_request_size=4 << 20
     )
 
 
 def message_of(facts: MailFacts) -> Fields:
-    """Write the facts of a mail as events carry them."""
+    """Return the facts of a message in the form used in events."""
     authentication, antispam = facts.authentication, facts.antispam
     return {
         "sha256": facts.sha256,
@@ -68,7 +68,7 @@ def message_of(facts: MailFacts) -> Fields:
 
 
 def headers(name: str, source: str, subject: str, key: str, trace: bytes | None) -> list[tuple[str, bytes]]:
-    """Write the CloudEvents headers of an event."""
+    """Return the CloudEvents headers of an event."""
     return [
         ("ce_id", str(uuid4()).encode()),
         ("ce_source", source.encode()),
@@ -84,14 +84,14 @@ def headers(name: str, source: str, subject: str, key: str, trace: bytes | None)
 
 
 class Reporter:
-    """Keeps the mail, stores the report, publishes it, answers."""
+    """Stores the message and the report, publishes it and responds."""
 
     def __init__(self, pool: "asyncpg.Pool[asyncpg.Record]", sender: AIOKafkaProducer) -> None:
         self._pool = pool
         self._sender = sender
 
     async def report(self, request: web.Request) -> web.Response:
-        """Take in one report."""
+        """Accept one report."""
         raw = await request.read()
         said = request.query
         facts = parse(raw)
@@ -142,17 +142,17 @@ async def reporter() -> None:
 
 
 class Batch:
-    """A batch of reports on its way into cases."""
+    """A batch of reports and the cases they belong to."""
 
     def __init__(self) -> None:
         self.joined: defaultdict[str, list[Fields]] = defaultdict(list)
         self.opened: dict[str, tuple[Fields, bytes, str]] = {}
         self.new_keys: dict[bytes, str] = {}
         self.rows: list[tuple[Any, ...]] = []
-        self.told: list[tuple[Any, ...]] = []
+        self.timeline: list[tuple[Any, ...]] = []
 
     def assign(self, reports: Sequence[tuple[Fields, bytes]], known: dict[bytes, str]) -> None:
-        """Give each report its case."""
+        """Assign each report to a case."""
         for report, trace in reports:
             keys = keys_of(report["message"])
             case_id = next((found for key in keys if (found := self.new_keys.get(key) or known.get(key))), None)
@@ -177,7 +177,7 @@ class Batch:
                 )
             )
             detail = {name: report[name] for name in ("report_id", "reporter", "reported_as", "folder")}
-            self.told.append(
+            self.timeline.append(
                 (case_id, f"report:{report['report_id']}", at, "message.reported", None, orjson.dumps(detail).decode())
             )
 
@@ -187,12 +187,12 @@ RULE_JSON = orjson.dumps(RULE).decode()
 
 
 def columns(rows: Sequence[tuple[Any, ...]]) -> list[list[Any]]:
-    """Turn rows into columns."""
+    """Return the columns of *rows*."""
     return list(map(list, zip(*rows, strict=True)))
 
 
 async def store(connection: Connection, reports: Sequence[tuple[Fields, bytes]]) -> Batch | None:
-    """Store what the batch brings: one statement a table."""
+    """Store a batch with one statement per table."""
     tenant = reports[0][0]["tenant_id"]
     known_ids = {
         str(row["report_id"])
@@ -236,13 +236,13 @@ async def store(connection: Connection, reports: Sequence[tuple[Fields, bytes]])
     await connection.execute(
         "INSERT INTO triage.timeline (case_id, entry, at, kind, actor, detail) SELECT * FROM unnest($1::uuid[],"
         " $2::text[], $3::timestamptz[], $4::text[], $5::jsonb[], $6::jsonb[]) ON CONFLICT DO NOTHING",
-        *columns(batch.told + submitted),
+        *columns(batch.timeline + submitted),
     )
     return batch
 
 
 async def store_cases(connection: Connection, batch: Batch, tenant: str, now: datetime) -> None:
-    """Store new cases and count the reports that joined others."""
+    """Store new cases, and update the counts of those that reports joined."""
     if batch.opened:
         rows = [
             (
@@ -287,7 +287,7 @@ async def store_cases(connection: Connection, batch: Batch, tenant: str, now: da
 
 
 def events_of(batch: Batch, traces: dict[str, bytes]) -> list[tuple[str, str, str, Fields, bytes]]:
-    """List the events that follow from a batch: topic, key, case, payload, trace."""
+    """Return the events of a batch: topic, key, case, payload, trace."""
     events: list[tuple[str, str, str, Fields, bytes]] = []
     now = datetime.now(UTC)
     for case_id, joined in batch.joined.items():

@@ -1,9 +1,9 @@
 """
-FastStream as its documentation teaches it: one message a call, pydantic models, a transaction each, publish in it.
+FastStream as its documentation teaches it: one message per call, pydantic models, and a transaction that publishes.
 
 Source: FastStream documentation, "Getting Started" (subscriber, publishing) and "FastAPI Plugin". Its defaults are
-kept: acknowledgement before the handler runs, acks=1; so it may lose what the other programs may not. Logging of each
-message is off. The rows and events are those of the others.
+kept: acknowledgement before the handler runs, acks=1; so unlike the other programs it may lose events. Logging of each
+message is off. The rows and events are the same as those of the others.
 """
 
 import asyncio
@@ -55,7 +55,7 @@ async def publish(event: Event) -> None:
 
 @asynccontextmanager
 async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-    """Hold the broker and the pool as long as the application runs."""
+    """Keep the broker and the pool open while the application runs."""
     MAILS.mkdir(parents=True, exist_ok=True)
     async with asyncpg.create_pool(DSN, min_size=8, max_size=8) as pool:
         pools.append(pool)
@@ -69,7 +69,7 @@ app = FastAPI(lifespan=lifespan)
 
 @app.post("/v1/reports", status_code=202)
 async def report_mail(request: Request, reported_as: ReportedAs, folder: Folder, reporter: str) -> dict[str, UUID]:
-    """Take in one report."""
+    """Accept one report."""
     raw = await request.body()
     message = message_of(parse(raw))
     await asyncio.to_thread(keep, raw, message.sha256)
@@ -96,7 +96,7 @@ async def report_mail(request: Request, reported_as: ReportedAs, folder: Folder,
 
 
 async def on_message_reported(report: MessageReported) -> None:
-    """Put one report into its case, and submit the case if it is new."""
+    """Add one report to its case, and submit the case if it is new."""
     async with pools[0].acquire() as connection, connection.transaction():
         if await connection.fetchval("SELECT true FROM triage.reports WHERE report_id = $1", report.report_id):
             return
@@ -119,7 +119,8 @@ async def on_message_reported(report: MessageReported) -> None:
             )
         count = await (join if standing else open_case)(connection, case_id, report)
         detail = report.model_dump(mode="json", include={"report_id", "reporter", "reported_as", "folder"})
-        await tell(connection, case_id, f"report:{report.report_id}", report.reported_at, "message.reported", detail)
+        entry = f"report:{report.report_id}"
+        await add_timeline_entry(connection, case_id, entry, report.reported_at, "message.reported", detail)
         updated = CaseUpdated(
             tenant_id=report.tenant_id,
             case_id=case_id,
@@ -147,7 +148,7 @@ async def open_case(connection: Any, case_id: UUID, report: MessageReported) -> 
 
 
 async def join(connection: Any, case_id: UUID, report: MessageReported) -> int:
-    """Count one more report of a case."""
+    """Increment the report count of a case; return the new count."""
     return int(
         await connection.fetchval(
             "UPDATE triage.cases SET report_count = report_count + 1, last_reported_at = $2 WHERE case_id = $1"
@@ -157,7 +158,7 @@ async def join(connection: Any, case_id: UUID, report: MessageReported) -> int:
     )
 
 
-async def tell(connection: Any, case_id: UUID, entry: str, at: datetime, kind: str, detail: Any) -> None:
+async def add_timeline_entry(connection: Any, case_id: UUID, entry: str, at: datetime, kind: str, detail: Any) -> None:
     """Add to the timeline of a case."""
     await connection.execute(
         "INSERT INTO triage.timeline (case_id, entry, at, kind, detail) VALUES ($1, $2, $3, $4, $5)",
@@ -173,7 +174,7 @@ async def submit(connection: Any, report: MessageReported, opened: CaseUpdated) 
         *(opened.case_id, submission_id),
     )
     detail = {"submission_id": str(submission_id), "category": "phishing", "note": None}
-    await tell(connection, opened.case_id, f"submit:{submission_id}", now, "case.submitted", detail)
+    await add_timeline_entry(connection, opened.case_id, f"submit:{submission_id}", now, "case.submitted", detail)
     change = {"change": "submitted", "status": CaseStatus.SUBMITTED, "report_ids": (), "changed_by": RULE}
     await publish(opened.model_copy(update=change))
     await publish(

@@ -1,8 +1,8 @@
 """
-Parse a folder of mails with one library, in a process of its own: `python parsers.py <library> <folder> <rounds>`.
+Parse a folder of messages with one library, in its own process: `python parsers.py <library> <folder> <rounds>`.
 
-Prints a line of JSON for each mail: its name, the seconds of each round, what the peak of memory rose by, the error or
-the facts. Runs in whichever Python has the library, so it imports nothing of ours but `mail`, and that only when asked.
+Prints a line of JSON for each message: its name, the seconds of each round, the increase of peak memory, and the error
+or the facts. Runs in any Python that has the library, so it imports nothing of Backstop except `mail`, and only for it.
 """
 
 import argparse
@@ -22,7 +22,7 @@ Parse = Callable[[Path, bytes], Facts]
 
 
 def backstop() -> Parse:
-    """Ours."""
+    """Backstop's own parser."""
     mail = importlib.import_module("mail")
 
     def parse(_: Path, raw: bytes) -> Facts:
@@ -39,7 +39,7 @@ def backstop() -> Parse:
 
 
 def standard_library() -> Parse:
-    """`email` with its default policy, each part decoded as its own methods do; it looks for no links."""
+    """`email` with its default policy, each part decoded by its own methods. Extracts no links."""
 
     def parse(_: Path, raw: bytes) -> Facts:
         message = email.message_from_bytes(raw, policy=email.policy.default)
@@ -61,14 +61,14 @@ def standard_library() -> Parse:
 
 
 def mail_parser() -> Parse:
-    """Mail-parser, with what it decodes anyway; it looks for no links."""
+    """Mail-parser, with what it decodes by default. Extracts no links."""
     mailparser = importlib.import_module("mailparser")
 
     def parse(_: Path, raw: bytes) -> Facts:
         message = mailparser.parse_from_bytes(raw)
         senders = message.from_
         attachments = message.attachments
-        message.body  # noqa: B018 - joined when it is asked for
+        message.body  # noqa: B018 - computed on access
         return {
             "message id": _text(message.message_id),
             "from": _text(senders[0][1]) if senders else None,
@@ -80,7 +80,7 @@ def mail_parser() -> Parse:
 
 
 def eml_parser() -> Parse:
-    """Eml-parser as it comes: with hashes of attachments and of links."""
+    """Eml-parser with its default settings: hashes of attachments and links."""
     parser = importlib.import_module("eml_parser").EmlParser()
 
     def parse(_: Path, raw: bytes) -> Facts:
@@ -98,7 +98,7 @@ def eml_parser() -> Parse:
 
 
 def parse_emails() -> Parse:
-    """Parse-emails, which reads the file itself; it looks for no links."""
+    """Parse-emails, which reads the file itself. Extracts no links."""
     parser = importlib.import_module("parse_emails.parse_emails").EmailParser
 
     def parse(file: Path, _: bytes) -> Facts:
@@ -140,7 +140,7 @@ def _text(value: object) -> str | None:
 
 
 def _peak() -> int:
-    """Return the largest resident size since `_forget_peak`, in bytes; 0 where the kernel does not say."""
+    """Return the peak resident size since `_forget_peak`, in bytes; 0 if the kernel does not provide it."""
     try:
         status = Path("/proc/self/status").read_text(encoding="ascii")
     except OSError:
@@ -149,7 +149,7 @@ def _peak() -> int:
 
 
 def _forget_peak() -> int:
-    """Let the peak begin anew at the present size, and return that."""
+    """Reset the peak to the current size, and return it."""
     try:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     except OSError:
@@ -158,7 +158,7 @@ def _forget_peak() -> int:
 
 
 def measure(parse: Parse, files: list[Path], rounds: int) -> Iterator[dict[str, Any]]:
-    """Parse each file in each round; the first round, which nobody counts, shows facts, errors and memory."""
+    """Parse each file in each round. The first round is not timed and yields facts, errors and memory."""
     mails = [(file, file.read_bytes()) for file in files]
     seen: dict[Path, dict[str, Any]] = {}
     for number in range(rounds + 1):
@@ -167,7 +167,7 @@ def measure(parse: Parse, files: list[Path], rounds: int) -> Iterator[dict[str, 
             begin = time.perf_counter()
             try:
                 facts, error = parse(file, raw), None
-            except Exception as failure:  # noqa: BLE001 - to be counted
+            except Exception as failure:  # noqa: BLE001 - errors are counted
                 facts, error = {}, type(failure).__name__
             seconds = time.perf_counter() - begin
             if number == 0:

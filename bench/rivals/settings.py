@@ -1,4 +1,4 @@
-"""What both rivals are told, and what is the same in both: the facts of a mail, and where it is kept."""
+"""Settings of both rivals, and what they share: storing a message, and the keys that identify its case."""
 
 import hashlib
 import os
@@ -14,7 +14,7 @@ TENANT = "0a1b2c3d-0000-4000-8000-0000000000aa"
 
 
 def keep(raw: bytes, sha256: str) -> None:
-    """Write a mail so that it survives a power cut: content and name."""
+    """Write a message so that its content and name survive a power failure."""
     folder = MAILS / sha256[:2]
     file = folder / sha256
     if file.exists():
@@ -32,7 +32,7 @@ def keep(raw: bytes, sha256: str) -> None:
 
 
 def keys_of(message: dict[str, Any]) -> list[bytes]:
-    """Return the identities of a mail by which reports join a case."""
+    """Return the identities of a message by which reports join a case."""
     names = [f"message-id {message['internet_message_id']}"]
     if message["fingerprint"]:
         names.append(f"fingerprint {message['fingerprint']}")

@@ -1,1 +1,1 @@
-"""Break the running system on purpose, and check that nothing was lost and nothing done twice."""
+"""Fault injection: break the running system, then check that nothing was lost and nothing was done twice."""

@@ -1,4 +1,4 @@
-"""`make faults`: break the running system for ten minutes, heal it, and check that every promise was kept."""
+"""`make faults`: disturb the running system for ten minutes, repair it, and check that every promise was kept."""
 
 import asyncio
 import json
@@ -21,37 +21,37 @@ from faults.schedule import Disturbance, plan
 from local_stack.supervisor import STATE, run
 
 PATIENCE = 420.0
-"""Longer than any lease of a claimed row: a claim that is still there then is stuck."""
+"""Longer than any lease on a claimed row: a claim that still exists then is stuck."""
 SESSION_SECONDS = 30.0
 """As in production: the default of `BACKSTOP_KAFKA_SESSION_TIMEOUT_SECONDS`."""
 LEASE_SECONDS = 24.0
 MEANINGS = {
-    "accepted": "answers 202 to reports, repetitions included",
-    "reports": "different ones among them",
+    "accepted": "reports answered with 202, including repetitions",
+    "reports": "distinct reports among them",
     "reports deduplicated": "repetitions that were recognised",
-    "answered 503": "refusals while something was away; all were sent again",
-    "unanswered": "requests that broke off; all were sent again",
-    "decided": "decisions of admins",
-    "shown": "cases that an admin was shown at the end",
-    "told": "reports whose outcome their reporter was told at the end",
+    "answered 503": "requests refused while something was unavailable; all were retried",
+    "unanswered": "requests without a response; all were retried",
+    "decided": "decisions by admins",
+    "shown": "cases read by an admin at the end",
+    "told": "reports whose status was read at the end",
     "broken": "disturbances",
     "killed": "processes killed",
-    "planted": "records put onto topics that nobody can handle",
-    "parked": "dead letters: the planted records, by each service that reads them",
-    "events": "different ones on all topics",
-    "echoed": "events that somebody published a second time on purpose",
-    "published again": "records on topics beyond the different events",
-    "redelivered": "records that a consumer handled more than once, as far as it was seen",
-    "cases": "that triage made of the reports",
-    "submissions": "that Microsoft's ledger has",
-    "blocks": "that Microsoft's ledger has, for the tenant and for mailboxes",
-    "verdicts": "that were published",
-    "held": "mails that Defender held for users",
-    "digests": "mails that told users of them",
-    "releases and denials": "that Microsoft's ledger has",
-    "carried-out": "releases and denials that an admin was told to be done",
-    "adopted": "submissions whose answer was lost and that were found again",
-    "looked before repeating": "times that Microsoft was asked before a call was repeated",
+    "planted": "unprocessable records written to topics",
+    "parked": "dead letters: the planted records, once for each service that reads them",
+    "events": "distinct events on all topics",
+    "echoed": "events deliberately published a second time",
+    "published again": "duplicate records on topics",
+    "redelivered": "records handled more than once by a consumer, as far as observed",
+    "cases": "cases created from the reports",
+    "submissions": "submissions in the simulator's ledger",
+    "blocks": "blocks in the simulator's ledger, for the tenant and for mailboxes",
+    "verdicts": "verdicts published",
+    "held": "messages quarantined for users",
+    "digests": "digests sent to users",
+    "releases and denials": "releases and denials in the simulator's ledger",
+    "carried-out": "releases and denials confirmed to an admin",
+    "adopted": "submissions found again after their response was lost",
+    "looked before repeating": "lookups at Microsoft before a call was repeated",
 }
 PAUSE = 7.0
 RATE = 2.0
@@ -62,8 +62,8 @@ ECHOED = 0.02
 
 async def _faults(seed: int, seconds: float, schedule: list[Disturbance], folder: Path) -> Report:
     typer.echo(
-        f"Seed {seed}: users report and admins decide for {seconds:.0f} s, while {len(schedule)} things are broken"
-        " and mended. Then what everybody was told is compared with the topics and Microsoft's ledger.\n"
+        f"Seed {seed}: users report and admins decide for {seconds:.0f} s, during {len(schedule)} disturbances."
+        " Then all responses are compared with the topics and the simulator's ledger.\n"
         f"Schedule, diary and logs: {folder}"
     )
     async with (
@@ -78,7 +78,7 @@ async def _faults(seed: int, seconds: float, schedule: list[Disturbance], folder
             lease_seconds=LEASE_SECONDS,
         ) as it,
     ):
-        telling = asyncio.create_task(_tell(it))
+        printing = asyncio.create_task(_print_progress(it))
         deciding = asyncio.create_task(it.load.decide())
         echoing = asyncio.create_task(it.load.echo(ECHOED))
         judging = asyncio.create_task(it.load.judge_held())
@@ -89,19 +89,19 @@ async def _faults(seed: int, seconds: float, schedule: list[Disturbance], folder
                 it.load.hold_mails(HELD_EVERY),
                 it.disturber.disturb(schedule),
             )
-            typer.echo("Everything is whole again; waiting until it is quiet")
+            typer.echo("All disturbances are over; waiting until the system is idle")
             await it.progress.wait_until_idle(PATIENCE)
             it.load.enough_judged = True
             await judging
             return await judge(it, PATIENCE)
         finally:
-            for task in (telling, deciding, echoing, judging):
+            for task in (printing, deciding, echoing, judging):
                 task.cancel()
                 with suppress(asyncio.CancelledError):
                     await task
 
 
-async def _tell(it: Run) -> None:
+async def _print_progress(it: Run) -> None:
     begin, shown = time.monotonic(), ""
     while True:
         line = f"[{time.monotonic() - begin:5.0f} s] {it.line()}"
@@ -118,11 +118,11 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command()
 def main(
-    minutes: Annotated[float, typer.Option(help="How long the load and the disturbances last.", min=0.2)] = 10,
-    seed: Annotated[int | None, typer.Option(help="The seed of an earlier run; default: a new one.")] = None,
-    schedule: Annotated[Path | None, typer.Option(help="A schedule.json to break what it says instead.")] = None,
+    minutes: Annotated[float, typer.Option(help="Duration of the load and the disturbances.", min=0.2)] = 10,
+    seed: Annotated[int | None, typer.Option(help="Repeat a run with this seed; default: a random one.")] = None,
+    schedule: Annotated[Path | None, typer.Option(help="Use the disturbances of this schedule.json.")] = None,
 ) -> None:
-    """Break the running system, heal it, wait until it is quiet, and check its promises. Exits with 1 if one broke."""
+    """Disturb the running system, wait until it is idle, and check its promises. Exits with 1 if one was broken."""
     seed = random.randrange(10**6) if seed is None else seed
     if schedule:
         planned = [Disturbance(**one) for one in json.loads(schedule.read_text())]
@@ -132,7 +132,7 @@ def main(
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     (folder / "schedule.json").write_text(json.dumps([asdict(one) for one in planned], indent=1))
-    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # that Kafka is away is no news here
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # that Kafka is unavailable is expected here
     reports: list[Report] = []
 
     async def program() -> None:

@@ -1,7 +1,7 @@
 """
-The checker: what the run's people were told and what the topics say, against what was really done to Microsoft.
+The checker: compares the responses that users got, the events on the topics and what really happened at Microsoft.
 
-A program of its own. It reads the people's diary, the topics, the dead letters and the simulator's ledger, and asks
+It is a separate program that reads the users' diary, the topics, the dead letters and the simulator's ledger, and calls
 no service.
 """
 
@@ -29,23 +29,23 @@ from demo.check import differences
 from demo.event_log import EventLog
 
 ONCE = {model.TOPIC for model in EVENTS} - {CaseUpdated.TOPIC}
-"""Events that are told once about their thing: report, submission, block."""
+"""Events that occur once per report, submission or block."""
 OPENED_BY = {"opened", "joined", "reopened"}
 
 
 @dataclass
 class Topics:
-    """Everything on the topics. *first* has each event once, in the order of its first publication."""
+    """Everything on the topics. `first` has each event once, in the order of first publication."""
 
     first: list[tuple[ConsumerRecord, Event]] = field(default_factory=list)
     records: int = 0
     unreadable: list[tuple[str, int, int]] = field(default_factory=list)
     dead: list[tuple[str, str, int, int]] = field(default_factory=list)
-    """Whose dead letter, and where the record had been: topic, partition, offset."""
+    """Service of the dead letter, and the record's topic, partition and offset."""
 
 
 async def read_dead_letters(postgres_dsn: str) -> list[tuple[str, str, int, int]]:
-    """Read whose dead letters there are, and where their records had been: topic, partition, offset."""
+    """Return service, topic, partition and offset of each dead letter."""
     async with Letters(postgres_dsn, SERVICES) as letters:
         return [
             (service, letter.topic, letter.partition, letter.offset)
@@ -54,7 +54,7 @@ async def read_dead_letters(postgres_dsn: str) -> list[tuple[str, str, int, int]
 
 
 async def read_topics(kafka_bootstrap: str, prefix: str) -> Topics:
-    """Read all topics from their beginning to their present end."""
+    """Read all topics from the beginning to the current end."""
     models = {f"{prefix}.{model.topic()}": model for model in EVENTS}
     found, seen = Topics(), set[str]()
     async for record in _records(kafka_bootstrap, tuple(models)):
@@ -84,7 +84,7 @@ async def _records(kafka_bootstrap: str, topics: Sequence[str]) -> AsyncIterator
 
 
 def event_log_of(topics: Topics) -> EventLog:
-    """Keep the events by case and block."""
+    """Return the events indexed by case and block."""
     event_log = EventLog("", prefix="", listener=lambda _event, _time: None)
     for record, event in topics.first:
         event_log.take(event, datetime.fromisoformat(dict(record.headers)["ce_time"].decode()))
@@ -98,7 +98,7 @@ def check(
     mails: Sequence[str],
     addresses: Mapping[str, str],
 ) -> list[str]:
-    """List everything that is not as it was promised; nothing when all is well."""
+    """Return a list of all broken promises."""
     event_log = event_log_of(topics)
     accepted = {UUID(line["report_id"]) for line in diary if line["kind"] == "accepted"}
     return [
@@ -113,7 +113,7 @@ def check(
 
 
 def _told_once(topics: Topics) -> Iterator[str]:
-    """Each report, submission and block has one event of a kind, however often that one is published."""
+    """Check that each report, submission and block has one distinct event of a kind."""
     told = Counter((event.TOPIC, _thing(event)) for _, event in topics.first if event.TOPIC in ONCE)
     for (topic, thing), count in told.items():
         if count > 1:
@@ -131,7 +131,7 @@ def _thing(event: Event) -> tuple[str, ...]:
 
 
 def _cases_in_order(topics: Topics) -> Iterator[str]:
-    """Read a case's updates as first published: opened first, reports counted, each change from where the last led."""
+    """Check a case's updates in order: opened first, reports counted, each change valid after the one before."""
     updates: defaultdict[UUID, list[CaseUpdated]] = defaultdict(list)
     for _, event in topics.first:
         if isinstance(event, CaseUpdated):
@@ -154,7 +154,7 @@ def _cases_in_order(topics: Topics) -> Iterator[str]:
 
 
 def _outcomes(event_log: EventLog, diary: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Look whether what was decided has happened, and each submission and each block has exactly one outcome."""
+    """Check that every decision took effect, and that each submission and block has exactly one outcome."""
     for line in diary:
         if line["kind"] != "decided":
             continue
@@ -167,7 +167,7 @@ def _outcomes(event_log: EventLog, diary: Sequence[Mapping[str, Any]]) -> Iterat
             if outcomes != 1:
                 yield f"submission {submission_id} of case {case.case_id} has {outcomes} outcomes"
     for block_id, block in event_log.blocks.items():
-        # A clean verdict may withdraw a block before it is made: then it is removed, and never was applied.
+        # A clean verdict may withdraw a block before it is applied: then it is removed without being applied.
         if (outcomes := bool(block.applied or block.removed) + bool(block.failed)) != 1:
             yield f"block {block_id} has {outcomes} outcomes"
     wanted = {UUID(line["block_id"]) for line in diary if line["kind"] == "accepted" and line["block_id"]}
@@ -190,7 +190,7 @@ def _dead_letters(topics: Topics, diary: Sequence[Mapping[str, Any]]) -> Iterato
 
 
 def _timelines(event_log: EventLog, diary: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Compare what an admin is shown of a case with its events: each thing once, in order of time, the same end."""
+    """Check that each case shown to an admin matches its events, with each entry once and in order of time."""
     shown = {UUID(line["case"]["case_id"]): line["case"] for line in diary if line["kind"] == "shown"}
     for case_id, case in shown.items():
         story = event_log.cases.get(case_id)
@@ -219,7 +219,7 @@ def _timelines(event_log: EventLog, diary: Sequence[Mapping[str, Any]]) -> Itera
 
 
 def _digests(event_log: EventLog, diary: Sequence[Mapping[str, Any]], mails: Sequence[str]) -> Iterator[str]:
-    """Look whether each held mail is told of once, in a mail to its recipient, and each decision about one once."""
+    """Check that each quarantined message is listed in one digest and decided on once."""
     decided = Counter(one.message_id for one in event_log.releases.values() if one.succeeded and not one.already_done)
     for message_id, count in decided.items():
         if count > 1:
@@ -229,7 +229,7 @@ def _digests(event_log: EventLog, diary: Sequence[Mapping[str, Any]], mails: Seq
             one.succeeded and one.message_id == UUID(line["message_id"]) for one in event_log.releases.values()
         ):
             yield f"{line['action']} of held mail {line['message_id']} was promised, and nobody heard of it"
-    # One that was decided on before its digest was due is not told of.
+    # A message that was decided on before its digest was due is not listed.
     early = sum(decided.values())
     untold = 0
     for line in diary:
@@ -250,7 +250,7 @@ async def main(
     ca_file: Path,
     postgres_dsn: str,
 ) -> int:
-    """Read the witnesses, print what is wrong, a line each, and the counts as the last line; return how many."""
+    """Print each broken promise on a line and the counts on the last one; return the number of broken promises."""
     addresses: Mapping[str, str] = next((line["addresses"] for line in lines if line["kind"] == "people"), {})
     trust = ssl.create_default_context(cafile=ca_file)
     async with (
@@ -284,7 +284,7 @@ async def main(
 
 
 async def _text(microsoft: aiohttp.ClientSession, simulator_url: str, entry: Mapping[str, Any]) -> str:
-    """Read the text of a mail that was sent."""
+    """Return the text of a sent message."""
     url = f"{simulator_url}/simulator/tenants/{entry['tenant']}/mails/{entry['number']}"
     async with microsoft.get(url, raise_for_status=True) as answer:
         return str((await answer.json())["text"])
@@ -302,7 +302,7 @@ def program(
     ca_file: Annotated[Path, typer.Option()],
     postgres_dsn: Annotated[str, typer.Option()],
 ) -> None:
-    """Check a fault run; exits with 1 when a promise was broken."""
+    """Check a fault run. Exits with 1 if a promise was broken."""
     lines = [json.loads(line) for line in diary.read_text().splitlines()]
     if asyncio.run(main(lines, kafka_bootstrap, prefix, simulator_url, ca_file, postgres_dsn)):
         sys.exit(1)

@@ -1,4 +1,4 @@
-"""Carries out the disturbances of a fault run, and restarts what is unhealthy as an orchestrator would."""
+"""Carries out the disturbances of a fault run, and restarts unhealthy processes as an orchestrator would."""
 
 import asyncio
 from collections import Counter, defaultdict
@@ -26,8 +26,8 @@ class Disturber:
     """
     Breaks and repairs the parts of a running system.
 
-    `active` lists the current disturbances, `killed` counts the processes killed, and `died` says which processes
-    ended without being told to.
+    `active` lists the current disturbances, `killed` counts the killed processes, and `died` describes processes that
+    exited on their own.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Disturber:
         self._faults: list[dict[str, object]] = []
 
     async def disturb(self, schedule: Sequence[Disturbance]) -> None:
-        """Break what *schedule* says, when it says so; return when all of it is whole again."""
+        """Carry out *schedule*; return when every disturbance is over."""
         async with asyncio.TaskGroup() as group:
             for disturbance in schedule:
                 group.create_task(self._wait_and_break(disturbance))
@@ -99,7 +99,7 @@ class Disturber:
         await self._start(supervisor, process)
 
     async def _start(self, supervisor: Supervisor, process: str) -> None:
-        """Start it again, as an orchestrator does: until it is ready, whatever else is broken at the moment."""
+        """Restart a process until it is ready, as an orchestrator does, whatever else is broken."""
         for _ in range(5):
             try:
                 await supervisor.restart(process)
@@ -108,17 +108,17 @@ class Disturber:
             else:
                 self._progress.note_start(process)
                 return
-        raise StackError(f"{process} did not start again, though it was tried five times; see its log")
+        raise StackError(f"{process} did not restart in five attempts; see its log")
 
     def _note_failed_start(self, why: str) -> None:
-        # Who starts while Kafka is away waits for it, for longer than the supervisor does; to end is another matter.
+        # A process that starts while Kafka is unavailable waits longer than the supervisor does, but must not exit.
         if "was not ready" in why:
             self._diary.counts["slow starts"] += 1
         else:
             self.died.append(why)
 
     async def _lock(self, table: str, seconds: float) -> None:
-        # PostgreSQL may be killed meanwhile, and the lock with it.
+        # PostgreSQL may be killed meanwhile, which releases the lock.
         with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
             connection = await self._environment.connect(self._name)
             try:
@@ -149,7 +149,7 @@ class Disturber:
             await self._control("POST", "/faults", self._faults)
 
     async def keep_alive(self) -> None:
-        """Restart who says three times in a row that it needs it, as an orchestrator does, until cancelled."""
+        """Restart processes that fail three liveness checks in a row, as an orchestrator does, until cancelled."""
         failures: Counter[str] = Counter()
         while True:
             await asyncio.sleep(LIVENESS_SECONDS)

@@ -1,4 +1,4 @@
-"""The people of a fault run, and what they write down: users who report, an admin who decides, somebody who plants."""
+"""The load of a fault run: users who report, an admin who decides, unprocessable records, and a diary of it all."""
 
 import asyncio
 import json
@@ -25,7 +25,7 @@ READERS = {
     "submission-created": ("triage", "verdict-poller"),
     "block-requested": ("blocklist",),
 }
-"""Where poison is planted, and whose dead letters it must be found in."""
+"""The topics that get unprocessable records, and the services that must park them as dead letters."""
 TRY_AGAIN = {408, 429, 502, 503, 504}
 USERS = 24
 
@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 
 class Diary:
-    """What the people of the run did and were told, as JSON lines: the checker's only other witness."""
+    """Records requests and responses of a run as JSON lines, for the checker."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -41,20 +41,20 @@ class Diary:
         self.counts: Counter[str] = Counter()
 
     def write(self, kind: str, **what: Any) -> None:
-        """Note one thing."""
+        """Write one entry."""
         self.counts[kind] += 1
         self._lines.write(json.dumps({"kind": kind, "at": datetime.now(UTC).isoformat(), **what}, default=str) + "\n")
 
     def close(self) -> None:
-        """Finish."""
+        """Close the file."""
         self._lines.close()
 
 
 class Load:
     """
-    Users and an admin who go on with their work whatever happens: who gets no answer asks again, as clients do.
+    Users and an admin who retry every request until they get a response, as clients do.
 
-    *rate* is how many mails are met by users in a second; each is reported by one or by several of them.
+    *rate* is the number of messages that users encounter per second; each is reported by one or more of them.
     """
 
     def __init__(
@@ -90,11 +90,11 @@ class Load:
         self.enough_judged = False
 
     def sign_in(self, users: Mapping[str, str], admin: str) -> None:
-        """Take the access tokens of *users* by address, and that of the admin."""
+        """Set the access tokens of *users* by address, and that of the admin."""
         self._users, self._admin = dict(users), admin
 
     async def work(self, seconds: float) -> None:
-        """Report for *seconds*; return when each report that was begun is accepted."""
+        """Report for *seconds*; return when every report is accepted."""
         end = asyncio.get_running_loop().time() + seconds
         while asyncio.get_running_loop().time() < end:
             self.meet_mail()
@@ -103,12 +103,12 @@ class Load:
         await self.accepted_all()
 
     async def accepted_all(self) -> None:
-        """Wait until each report that was begun is accepted."""
+        """Wait until every report is accepted."""
         while self._waiting:
             await asyncio.gather(*self._waiting)
 
     def meet_mail(self) -> None:
-        """Let some users meet a mail and report it, some of them twice."""
+        """Have some users report a new message, some of them twice."""
         self._mails += 1
         kind = self._dice.choices(("alone", "pair", "campaign", "junk"), (4, 3, 1, 2))[0]
         how_many = {"alone": 1, "pair": 2, "junk": 1, "campaign": self._dice.randint(3, 6)}[kind]
@@ -130,7 +130,7 @@ class Load:
         task.add_done_callback(self._waiting.discard)
 
     async def _report(self, user: str, raw: bytes, asked: Mapping[str, Any]) -> None:
-        answer = await self._insist(lambda door: door.report(self._users[user], raw, **asked))
+        answer = await self._retry(lambda door: door.report(self._users[user], raw, **asked))
         self.accepted.add(UUID(answer["report_id"]))
         block = answer["block"]
         self._diary.write(
@@ -142,9 +142,9 @@ class Load:
         )
 
     async def decide(self) -> None:
-        """Decide on open cases, again and again, until cancelled."""
+        """Decide on open cases repeatedly until cancelled."""
         while True:
-            page = await self._insist(lambda door: door.list_cases(self._admin, status="open", limit="200"))
+            page = await self._retry(lambda door: door.list_cases(self._admin, status="open", limit="200"))
             new = [item["case_id"] for item in page["items"] if item["case_id"] not in self._decided]
             await asyncio.gather(*map(self._decide, new))
             await asyncio.sleep(1)
@@ -164,24 +164,24 @@ class Load:
             return await door.decide(self._admin, case_id, decision)
 
         try:
-            await self._insist(ask)
+            await self._retry(ask)
         except RefusedError as error:
             if error.status != 409:
                 raise
-            # Somebody was faster: the policy, or this decision itself, whose answer was lost.
+            # The case was already decided: by the policy, or by this decision, whose response was lost.
             self._diary.write("not-decided", case_id=case_id, why=str(error), tries=len(tries))
         else:
             self._diary.write("decided", case_id=case_id, decision=decision)
 
     async def hold_mails(self, every: float) -> None:
-        """Have Defender hold a mail for some user every *every* seconds, as long as users report."""
-        await self._insist(lambda door: set_up(self._control, door, self._tenant_id, self._admin))
+        """Quarantine a message for some user every *every* seconds while users report."""
+        await self._retry(lambda door: set_up(self._control, door, self._tenant_id, self._admin))
         while not self._over:
             await self.hold_mail()
             await asyncio.sleep(self._dice.uniform(0.5, 1.5) * every)
 
     async def hold_mail(self) -> None:
-        """Have Defender hold a mail for some user."""
+        """Quarantine a message for some user."""
         self.held += 1
         subject, user = f"held-{self.held:05d}-", self._dice.choice(sorted(self._users))
         eml = (
@@ -193,12 +193,10 @@ class Load:
         self._diary.write("held", subject=subject, recipient=user)
 
     async def judge_held(self) -> None:
-        """Let an admin release some held mails and deny some, again and again, until it is enough."""
+        """Release some quarantined messages and deny others, repeatedly, until `enough_judged` is set."""
         seen: set[str] = set()
         while not self.enough_judged:
-            page = await self._insist(
-                lambda door: door.list_quarantine(self._admin, status="not-released", limit="200")
-            )
+            page = await self._retry(lambda door: door.list_quarantine(self._admin, status="not-released", limit="200"))
             new = [item for item in page["items"] if item["message_id"] not in seen]
             for item in new:
                 seen.add(item["message_id"])
@@ -208,40 +206,40 @@ class Load:
             await asyncio.sleep(1)
 
     async def _act(self, message_id: str, action: str) -> None:
-        wish = {"action": action, "messages": [message_id], "reason": "looked at"}
+        request = {"action": action, "messages": [message_id], "reason": "looked at"}
         try:
-            await self._insist(lambda door: door.act_on_quarantine(self._admin, wish))
+            await self._retry(lambda door: door.act_on_quarantine(self._admin, request))
         except RefusedError as error:
-            # The wish stands all the same, and has its outcome; here Exchange has said no.
+            # The request is recorded all the same and has an outcome; here Exchange refused.
             self._diary.write("not-carried-out", message_id=message_id, why=str(error))
         else:
             self.released.add(UUID(message_id))
             self._diary.write("carried-out", message_id=message_id, action=action)
 
     async def read_all(self, case_ids: Sequence[UUID]) -> None:
-        """Write down what an admin is shown of each case, and each reporter of each report."""
+        """Record every case as an admin sees it, and every report."""
         gate = asyncio.Semaphore(16)
 
         async def case(case_id: UUID) -> None:
             async with gate:
-                shown = await self._insist(lambda door: door.read_case(self._admin, str(case_id)))
+                shown = await self._retry(lambda door: door.read_case(self._admin, str(case_id)))
             self._diary.write("shown", case=shown)
 
         async def report(report_id: UUID) -> None:
             async with gate:
-                shown = await self._insist(lambda door: door.read_report(self._admin, str(report_id)))
+                shown = await self._retry(lambda door: door.read_report(self._admin, str(report_id)))
             self._diary.write("told", report=shown)
 
         await asyncio.gather(*map(case, case_ids), *map(report, self.accepted))
 
     async def plant(self, every: float) -> None:
-        """Put poison onto the topics every *every* seconds, as long as users report."""
+        """Write an unprocessable record to some topic every *every* seconds while users report."""
         while not self._over:
             await self.plant_poison(*self._dice.choice(POISONS), topic=self._dice.choice(sorted(READERS)))
             await asyncio.sleep(self._dice.uniform(0.5, 1.5) * every)
 
     async def plant_poison(self, value: bytes, headers: Sequence[tuple[str, bytes | None]], *, topic: str) -> None:
-        """Put one record onto *topic* that no service can handle."""
+        """Write one record to *topic* that no service can process."""
         key = self._words(1).encode()
         place = await self.publish(f"{self._prefix}.{topic}", key, value, headers)
         self._diary.write("planted", topic=topic, partition=place[0], offset=place[1], readers=READERS[topic])
@@ -263,9 +261,9 @@ class Load:
     async def publish(
         self, topic: str, key: bytes, value: bytes, headers: Sequence[tuple[str, bytes | None]]
     ) -> tuple[int, int]:
-        """Publish a record, and return where it is."""
+        """Publish a record and return its partition and offset."""
         while True:
-            # An idempotent producer repeats until it knows, for longer than Kafka is ever away in a run.
+            # An idempotent producer retries for longer than Kafka is ever unavailable in a run.
             producer = AIOKafkaProducer(
                 bootstrap_servers=self._bootstrap, acks="all", enable_idempotence=True, request_timeout_ms=180_000
             )
@@ -281,7 +279,7 @@ class Load:
                 await producer.stop()
             return written.partition, written.offset
 
-    async def _insist(self, call: Callable[[Gateway], Awaitable[T]]) -> T:
+    async def _retry(self, call: Callable[[Gateway], Awaitable[T]]) -> T:
         while True:
             door = self._dice.choice(self._doors)
             try:
@@ -295,7 +293,7 @@ class Load:
             await asyncio.sleep(self._dice.uniform(0.3, 1.0))
 
     def _mail(self, kind: str, copy: int) -> bytes:
-        """Write a mail of 1 to 20 KB; a campaign's copies say the same under other ids. Every fourth mail is clean."""
+        """Return a message of 1 to 20 KB. Copies of a campaign differ in their ids; every fourth message is clean."""
         name, text, link = f"shop{self._mails}", self._words(100 + 23 * (self._mails % 90)), "https://shop.example"
         if kind == "campaign":
             name, text, link = "campaign", self._campaign, "https://campaign.phish.example"
@@ -328,4 +326,4 @@ POISONS: tuple[tuple[bytes, Sequence[tuple[str, bytes | None]]], ...] = (
     (b"null", [*GOOD_HEADERS[1:], ("ce_id", b"\xff")]),
     (b"[]", [*GOOD_HEADERS, ("reply_to", b"backstop.case-updated")]),
 )
-"""Records that no consumer can handle: broken JSON, wrong shape, no headers, headers that are not UTF-8."""
+"""Records that no consumer can process: malformed JSON, wrong shape, no headers, headers that are not UTF-8."""

@@ -1,7 +1,7 @@
 """
-A service with one of its guards taken out: `python -m faults.mutants`, with MUTANT=<guard> and its service.
+Runs a service with one of its safeguards removed: `python -m faults.mutants`, with MUTANT=<guard> in the environment.
 
-Each shows that the fault run would notice if that guard were not there.
+Each mutant proves that the fault run detects the absence of that safeguard.
 """
 
 import os
@@ -19,7 +19,7 @@ from chassis.postgres import Tx
 
 
 def outbox_deletes_before_acknowledgement() -> None:
-    """Delete events from the outbox and then send them: a crash between loses them."""
+    """Delete events from the outbox before sending them: a crash in between loses them."""
     publish = chassis.relay.Relay._publish
 
     async def delete_and_publish(self: Any, connection: Any, producer: Any, rows: Any, partitions: Any) -> None:
@@ -30,7 +30,7 @@ def outbox_deletes_before_acknowledgement() -> None:
 
 
 def reports_without_natural_key() -> None:
-    """Take every report for a new one, in a table that has no primary key to object."""
+    """Treat every report as new, in a table without a primary key to prevent it."""
     from triage import store
 
     async def all_of_them(tx: Tx, report_ids: Sequence[UUID]) -> set[UUID]:
@@ -41,7 +41,7 @@ def reports_without_natural_key() -> None:
 
 
 def repeat_without_looking() -> None:
-    """Make an unanswered submission again, without asking Microsoft whether it was made."""
+    """Repeat an unanswered submission without checking whether Microsoft already has it."""
     from submitter import store
     from submitter.worker import Worker
 
@@ -54,7 +54,7 @@ def repeat_without_looking() -> None:
 
 
 def headers_to_faststream() -> None:
-    """Leave the headers to FastStream's own parser, which loses the batch of one that is not UTF-8."""
+    """Use FastStream's own header parser, which loses the whole batch of a header that is not UTF-8."""
 
     async def as_they_are(records: Any, original: Callable[[Any], Any]) -> Any:
         message = await original(records)
@@ -67,9 +67,9 @@ def headers_to_faststream() -> None:
 
 
 def acknowledge_first() -> None:
-    """Commit before the handler has run, as FastStream does unless told otherwise."""
+    """Commit before the handler has run, which is FastStream's default."""
     chassis.events.BATCH["ack_policy"] = AckPolicy.ACK_FIRST
-    # The check at the start would notice.
+    # The check at startup would reject it.
     chassis.consumer._check = lambda subscriber, known: str(subscriber.topic_names[0])  # noqa: ARG005
 
 
@@ -80,7 +80,7 @@ GUARDS: dict[str, tuple[str, Callable[[], None]]] = {
     "safe-header-parser": ("triage", headers_to_faststream),
     "ack-policy": ("triage", acknowledge_first),
 }
-"""Each guard, the service that loses it, and how."""
+"""By safeguard: the service that it is removed from, and the function that removes it."""
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from faults.load import Load
 from local_stack.stack import Stack
 
 LONGEST_PAUSE_SECONDS = 120.0
-"""Longest pause between two tries that is worth waiting for."""
+"""Longest pause between two attempts that is waited for."""
 UNFINISHED: Mapping[str, Sequence[str]] = {
     "submitter": ("submitter.submissions WHERE state = 'due'",),
     "verdict_poller": ("verdict_poller.watches WHERE state <> 'published'",),
@@ -29,7 +29,7 @@ UNFINISHED: Mapping[str, Sequence[str]] = {
         "quarantine.syncs WHERE warning IS NOT NULL",
     ),
 }
-"""Rows that somebody will take up again when they are due."""
+"""Rows that a worker will claim again when they are due."""
 
 
 class Progress:
@@ -59,7 +59,7 @@ class Progress:
         self._starts[process] += 1
 
     async def note_handled(self, process: str) -> None:
-        """Remember how many records a process has handled or parked since it was started."""
+        """Record how many events a process has handled or parked since it started."""
         if process not in self.stack.urls:
             return
         with suppress(aiohttp.ClientError, TimeoutError):
@@ -71,23 +71,23 @@ class Progress:
                 self._handled[process, self._starts[process]] = sum(map(float, counted))
 
     async def redelivered(self) -> int:
-        """Count the records that were handled more than once, as far as it was seen before a process was killed."""
+        """Return how many records were handled more than once, as far as observed before processes were killed."""
         await asyncio.gather(*map(self.note_handled, self.stack.urls))
         return max(0, round(sum(self._handled.values())) - sum(self.read.values()))
 
     async def wait_until_idle(self, patience: float) -> str | None:
         """
-        Wait until each report has a case, each case and block an outcome, and each outbox is empty.
+        Wait until each report has a case, each case and block has an outcome, and each outbox is empty.
 
-        Returns None then, or what is missing when nothing has happened for *patience* seconds in which nobody paused,
-        or for LONGEST_PAUSE_SECONDS.
+        Return None then. If nothing changes for *patience* seconds and no service is due to resume, or for
+        LONGEST_PAUSE_SECONDS, return a description of what is missing.
         """
         begun = heard = time.monotonic()
         state: str | None = ""
         while True:
             missing = await self._pending()
             if missing is None and state is None:
-                # Two looks: what one reads after another may just have passed from here to there.
+                # Required twice: the sources are read one after another, and work may have moved between them.
                 return None
             if missing != state:
                 begun = heard = time.monotonic()
@@ -99,7 +99,7 @@ class Progress:
             await asyncio.sleep(0.25)
 
     async def _will_resume(self) -> bool:
-        """Tell whether a service will go on with something by itself, after a pause."""
+        """Return True if a service has rows that become due within LONGEST_PAUSE_SECONDS."""
         connection = await self.environment.connect(self.name)
         try:
             return any(
@@ -127,13 +127,13 @@ class Progress:
         if homeless or cases or blocks or undecided or unpublished or unread or untold:
             return (
                 f"{homeless} reports without case, {cases} cases and {blocks} blocks without outcome, {undecided}"
-                f" releases untold, {untold} held mails in no digest, unpublished: {unpublished or 'nothing'},"
+                f" releases without outcome, {untold} messages in no digest, unpublished: {unpublished or 'nothing'},"
                 f" unread: {unread or 'nothing'}"
             )
         return None
 
     async def _not_notified(self) -> int:
-        """Count the held mails that are not mirrored yet, and those whose digest is not sent yet."""
+        """Return the number of quarantined messages that are not synced yet or whose digest is not sent yet."""
         if "quarantine" not in self.stack.services:
             return 0
         connection = await self.environment.connect(self.name)
@@ -148,7 +148,7 @@ class Progress:
         return int(self.load.held - row["mirrored"] + row["untold"])
 
     async def unread(self) -> str:
-        """Name the consumer groups that have records before them."""
+        """Return the lag of each consumer group that has one, as text."""
         admin, consumer = (
             AIOKafkaAdminClient(bootstrap_servers=self.environment.kafka_bootstrap),
             AIOKafkaConsumer(bootstrap_servers=self.environment.kafka_bootstrap, enable_auto_commit=False),
@@ -176,7 +176,7 @@ class Progress:
         return ", ".join(f"{count} by {group}" for group, count in behind.items() if count)
 
     async def unpublished(self) -> str:
-        """Name the services whose outbox is not empty."""
+        """Return the services whose outbox is not empty, as text."""
         connection = await self.environment.connect(self.name)
         try:
             schemas = await connection.fetch("SELECT schemaname FROM pg_tables WHERE tablename = 'outbox'")

@@ -1,4 +1,4 @@
-"""A TCP proxy that stands before something that the services need, and disturbs what passes."""
+"""A TCP proxy that can disturb the connections to a dependency of the services."""
 
 import asyncio
 import contextlib
@@ -11,10 +11,10 @@ SLOW_SECONDS = 0.05
 
 class Proxy:
     """
-    Listens on 127.0.0.1:*port* and passes connections on to the port *target*, which may be set later.
+    Listens on 127.0.0.1:*port* and forwards connections to the port *target*, which may be set later.
 
-    `cut` resets the connections and refuses new ones; `hang` keeps them open and passes nothing on; `slow` delays
-    each chunk, in both directions; `heal` ends all of that.
+    `cut` resets connections and refuses new ones; `hang` keeps them open but forwards nothing; `slow` delays each chunk
+    in both directions; `heal` ends all of these.
     """
 
     def __init__(self, port: int, target: int = 0) -> None:
@@ -37,22 +37,22 @@ class Proxy:
         self._server.close()
 
     def cut(self) -> None:
-        """Reset what is open, refuse what comes."""
+        """Reset open connections and refuse new ones."""
         self._state = "cut"
         self._passing.set()
         for writer in self._writers:
             writer.transport.abort()
 
     def hang(self) -> None:
-        """Keep everything open and silent."""
+        """Keep connections open but forward nothing."""
         self._passing.clear()
 
     def slow(self) -> None:
-        """Hold each chunk for SLOW_SECONDS."""
+        """Delay each chunk by SLOW_SECONDS."""
         self._delay = SLOW_SECONDS
 
     def heal(self) -> None:
-        """Pass everything on again, at once."""
+        """Forward everything again without delay."""
         self._state, self._delay = "open", 0.0
         self._passing.set()
 
@@ -68,7 +68,7 @@ class Proxy:
             finally:
                 self._drop(to_server)
         except OSError:
-            pass  # whoever was connected sees the connection end, which is what a proxy can tell
+            pass  # the client sees the connection close, which is all that a proxy can do
         finally:
             self._drop(to_client)
 

@@ -1,4 +1,4 @@
-"""What a fault run came to: wait until it is idle, then run the checker over it."""
+"""The result of a fault run: wait until the system is idle, then run the checker."""
 
 import asyncio
 import json
@@ -11,14 +11,14 @@ from faults.run import Run
 
 @dataclass
 class Report:
-    """What a run came to. `wrong` is empty when every promise was kept."""
+    """The result of a run. `wrong` is empty if every promise was kept."""
 
     wrong: list[str] = field(default_factory=list)
     counts: dict[str, Any] = field(default_factory=dict)
 
 
 async def judge(run: Run, patience: float) -> Report:
-    """Wait for quiet, have everything read once more by the people, and run the checker over what is there."""
+    """Wait until the system is idle, read all cases and reports once more, and run the checker."""
     missing = await run.progress.wait_until_idle(patience)
     if missing is None:
         await run.load.read_all(list(run.event_log.cases))
@@ -35,11 +35,11 @@ async def judge(run: Run, patience: float) -> Report:
         stdout=asyncio.subprocess.PIPE,
     )
     output, _ = await checker.communicate()
-    *wrong, counts = output.decode().splitlines() or ["the checker said nothing", "{}"]
+    *wrong, counts = output.decode().splitlines() or ["the checker printed nothing", "{}"]
     if checker.returncode and not wrong:
         wrong = ["the checker failed; see above"]
     if missing:
-        wrong.insert(0, f"not quiet after {patience:.0f} s in which nothing happened: {missing}")
+        wrong.insert(0, f"not idle after {patience:.0f} s without progress: {missing}")
     wrong.extend(run.disturber.died)
     counted = {
         **run.diary.counts,

@@ -30,7 +30,7 @@ SILENCE_SECONDS = 8.0
 
 @dataclass
 class Run:
-    """A system under load, and what disturbs and watches it."""
+    """A system under load, with its disturber and its progress."""
 
     environment: Environment
     name: str
@@ -43,12 +43,12 @@ class Run:
     control: Callable[..., Awaitable[Any]]
 
     def line(self) -> str:
-        """Say in one line what is broken and what is in flight."""
+        """Return one line with what is in flight and what is broken."""
         event_log = self.event_log
         waiting = sum(not case.has_outcome for case in event_log.cases.values())
         return (
             f"{len(self.load.accepted)} accepted, {len(self.load.accepted - event_log.case_of.keys())} without case,"
-            f" {len(event_log.cases)} cases, {waiting} in flight | {'; '.join(self.disturber.active) or 'all is whole'}"
+            f" {len(event_log.cases)} cases, {waiting} in flight | {'; '.join(self.disturber.active) or 'undisturbed'}"
         )
 
 
@@ -76,9 +76,9 @@ async def running(
     lease_seconds: float,
 ) -> AsyncIterator[Run]:
     """
-    Start all services on *environment*, with topics and a database called *name*, and people who may begin to work.
+    Start all services on *environment*, with topics and a database called *name*, and sign in users and an admin.
 
-    *session_seconds* and *lease_seconds* say how soon somebody else goes on after a crash: with partitions, with rows.
+    After a crash, another process takes over partitions after *session_seconds* and claimed rows after *lease_seconds*.
     """
     server = await environment.connect("postgres")
     await server.execute(f"CREATE DATABASE {name} TEMPLATE template0")
@@ -107,7 +107,7 @@ async def running(
                 services=services,
                 found=environment.backing(name),
                 modules=modules,
-                on_death=lambda process, code: died.append(f"{process} ended by itself with exit code {code}"),
+                on_death=lambda process, code: died.append(f"{process} exited on its own with code {code}"),
             )
         )
         proxy.target = int(stack.simulator_url.rpartition(":")[2])
@@ -157,7 +157,7 @@ def _write(file: Path, text: str) -> None:
 
 
 async def _follow(event_log: EventLog) -> None:
-    """Follow, and begin anew when nothing was heard for a while: after Kafka was killed a consumer may hear no more."""
+    """Follow the events; restart after a while of silence, because a consumer may stall after Kafka was killed."""
     while True:
         following = asyncio.create_task(event_log.follow())
         try:
@@ -169,7 +169,7 @@ async def _follow(event_log: EventLog) -> None:
             pass
         finally:
             following.cancel()
-            # Not awaited: the end of what is followed would be mistaken for the end of this, or hide it.
+            # Not awaited directly: its cancellation would be confused with our own.
             await asyncio.wait([following])
             if not following.cancelled() and not isinstance(
                 error := following.exception(), KafkaError | OSError | None

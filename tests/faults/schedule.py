@@ -1,4 +1,4 @@
-"""What is broken, when and for how long: drawn from a seed, so that a run can be had again."""
+"""The schedule of disturbances, drawn from a seed so that a run can be repeated."""
 
 import random
 from collections.abc import Iterator, Sequence
@@ -17,17 +17,17 @@ MICROSOFT = (
     ("drop_before_effect", "graph.*"),
     ("error", "entra.token"),
 )
-"""The simulator's faults, and the routes that they are ordered for."""
+"""The simulator's faults, and the routes they apply to."""
 
 
 @dataclass(frozen=True, order=True)
 class Disturbance:
     """
-    One thing that is broken from *at* for *seconds*, both since the load began.
+    One disturbance, which starts *at* seconds after the load began and lasts for *seconds*.
 
-    kill: SIGKILL, started again afterwards; stop: the same with SIGTERM; freeze: SIGSTOP; cut, hang, slow: what the
-    proxy before *target* does; lock: a transaction of somebody else holds a table; anything else is a fault of the
-    simulator, and *target* the routes that have it.
+    kill: SIGKILL, restarted afterwards; stop: the same with SIGTERM; freeze: SIGSTOP; cut, hang, slow: performed by the
+    proxy in front of *target*; lock: another transaction locks a table; anything else is a fault of the simulator on
+    the routes *target*.
     """
 
     at: float
@@ -45,9 +45,9 @@ def plan(
     """
     Draw the disturbances of a run of *seconds*, about one every *pause* seconds.
 
-    Each kind comes before any comes again. A target is not disturbed again before it has recovered for a moment, and
-    all is whole at the end of the run. What is frozen stays so for longer than a consumer's session of
-    *session_seconds*: its partitions are given to others while it believes to own them.
+    Every kind occurs before any is repeated. A target is not disturbed again until it had a moment to recover, and all
+    disturbances are over at the end of the run. Processes are frozen for longer than *session_seconds*, a consumer's
+    session timeout, so that their partitions are reassigned while they believe they own them.
     """
     dice = random.Random(seed)
     drawn = _draw(dice, processes)
