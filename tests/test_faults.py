@@ -44,8 +44,8 @@ def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
 async def meet(run: Run, mails: int) -> None:
     """Have users meet *mails* mails, and return when all their reports are accepted."""
     for _ in range(mails):
-        run.load.meet_mail()
-    await run.load.accepted_all()
+        run.load.report_message()
+    await run.load.wait_until_accepted()
 
 
 async def within(seconds: float, condition: Callable[[], Awaitable[bool]]) -> None:
@@ -162,12 +162,12 @@ async def test_a_short_fault_run_keeps_every_promise(environment: Environment, t
     schedule = plan(SEED, SECONDS, PROCESSES, pause=1.5, session_seconds=SESSION_SECONDS)
 
     async def disturbed(run: Run) -> None:
-        judging = asyncio.create_task(run.load.judge_held())
+        judging = asyncio.create_task(run.load.decide_quarantined())
         await asyncio.gather(
-            run.load.work(SECONDS), run.load.plant(3), run.load.hold_mails(1), run.disturber.disturb(schedule)
+            run.load.work(SECONDS), run.load.plant(3), run.load.quarantine_messages(1), run.disturber.disturb(schedule)
         )
         assert await run.progress.wait_until_idle(PATIENCE) is None
-        run.load.enough_judged = True
+        run.load.stop_deciding = True
         await judging
 
     async with running(

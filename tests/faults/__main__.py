@@ -81,17 +81,17 @@ async def _faults(seed: int, seconds: float, schedule: list[Disturbance], folder
         printing = asyncio.create_task(_print_progress(it))
         deciding = asyncio.create_task(it.load.decide())
         echoing = asyncio.create_task(it.load.echo(ECHOED))
-        judging = asyncio.create_task(it.load.judge_held())
+        judging = asyncio.create_task(it.load.decide_quarantined())
         try:
             await asyncio.gather(
                 it.load.work(seconds),
                 it.load.plant(POISON_EVERY),
-                it.load.hold_mails(HELD_EVERY),
+                it.load.quarantine_messages(HELD_EVERY),
                 it.disturber.disturb(schedule),
             )
             typer.echo("All disturbances are over; waiting until the system is idle")
             await it.progress.wait_until_idle(PATIENCE)
-            it.load.enough_judged = True
+            it.load.stop_deciding = True
             await judging
             return await judge(it, PATIENCE)
         finally:

@@ -103,7 +103,7 @@ def check(
     accepted = {UUID(line["report_id"]) for line in diary if line["kind"] == "accepted"}
     return [
         *differences(event_log, accepted, ledger, addresses),
-        *_told_once(topics),
+        *_distinct_events(topics),
         *_cases_in_order(topics),
         *_outcomes(event_log, diary),
         *_dead_letters(topics, diary),
@@ -112,12 +112,12 @@ def check(
     ]
 
 
-def _told_once(topics: Topics) -> Iterator[str]:
+def _distinct_events(topics: Topics) -> Iterator[str]:
     """Check that each report, submission and block has one distinct event of a kind."""
-    told = Counter((event.TOPIC, _thing(event)) for _, event in topics.first if event.TOPIC in ONCE)
-    for (topic, thing), count in told.items():
+    counts = Counter((event.TOPIC, _thing(event)) for _, event in topics.first if event.TOPIC in ONCE)
+    for (topic, thing), count in counts.items():
         if count > 1:
-            yield f"{topic} of {thing} was told {count} times"
+            yield f"{topic} of {thing} has {count} distinct events"
 
 
 def _thing(event: Event) -> tuple[str, ...]:
@@ -138,14 +138,14 @@ def _cases_in_order(topics: Topics) -> Iterator[str]:
             updates[event.case_id].append(event)
     for case_id, story in updates.items():
         if story[0].change != "opened" or any(update.change == "opened" for update in story[1:]):
-            yield f"case {case_id} begins with {[update.change for update in story]}"
+            yield f"case {case_id} does not begin with its only opened: {[update.change for update in story]}"
         reports, status = 0, CaseStatus.OPEN
         for update in story:
             reports += len(update.report_ids)
             if update.report_count != reports:
-                yield f"case {case_id} says {update.report_count} reports where {reports} were told"
+                yield f"case {case_id} has the count of {update.report_count} reports where {reports} were listed"
             if update.change == "joined" and update.status is not status:
-                yield f"case {case_id} was {update.status} when a report joined it, after it was told to be {status}"
+                yield f"case {case_id} was {update.status} when a report joined it, though it was {status} before"
             if update.change in ("submitted", "dismissed") and status is not CaseStatus.OPEN:
                 yield f"case {case_id} was {update.change} when it was {status}"
             if update.change in ("resolved", "reopened") and status is not CaseStatus.SUBMITTED:
@@ -160,7 +160,7 @@ def _outcomes(event_log: EventLog, diary: Sequence[Mapping[str, Any]]) -> Iterat
             continue
         case = event_log.cases.get(UUID(line["case_id"]))
         if case is None or (line["decision"]["action"] == "submit" and not case.requested):
-            yield f"case {line['case_id']} was decided on, and nothing came of it"
+            yield f"case {line['case_id']} was decided on without effect"
     for case in event_log.cases.values():
         for submission_id in case.requested:
             outcomes = (submission_id in case.failed) + (submission_id in case.verdicts)
@@ -172,7 +172,7 @@ def _outcomes(event_log: EventLog, diary: Sequence[Mapping[str, Any]]) -> Iterat
             yield f"block {block_id} has {outcomes} outcomes"
     wanted = {UUID(line["block_id"]) for line in diary if line["kind"] == "accepted" and line["block_id"]}
     for block_id in wanted - event_log.blocks.keys():
-        yield f"block {block_id} was promised to its reporter, and nobody heard of it"
+        yield f"block {block_id} was promised to its reporter, but has no event"
 
 
 def _dead_letters(topics: Topics, diary: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -182,7 +182,7 @@ def _dead_letters(topics: Topics, diary: Sequence[Mapping[str, Any]]) -> Iterato
         (reader, line["topic"], line["partition"], line["offset"]) for line in planted for reader in line["readers"]
     }
     for place in set(topics.unreadable) ^ places:
-        yield f"{place} is unreadable, and was not planted" if place not in places else f"{place} was planted, and read"
+        yield f"{place} is unreadable, but was not planted" if place not in places else f"{place} was planted, but read"
     for service, topic, partition, offset in sorted(set(topics.dead) - expected):
         yield f"{service} parked {topic}, partition {partition}, offset {offset}, which was not planted"
     for service, topic, partition, offset in sorted(expected - set(topics.dead)):
@@ -195,7 +195,7 @@ def _timelines(event_log: EventLog, diary: Sequence[Mapping[str, Any]]) -> Itera
     for case_id, case in shown.items():
         story = event_log.cases.get(case_id)
         if story is None:
-            yield f"case {case_id} is shown, and no event tells of it"
+            yield f"case {case_id} is shown, but has no event"
             continue
         times = [datetime.fromisoformat(entry["at"]) for entry in case["timeline"]]
         if times != sorted(times):
@@ -215,7 +215,7 @@ def _timelines(event_log: EventLog, diary: Sequence[Mapping[str, Any]]) -> Itera
             yield f"case {case_id} is shown as {case['status']} with {case['report_count']} reports, events differ"
     for line in diary:
         if line["kind"] == "told" and line["report"]["status"] == "received":
-            yield f"the reporter of {line['report']['report_id']} was never told that it is in a case"
+            yield f"report {line['report']['report_id']} is shown as received, not as part of a case"
 
 
 def _digests(event_log: EventLog, diary: Sequence[Mapping[str, Any]], mails: Sequence[str]) -> Iterator[str]:
@@ -223,23 +223,23 @@ def _digests(event_log: EventLog, diary: Sequence[Mapping[str, Any]], mails: Seq
     decided = Counter(one.message_id for one in event_log.releases.values() if one.succeeded and not one.already_done)
     for message_id, count in decided.items():
         if count > 1:
-            yield f"held mail {message_id} was decided on {count} times"
+            yield f"quarantined message {message_id} was decided on {count} times"
     for line in diary:
         if line["kind"] == "carried-out" and not any(
             one.succeeded and one.message_id == UUID(line["message_id"]) for one in event_log.releases.values()
         ):
-            yield f"{line['action']} of held mail {line['message_id']} was promised, and nobody heard of it"
+            yield f"{line['action']} of quarantined message {line['message_id']} was confirmed, but has no event"
     # A message that was decided on before its digest was due is not listed.
     early = sum(decided.values())
-    untold = 0
+    missing = 0
     for line in diary:
         if line["kind"] == "held":
-            told = sum(line["subject"] in text for text in mails)
-            untold += told == 0
-            if told > 1:
-                yield f"held mail {line['subject']} is told of in {told} digests"
-    if untold > early:
-        yield f"{untold} held mails are told of in no digest, though only {early} were decided on"
+            digests = sum(line["subject"] in text for text in mails)
+            missing += digests == 0
+            if digests > 1:
+                yield f"quarantined message {line['subject']} is listed in {digests} digests"
+    if missing > early:
+        yield f"{missing} quarantined messages are in no digest, though only {early} were decided on"
 
 
 async def main(
@@ -269,7 +269,7 @@ async def main(
         "cases": len({event.case_id for _, event in topics.first if isinstance(event, CaseUpdated)}),
         "submissions": len(ledger["submissions"]),
         "blocks": len(ledger["tenant_blocks"]) + len(ledger["mailbox_blocks"]),
-        "held mails": sum(line["kind"] == "held" for line in lines),
+        "held": sum(line["kind"] == "held" for line in lines),
         "digests": len(mails),
         "releases and denials": len(ledger.get("quarantine_actions", ())),
         "verdicts": sum(event.TOPIC == "verdict-ready" for _, event in topics.first),

@@ -60,7 +60,7 @@ class Load:
     def __init__(
         self,
         diary: Diary,
-        doors: Sequence[Gateway],
+        gateways: Sequence[Gateway],
         *,
         seed: int,
         rate: float,
@@ -72,7 +72,7 @@ class Load:
         self._control = control
         self._tenant_id = tenant_id
         self._diary = diary
-        self._doors = doors
+        self._gateways = gateways
         self._dice = random.Random(seed)
         self._rate = rate
         self._bootstrap = kafka_bootstrap
@@ -81,13 +81,13 @@ class Load:
         self._admin = ""
         self._decided: set[str] = set()
         self._over = False
-        self._mails = 0
+        self._messages = 0
         self._campaign = self._words(60)
         self._waiting: set[asyncio.Task[None]] = set()
         self.accepted: set[UUID] = set()
         self.held = 0
         self.released: set[UUID] = set()
-        self.enough_judged = False
+        self.stop_deciding = False
 
     def sign_in(self, users: Mapping[str, str], admin: str) -> None:
         """Set the access tokens of *users* by address, and that of the admin."""
@@ -97,19 +97,19 @@ class Load:
         """Report for *seconds*; return when every report is accepted."""
         end = asyncio.get_running_loop().time() + seconds
         while asyncio.get_running_loop().time() < end:
-            self.meet_mail()
+            self.report_message()
             await asyncio.sleep(self._dice.expovariate(self._rate))
         self._over = True
-        await self.accepted_all()
+        await self.wait_until_accepted()
 
-    async def accepted_all(self) -> None:
+    async def wait_until_accepted(self) -> None:
         """Wait until every report is accepted."""
         while self._waiting:
             await asyncio.gather(*self._waiting)
 
-    def meet_mail(self) -> None:
+    def report_message(self) -> None:
         """Have some users report a new message, some of them twice."""
-        self._mails += 1
+        self._messages += 1
         kind = self._dice.choices(("alone", "pair", "campaign", "junk"), (4, 3, 1, 2))[0]
         how_many = {"alone": 1, "pair": 2, "junk": 1, "campaign": self._dice.randint(3, 6)}[kind]
         users = self._dice.sample(sorted(self._users), k=how_many)
@@ -130,7 +130,7 @@ class Load:
         task.add_done_callback(self._waiting.discard)
 
     async def _report(self, user: str, raw: bytes, asked: Mapping[str, Any]) -> None:
-        answer = await self._retry(lambda door: door.report(self._users[user], raw, **asked))
+        answer = await self._retry(lambda gateway: gateway.report(self._users[user], raw, **asked))
         self.accepted.add(UUID(answer["report_id"]))
         block = answer["block"]
         self._diary.write(
@@ -144,7 +144,7 @@ class Load:
     async def decide(self) -> None:
         """Decide on open cases repeatedly until cancelled."""
         while True:
-            page = await self._retry(lambda door: door.list_cases(self._admin, status="open", limit="200"))
+            page = await self._retry(lambda gateway: gateway.list_cases(self._admin, status="open", limit="200"))
             new = [item["case_id"] for item in page["items"] if item["case_id"] not in self._decided]
             await asyncio.gather(*map(self._decide, new))
             await asyncio.sleep(1)
@@ -159,9 +159,9 @@ class Load:
             decision["blocks"] = [{"kind": dice.choice(("sender", "domain"))}]
         tries: list[None] = []
 
-        async def ask(door: Gateway) -> dict[str, Any]:
+        async def ask(gateway: Gateway) -> dict[str, Any]:
             tries.append(None)
-            return await door.decide(self._admin, case_id, decision)
+            return await gateway.decide(self._admin, case_id, decision)
 
         try:
             await self._retry(ask)
@@ -173,14 +173,14 @@ class Load:
         else:
             self._diary.write("decided", case_id=case_id, decision=decision)
 
-    async def hold_mails(self, every: float) -> None:
+    async def quarantine_messages(self, every: float) -> None:
         """Quarantine a message for some user every *every* seconds while users report."""
-        await self._retry(lambda door: set_up(self._control, door, self._tenant_id, self._admin))
+        await self._retry(lambda gateway: set_up(self._control, gateway, self._tenant_id, self._admin))
         while not self._over:
-            await self.hold_mail()
+            await self.quarantine_message()
             await asyncio.sleep(self._dice.uniform(0.5, 1.5) * every)
 
-    async def hold_mail(self) -> None:
+    async def quarantine_message(self) -> None:
         """Quarantine a message for some user."""
         self.held += 1
         subject, user = f"held-{self.held:05d}-", self._dice.choice(sorted(self._users))
@@ -192,11 +192,13 @@ class Load:
         await self._control("POST", f"/tenants/{self._tenant_id}/quarantine", order)
         self._diary.write("held", subject=subject, recipient=user)
 
-    async def judge_held(self) -> None:
-        """Release some quarantined messages and deny others, repeatedly, until `enough_judged` is set."""
+    async def decide_quarantined(self) -> None:
+        """Release some quarantined messages and deny others, repeatedly, until `stop_deciding` is set."""
         seen: set[str] = set()
-        while not self.enough_judged:
-            page = await self._retry(lambda door: door.list_quarantine(self._admin, status="not-released", limit="200"))
+        while not self.stop_deciding:
+            page = await self._retry(
+                lambda gateway: gateway.list_quarantine(self._admin, status="not-released", limit="200")
+            )
             new = [item for item in page["items"] if item["message_id"] not in seen]
             for item in new:
                 seen.add(item["message_id"])
@@ -208,7 +210,7 @@ class Load:
     async def _act(self, message_id: str, action: str) -> None:
         request = {"action": action, "messages": [message_id], "reason": "looked at"}
         try:
-            await self._retry(lambda door: door.act_on_quarantine(self._admin, request))
+            await self._retry(lambda gateway: gateway.act_on_quarantine(self._admin, request))
         except RefusedError as error:
             # The request is recorded all the same and has an outcome; here Exchange refused.
             self._diary.write("not-carried-out", message_id=message_id, why=str(error))
@@ -222,12 +224,12 @@ class Load:
 
         async def case(case_id: UUID) -> None:
             async with gate:
-                shown = await self._retry(lambda door: door.read_case(self._admin, str(case_id)))
+                shown = await self._retry(lambda gateway: gateway.read_case(self._admin, str(case_id)))
             self._diary.write("shown", case=shown)
 
         async def report(report_id: UUID) -> None:
             async with gate:
-                shown = await self._retry(lambda door: door.read_report(self._admin, str(report_id)))
+                shown = await self._retry(lambda gateway: gateway.read_report(self._admin, str(report_id)))
             self._diary.write("told", report=shown)
 
         await asyncio.gather(*map(case, case_ids), *map(report, self.accepted))
@@ -281,9 +283,9 @@ class Load:
 
     async def _retry(self, call: Callable[[Gateway], Awaitable[T]]) -> T:
         while True:
-            door = self._dice.choice(self._doors)
+            gateway = self._dice.choice(self._gateways)
             try:
-                return await call(door)
+                return await call(gateway)
             except RefusedError as error:
                 if error.status not in TRY_AGAIN:
                     raise
@@ -294,12 +296,16 @@ class Load:
 
     def _mail(self, kind: str, copy: int) -> bytes:
         """Return a message of 1 to 20 KB. Copies of a campaign differ in their ids; every fourth message is clean."""
-        name, text, link = f"shop{self._mails}", self._words(100 + 23 * (self._mails % 90)), "https://shop.example"
+        name, text, link = (
+            f"shop{self._messages}",
+            self._words(100 + 23 * (self._messages % 90)),
+            "https://shop.example",
+        )
         if kind == "campaign":
             name, text, link = "campaign", self._campaign, "https://campaign.phish.example"
-        elif self._mails % 4:
+        elif self._messages % 4:
             link = f"https://{name}.phish.example"
-        number = f"{self._mails}-{copy}"
+        number = f"{self._messages}-{copy}"
         return (
             f"From: sender{number}@{name}.example\r\nTo: user@contoso.example\r\nSubject: {kind} {number}\r\n"
             f"Message-ID: <{number}@mail.example>\r\n"

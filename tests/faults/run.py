@@ -115,7 +115,7 @@ async def running(
         microsoft = await life.enter_async_context(
             aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=trust, force_close=True))
         )
-        doors = [
+        gateways = [
             await life.enter_async_context(Gateway(url))
             for name_, url in stack.urls.items()
             if name_.startswith("gateway-") or (name_ == "gateway" and replicas == 1)
@@ -125,7 +125,7 @@ async def running(
         control = partial(call_control, microsoft, stack.simulator_url)
         load = Load(
             diary,
-            doors,
+            gateways,
             seed=seed,
             rate=rate,
             kafka_bootstrap=environment.kafka_bootstrap,
