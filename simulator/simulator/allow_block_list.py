@@ -41,7 +41,7 @@ class ListEntry:
     identity: str = ""
 
     def __post_init__(self) -> None:
-        """Give the entry an identity unless it brings one."""
+        """Assign an identity unless one is given."""
         self.identity = self.identity or "RgAAAA" + uuid4().hex.upper()
 
     @property
@@ -51,7 +51,7 @@ class ListEntry:
 
 
 def invalid(list_type: str, value: str) -> str | None:
-    """Say why *value* cannot be an entry of *list_type*; None when it can."""
+    """Return why *value* cannot be an entry of *list_type*, or None if it can."""
     lowered = value.lower()
     match list_type:
         case "Sender":
@@ -109,7 +109,7 @@ class AllowBlockList:
         self._entries[(entry.list_type, entry.value.lower())] = entry
 
     def remove(self, entry: ListEntry) -> None:
-        """Take *entry* out of the list."""
+        """Remove *entry* from the list."""
         del self._entries[(entry.list_type, entry.value.lower())]
 
     def allowed_sender(self, now: datetime, addresses: Iterable[str]) -> str | None:
@@ -135,7 +135,7 @@ class AllowBlockList:
 
 
 def _covers(pattern: str, url: str) -> bool:
-    """Whether a Url entry covers *url*: `~` covers a domain and its subdomains, `*.` only its subdomains."""
+    """Return True if a Url entry covers *url*: `~` covers a domain and its subdomains, `*.` only its subdomains."""
     parts = urlsplit(url.lower())
     host, _, path = pattern.partition("/")
     found = parts.hostname or ""

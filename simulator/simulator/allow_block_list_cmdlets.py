@@ -111,7 +111,7 @@ def _problem(call: Call, tenant: Tenant, list_type: str, action: str, value: str
 
 
 def _get_list_items(call: Call, tenant: Tenant, parameters: Parameters) -> list[Row]:
-    """Answer no rows and no error for a list type that matches nothing."""
+    """Return the matching entries; a list type that matches nothing gives no rows and no error."""
     list_type = _matched_list_type(parameters)
     if list_type is None:
         return []

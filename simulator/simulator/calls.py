@@ -131,7 +131,7 @@ def authenticate(call: Call, audience: str) -> tuple[Tenant, frozenset[str]]:
 
 
 def json_response(body: object, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
-    """Answer *body* as JSON."""
+    """Return a JSON response."""
     return web.Response(body=orjson.dumps(body), status=status, headers=headers, content_type="application/json")
 
 

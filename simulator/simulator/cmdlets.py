@@ -54,7 +54,7 @@ def _get_inbox_rules(_call: Call, tenant: Tenant, parameters: Parameters) -> lis
 
 
 def _get_recommendations(_call: Call, tenant: Tenant, parameters: Parameters) -> list[Row]:
-    """Answer the same rows for both baselines, except those that name one as RecommendedPolicyType."""
+    """Return the same rows for both baselines, except those that name one as RecommendedPolicyType."""
     baseline = str(required(parameters, "RecommendedPolicyType"))
     if baseline not in ("Standard", "Strict"):
         raise CmdletError("Cannot process argument transformation on parameter 'RecommendedPolicyType'.")

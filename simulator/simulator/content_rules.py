@@ -34,31 +34,31 @@ RISKY_NAME = re.compile(
 
 
 def authentication(delivery: Delivery) -> Verdict | None:
-    """Answer when the mail fails DMARC."""
+    """Return a verdict if the message fails DMARC."""
     return Verdict("authenticationFailure") if delivery.mail.authenticated("dmarc") == "fail" else None
 
 
 def impersonation(delivery: Delivery) -> Verdict | None:
-    """Answer when the filter saw an impersonation and let it through."""
+    """Return a verdict if the filter detected impersonation but delivered the message."""
     kind = {"UIMP": "user", "DIMP": "domain", "BIMP": "brand"}.get(delivery.mail.antispam("CAT"))
     kind = kind or {"9.20": "user", "9.19": "domain"}.get(delivery.mail.antispam("SFTY"))
     return Verdict(f"{kind}Impersonation", f"{kind}Impersonation") if kind else None
 
 
 def known_bad(delivery: Delivery) -> Verdict | None:
-    """Answer when the mail links to a known bad host or carries a known bad file."""
+    """Return a verdict if the message links to a known bad host or carries a known bad file."""
     urls, files = _bad_urls(delivery), _bad_files(delivery)
     return _reclassified(urls, files) if urls or files else None
 
 
 def phish_delivered(delivery: Delivery) -> Verdict | None:
-    """Answer when the filter called it a threat, yet the policy's action delivered it."""
+    """Return a verdict if the filter detected a threat but the policy's action delivered the message."""
     bad = delivery.mail.antispam("CAT") in {"PHSH", "HPHSH", "HPHISH", "MALW"}
     return Verdict("threatsFound", "badReclassifiedAsBad") if bad else None
 
 
 def bulk(delivery: Delivery) -> Verdict | None:
-    """Answer when the mail is bulk by the tenant's threshold."""
+    """Return a verdict if the message is bulk by the tenant's threshold."""
     thresholds = [
         int(row["BulkThreshold"]) for row in delivery.rows("HostedContentFilterPolicy") if "BulkThreshold" in row
     ]
@@ -69,37 +69,37 @@ def bulk(delivery: Delivery) -> Verdict | None:
 
 
 def spam(delivery: Delivery) -> Verdict | None:
-    """Answer when the filter called it spam, yet the policy's action delivered it."""
+    """Return a verdict if the filter detected spam but the policy's action delivered the message."""
     scl = delivery.mail.level("SCL")
     named = delivery.mail.antispam("CAT") in {"SPM", "HSPM"} or delivery.mail.antispam("SFV") == "SPM"
     return Verdict("spam") if named or (scl is not None and scl >= 5) else None
 
 
 def suspicious_link(delivery: Delivery) -> Verdict | None:
-    """Answer when a link hides where it leads."""
+    """Return a verdict if a link disguises its target."""
     urls = tuple(link.url for link in delivery.mail.links if _hides(link.url, link.text))
     return _reclassified(tuple(dict.fromkeys(urls))) if urls else None
 
 
 def suspicious_file(delivery: Delivery) -> Verdict | None:
-    """Answer when an attachment runs, or carries script, when it is opened."""
+    """Return a verdict if an attachment is executable or contains scripts."""
     risky = [a for a in delivery.mail.attachments if RISKY_NAME.fullmatch(a.name)]
     return _reclassified(files=tuple(risky)) if risky else None
 
 
 def suspicious_wording(delivery: Delivery) -> Verdict | None:
-    """Answer when the text presses the reader as phishing does."""
+    """Return a verdict if the text uses typical phrases of phishing."""
     text = " ".join(f"{delivery.mail.subject} {delivery.mail.text}".lower().split())
     return _reclassified() if sum(phrase in text for phrase in PHRASES) >= 2 else None
 
 
 def unreadable(delivery: Delivery) -> Verdict | None:
-    """Answer when the content cannot be looked at."""
+    """Return a verdict if the content is encrypted."""
     return Verdict("unknown", "goodReclassifiedAsCannotMakeDecision") if delivery.mail.encrypted else None
 
 
 def clean(_delivery: Delivery) -> Verdict:
-    """Answer that nothing speaks against the mail."""
+    """Return the verdict for a message that no other rule applies to."""
     return Verdict("noThreatsFound", "goodReclassifiedAsGood")
 
 
@@ -143,6 +143,6 @@ def _hides(url: str, text: str) -> bool:
 
 
 def _related(shown: str, host: str) -> bool:
-    """Whether two hosts are the same or one lies under the other, `www.` aside."""
+    """Return True if the hosts are equal or one is a subdomain of the other, ignoring `www.`."""
     shown, host = shown.removeprefix("www."), host.removeprefix("www.")
     return shown == host or shown.endswith("." + host) or host.endswith("." + shown)

@@ -1,7 +1,7 @@
 """
-The control routes under `/simulator`: arrange what Microsoft's side looks like, order faults, read the ledger.
+The control routes under `/simulator`: set up tenants and mailboxes, order faults, read the ledger.
 
-They need no token. Nothing that is done here is written into the ledger.
+They need no token, and their effects are not recorded in the ledger.
 """
 
 import asyncio
@@ -213,7 +213,7 @@ async def _report(state: State, request: web.Request) -> web.Response:
 
 
 async def _add_to_list(state: State, request: web.Request) -> web.Response:
-    """Take the parameters of New-TenantAllowBlockListItems."""
+    """Add entries, given the parameters of New-TenantAllowBlockListItems."""
     call = Call(state, request, quiet=True)
     rows = invoke(call, tenant_of(state, request), "New-TenantAllowBlockListItems", await _fields(request))
     return json_response({"value": rows}, 201)
@@ -238,7 +238,7 @@ def _shown(mailbox: Mailbox) -> dict[str, Any]:
 
 
 async def _read_sent(state: State, request: web.Request) -> web.Response:
-    """Answer a sent mail by the number of its entry in the ledger."""
+    """Return a sent message by the number of its ledger entry."""
     sent = tenant_of(state, request).mails.get(int(request.match_info["number"]))
     if sent is None:
         raise web.HTTPNotFound(text="There is no such mail.")

@@ -55,7 +55,7 @@ class Fault(BaseModel):
 
     @property
     def spent(self) -> bool:
-        """Whether every ordered occurrence has happened."""
+        """True once the fault has occurred as often as ordered."""
         return self.times is not None and self.taken >= self.times
 
     @property
@@ -99,7 +99,7 @@ class Faults:
         return None
 
     async def hold(self, seconds: float) -> None:
-        """Keep an answer back for *seconds*, or until it is released."""
+        """Delay a response by *seconds*, or until it is released."""
         with suppress(TimeoutError):
             await asyncio.wait_for(self._released.wait(), seconds)
 

@@ -177,7 +177,7 @@ async def _delete(call: Call) -> web.Response:
 
 
 async def _list(call: Call) -> web.Response:
-    """Answer drafts and sent mails, latest first, a page of ten unless `$top` says otherwise."""
+    """Return drafts and sent messages, latest first, ten per page unless `$top` is given."""
     _, mailbox = _mailbox(call, READ)
     only_options(call, {"$filter", "$top", "$skip", "$select"})
     name = call.request.match_info.get("folder")

@@ -81,7 +81,7 @@ def make_submission(
     odata_type: str,
     creator: dict[str, str | None],
 ) -> Submission:
-    """Keep a submission, its verdict decided as of now and to be shown after the delay of the settings."""
+    """Store a submission. Its verdict is decided now and shown after the delay in the settings."""
     now = state.clock.now()
     submission = Submission(
         number=len(tenant.submissions.all) + 1,
@@ -251,7 +251,7 @@ async def _count(call: Call) -> web.Response:
 
 
 async def _list(call: Call) -> web.Response:
-    """Answer a page, newest first. The skip token is a position, so later submissions do not move the pages."""
+    """Return a page, newest first. The skip token is a position, so later submissions do not shift the pages."""
     tenant = authorized(call, READ)
     only_options(call, {"$filter", "$top", "$skipToken", "$count"})
     query = call.request.query

@@ -97,7 +97,7 @@ def read_mime(content: bytes, mailbox: str, now: datetime, *, keep_id: bool) -> 
 
 
 def _made(mime: EmailMessage, mailbox: str, now: datetime, message: dict[str, Any], *, keep_id: bool) -> OutgoingMail:
-    """Give the mail what it lacks, and take Bcc out of it."""
+    """Add missing header fields and remove Bcc."""
     hidden = [address for _, address in _people(message, "bccRecipients")]
     recipients = _addresses(mime, "To", "Cc", "Bcc") + [address.lower() for address in hidden]
     del mime["Bcc"]
@@ -179,13 +179,13 @@ def _attach(mime: EmailMessage, attachment: dict[str, Any]) -> None:
 
 
 class Outgoing:
-    """All drafts and sent mails of one mailbox."""
+    """All drafts and sent messages of one mailbox."""
 
     def __init__(self) -> None:
         self._mails: list[OutgoingMail] = []
 
     def add(self, mail: OutgoingMail) -> None:
-        """Keep *mail*."""
+        """Store *mail*."""
         self._mails.append(mail)
 
     def remove(self, mail: OutgoingMail) -> None:

@@ -99,7 +99,7 @@ def narrowed(rows: list[Row], parameters: Parameters, columns: tuple[str, ...]) 
 
 
 def holds(row: Row, column: str, value: str) -> bool:
-    """Tell whether a column equals *value* or, if it holds several, has it among them; case does not matter."""
+    """Return True if a column equals *value* or is a list that contains it, ignoring case."""
     cell = row.get(column)
     return value.lower() in {str(item).lower() for item in (cell if isinstance(cell, list) else [cell])}
 

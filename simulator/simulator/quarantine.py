@@ -1,5 +1,5 @@
 """
-The quarantined mails of one tenant, and what becomes of them.
+The quarantined messages of one tenant, and what happens to them.
 
 Sources: Microsoft Learn, "Get-QuarantineMessage", "Release-QuarantineMessage" and "Quarantine policies". Where those
 pages are silent about an order of actions (a release after a denial, a request after a release), it is refused.
@@ -226,7 +226,7 @@ def read_permissions(text: str) -> int:
 
 
 class Quarantine:
-    """A tenant's quarantined mails, expired and deleted ones included."""
+    """A tenant's quarantined messages, including expired and deleted ones."""
 
     def __init__(self) -> None:
         self._mails: dict[str, QuarantinedMail] = {}
@@ -237,7 +237,7 @@ class Quarantine:
         self._mails[mail.identity.lower()] = mail
 
     def all(self) -> list[QuarantinedMail]:
-        """Return all mails, latest received first."""
+        """Return all messages, latest received first."""
         return sorted(self._mails.values(), key=lambda mail: mail.received, reverse=True)
 
     def find(self, identity: str) -> QuarantinedMail:

@@ -160,7 +160,7 @@ def _delete(call: Call, tenant: Tenant, parameters: Parameters) -> list[Row]:
 
 
 def _get_policies(call: Call, tenant: Tenant, parameters: Parameters) -> list[Row]:
-    """Answer built-in and custom policies; the global one with the notifications only when its type is asked for."""
+    """Return built-in and custom policies; the global one, for notifications, only if its type is requested."""
     kinds = ("QuarantinePolicy", "GlobalQuarantinePolicy")
     kind = matched(parameters.get("QuarantinePolicyType", kinds[0]), kinds) or ""
     rows = tenant.rows("Get-QuarantinePolicy") or []

@@ -76,7 +76,7 @@ def add_routes(app: web.Application, state: State) -> None:
 
 
 async def _list(state: State, request: web.Request) -> web.Response:
-    """Answer what is true, whatever Get-QuarantineMessage sees yet; expired and deleted mails too."""
+    """Return the real state of all messages, regardless of the lag; includes expired and deleted ones."""
     tenant = tenant_of(state, request)
     return json_response({"quarantine": [_shown(mail, state.clock.now()) for mail in tenant.quarantine.all()]})
 

@@ -52,10 +52,10 @@ DATES = {
 
 def get_messages(call: Call, tenant: Tenant, parameters: Parameters) -> list[Row]:
     """
-    Answer quarantined mails page by page, latest received first; a short page is the last one.
+    Return a page of quarantined messages, latest received first; a short page is the last one.
 
-    An Identity that does not exist answers all rows, as the cmdlet's page warns; a PageSize of 0 answers none. An
-    enumeration is matched by prefix, and a value that matches nothing answers no rows.
+    An Identity that does not exist returns all rows, as the cmdlet's page warns; a PageSize of 0 returns none. An
+    enumeration is matched by prefix, and a value that matches nothing returns no rows.
     """
     role = required_role(call, tenant, parameters)
     page, size = _paging(parameters, "Page", 1, 1), _paging(parameters, "PageSize", 100, 0)
@@ -79,7 +79,7 @@ def _ordered_rows(tenant: Tenant) -> list[Row] | None:
 
 
 def _seen_rows(call: Call, tenant: Tenant, role: Role, identity: str) -> list[Row]:
-    """Return the rows of all mails as they were before the lag; released and waiting users only by Identity."""
+    """Return the rows of all messages as they were before the lag; released and waiting users only by Identity."""
     now = call.state.clock.now()
     at = now - timedelta(seconds=call.state.settings.quarantine_lag_seconds)
     rows = []
@@ -127,7 +127,7 @@ def _window(parameters: Parameters, now: datetime) -> list[tuple[str, datetime, 
 
 
 def _within(row: Row, window: list[tuple[str, datetime, bool]]) -> bool:
-    """Tell whether a row lies in the window; a column that an ordered row does not have is in any window."""
+    """Return True if a row lies in the window. A column that is missing in an ordered row matches any window."""
     for column, limit, earliest in window:
         if row.get(column) is not None:
             at = moment(row[column], column)

@@ -44,7 +44,7 @@ def policy_value(tenant: Tenant, policy: str) -> int:
 
 
 def with_permissions(row: Row, shape: str) -> Row:
-    """Say what users may do in the shape that is set; a row that was ordered with the string is answered as it is."""
+    """Return *row* with the users' permissions in the configured shape; one ordered with the string is unchanged."""
     if shape == "number" or _STRING in row or not isinstance(row.get(_NUMBER), int):
         return row
     bare = {name: value for name, value in row.items() if name != _NUMBER}

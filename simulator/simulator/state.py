@@ -59,7 +59,7 @@ class Ledger:
         self._answers: defaultdict[str, Counter[str]] = defaultdict(Counter)
 
     def record(self, kind: Kind, entry: Entry) -> Entry:
-        """Keep *entry* with a number and the time."""
+        """Store *entry* with a number and the time."""
         self._number += 1
         entry = {"number": self._number, "at": self._clock.now().isoformat(), **entry, "answer": None}
         self._entries[kind].append(entry)

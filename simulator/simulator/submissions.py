@@ -67,7 +67,7 @@ class Submissions:
         self._made_of: defaultdict[tuple[str, str], list[datetime]] = defaultdict(list)
 
     def add(self, submission: Submission) -> None:
-        """Keep *submission*."""
+        """Store *submission*."""
         self.all.append(submission)
         self.by_id[submission.id] = submission
 

@@ -96,7 +96,7 @@ class TenantSettings(BaseModel):
 
 @dataclass
 class Mailbox:
-    """The junk email configuration of one mailbox, its contacts, the mails put into it, and those written in it."""
+    """One mailbox: its junk email configuration, its contacts, the messages put into it, and those written in it."""
 
     address: str
     trusted: list[str] = field(default_factory=list)
@@ -138,7 +138,7 @@ class Tenant:
         return ordered if ordered is not None else default_rows(cmdlet, self.settings.accepted_domains)
 
     def accepts(self, address: str) -> bool:
-        """Whether *address* lies in an accepted domain."""
+        """Return True if *address* is in an accepted domain."""
         return address.rpartition("@")[2].lower() in self.settings.accepted_domains
 
     def mailbox(self, user: str) -> Mailbox | None:
