@@ -154,7 +154,7 @@ def text_of(service: str, letter: DeadLetter, value: bytes | None) -> str:
         "error": letter.error,
         "reason": letter.reason,
         "state": letter.state + resolved,
-        "now": _now(letter, value),
+        "now": _describe_parsability(letter, value),
         "key": _exact(letter.key),
     }
     size = "no payload" if value is None else f"payload, {len(value)} bytes:"
@@ -195,7 +195,7 @@ def _row(service: str, letter: DeadLetter) -> list[str]:
     return [cell(value) for value in cells]
 
 
-def _now(letter: DeadLetter, value: bytes | None) -> str:
+def _describe_parsability(letter: DeadLetter, value: bytes | None) -> str:
     """Return whether the event would be understood today, as a sentence."""
     model = MODELS.get(letter.topic)
     if model is None:

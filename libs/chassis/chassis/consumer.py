@@ -84,7 +84,7 @@ class Consumer:
         # FastStream's own way to make a consumer, with ours in the place of aiokafka's. It has no public name.
         config.builder = partial(self._make_consumer, dict(config.builder.keywords))  # type: ignore[attr-defined]
         # `broker.start()` starts one after the other, and each may wait for a rebalance.
-        await asyncio.gather(*map(self._join, self._subscribers.values()))
+        await asyncio.gather(*map(self._start_when_available, self._subscribers.values()))
 
     def _make_consumer(self, connection: Mapping[str, Any], **options: Any) -> Fetcher:
         ours = {
@@ -95,7 +95,7 @@ class Consumer:
         }
         return Fetcher(**{**connection, **options, **ours, **self._options})
 
-    async def _join(self, subscriber: BatchSubscriber) -> None:
+    async def _start_when_available(self, subscriber: BatchSubscriber) -> None:
         while not self._delivery.stopping.is_set():
             try:
                 await subscriber.start()

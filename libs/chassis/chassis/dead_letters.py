@@ -124,7 +124,7 @@ async def park(
     return parked
 
 
-async def forget(tx: Tx, records: Sequence[ConsumerRecord], *, topic: str, topic_id: UUID) -> None:
+async def discard_handled(tx: Tx, records: Sequence[ConsumerRecord], *, topic: str, topic_id: UUID) -> None:
     """Forget the unresolved letters of *records*, which this transaction has handled."""
     await tx.execute(
         "DELETE FROM dead_letters AS letter USING unnest($3::int[], $4::bigint[]) AS record (partition, position)"
@@ -168,7 +168,7 @@ async def replay(tx: Tx, wanted: Wanted, by: str, *, ids: Sequence[int] | None =
     Only unresolved ones are; none that is larger than an event may be (it had been published compressed); and none
     that was parked longer ago than REPLAYABLE, unless *old*.
     """
-    where, values = _chosen(wanted, ids)
+    where, values = _where_unresolved(wanted, ids)
     if not old:
         values.append(REPLAYABLE)
         where += f" AND parked_at > now() - ${len(values)}::interval"
@@ -195,7 +195,7 @@ _SIZE = (
 
 async def drop(tx: Tx, wanted: Wanted, by: str, *, ids: Sequence[int] | None = None) -> list[int]:
     """Settle the unresolved letters that are meant without having them handled; return their ids."""
-    where, values = _chosen(wanted, ids)
+    where, values = _where_unresolved(wanted, ids)
     rows = await tx.fetch(
         f"UPDATE dead_letters SET state = 'dropped', resolved_by = ${len(values) + 1}, resolved_at = now()"
         f" WHERE {where} RETURNING id",
@@ -217,7 +217,7 @@ async def purge(database: Database) -> int:
     return len(rows)
 
 
-def _chosen(wanted: Wanted, ids: Sequence[int] | None) -> tuple[str, list[Any]]:
+def _where_unresolved(wanted: Wanted, ids: Sequence[int] | None) -> tuple[str, list[Any]]:
     where, values = wanted.where()
     if ids is not None:
         values.append(list(ids))

@@ -160,7 +160,7 @@ class _Batch(BaseMiddleware):
                     await self._call_next(part)
                 if not self._delivery.strict:
                     topic_id = self._delivery.topic_ids[self._topic]
-                    await dead_letters.forget(tx, part.raw_message, topic=topic, topic_id=topic_id)
+                    await dead_letters.discard_handled(tx, part.raw_message, topic=topic, topic_id=topic_id)
 
         # A batch has many causes and is a trace of its own; a single event continues its trace.
         parent = events[0].traceparent if len(events) == 1 else None

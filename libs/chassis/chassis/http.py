@@ -126,11 +126,11 @@ def make_api(
         openapi_url=None,
         redirect_slashes=False,
         dependencies=[Depends(_refuse_unknown_parameters)],
-        # A request is one span, of _Traces; FastAPI's own would be five more.
+        # A request is one span, of _TraceMiddleware; FastAPI's own would be five more.
         telemetry={"tracing": False, "metrics": False, "logs": False, "operation_spans": False},
     )
     api.state.limits = limits
-    api.add_middleware(_Traces)
+    api.add_middleware(_TraceMiddleware)
     api.add_middleware(LimitRequests, limits=limits)
     api.add_exception_handler(Problem, _on_problem)
     api.add_exception_handler(HTTPException, _on_http_exception)
@@ -232,7 +232,7 @@ def route_of(scope: Scope) -> str:
     return getattr(route, "path_format", "") or "unmatched"
 
 
-class _Traces:
+class _TraceMiddleware:
     """Run each request as a span below the caller's traceparent, named by its method and route."""
 
     def __init__(self, app: ASGIApp) -> None:

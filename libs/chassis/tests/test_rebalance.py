@@ -79,7 +79,7 @@ async def test_a_record_that_comes_again_after_its_letter_was_committed_keeps_th
         assert await dead_letters.park(tx, late, KeyError(), **place) == rows[0]["id"]
         assert await dead_letters.drop(tx, dead_letters.Wanted(), "me") == [rows[0]["id"]]
         assert await dead_letters.park(tx, late, KeyError(), **place) is None
-        await dead_letters.forget(tx, [late], topic=place["topic"], topic_id=place["topic_id"])
+        await dead_letters.discard_handled(tx, [late], topic=place["topic"], topic_id=place["topic_id"])
     assert await letters(world) == [(0, "dropped")]
 
 

@@ -162,7 +162,7 @@ class Tokens:
         loop = asyncio.get_running_loop()
         asked_at = monotonic()
         try:
-            answer = await loop.run_in_executor(self._threads, self._ask, tenant_id, scope, loop)
+            answer = await loop.run_in_executor(self._threads, self._request_token, tenant_id, scope, loop)
             token = str(answer["access_token"])
             self._held[tenant_id, scope] = _CachedToken(token, asked_at + float(answer["expires_in"]))
         except (Throttled, Unavailable):
@@ -172,7 +172,7 @@ class Tokens:
             raise _refusal(error) from error
         return token
 
-    def _ask(self, tenant_id: UUID, scope: str, loop: asyncio.AbstractEventLoop) -> dict[str, Any]:
+    def _request_token(self, tenant_id: UUID, scope: str, loop: asyncio.AbstractEventLoop) -> dict[str, Any]:
         """Request a token with MSAL. Runs in a thread, because discovery, files and signatures block."""
         application = self._applications.get(tenant_id)
         if application is None:

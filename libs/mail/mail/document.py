@@ -93,7 +93,7 @@ def _header(preview: Preview, words: Mapping[str, str]) -> str:
         rows.append(("date", f"{preview.date:%Y-%m-%d %H:%M} UTC"))
     if preview.attachments:
         files = "".join(
-            f"<li>{_isolated(file.name)} ({escape(file.content_type)}, {escape(_size(file.size, words))})</li>"
+            f"<li>{_isolated(file.name)} ({escape(file.content_type)}, {escape(_format_size(file.size, words))})</li>"
             for file in preview.attachments
         )
         rows.append(("files", f'<ul class="files">{files}</ul>'))
@@ -130,7 +130,7 @@ def _notes(preview: Preview, words: Mapping[str, str]) -> str:
     return f'<p class="note">{escape(" ".join(notes))}</p>' if notes else ""
 
 
-def _size(size: int, words: Mapping[str, str]) -> str:
+def _format_size(size: int, words: Mapping[str, str]) -> str:
     if size < 1_000:
         return words["bytes"].format(count=size)
     return f"{size / 1_000:.0f} kB" if size < 1_000_000 else f"{size / 1_000_000:.1f} MB"

@@ -138,19 +138,19 @@ def mail_domain(domain: str) -> str:
     domain.
     """
     domain = domain.strip(".").lower()
-    return domain if domain.isascii() else _encoded(domain[:255], mapped=False) or domain
+    return domain if domain.isascii() else _idna_encode(domain[:255], uts46=False) or domain
 
 
 def ascii_domain(domain: str) -> str:
     """Return *domain* in lower case and as DNS knows it: `MÜNCHEN.example.` is `xn--mnchen-3ya.example`."""
     domain = domain.strip(".").lower()
-    return domain if domain.isascii() else _encoded(domain[:255], mapped=True) or domain
+    return domain if domain.isascii() else _idna_encode(domain[:255], uts46=True) or domain
 
 
 @lru_cache(maxsize=1024)  # half a millisecond for the longest, which a message may repeat thousands of times
-def _encoded(domain: str, *, mapped: bool) -> str | None:
+def _idna_encode(domain: str, *, uts46: bool) -> str | None:
     try:
-        return idna.encode(domain, uts46=mapped).decode()
+        return idna.encode(domain, uts46=uts46).decode()
     except idna.IDNAError:
         return None
 

@@ -284,8 +284,8 @@ class DigestWorker:
         expires_at = min(links_expire_at, message.expires_at)
         actions = [LinkAction.VIEW, *permitted_actions(message, datetime.now(UTC))]
         return {
-            "subject": rules.without_links(message.subject or ""),
-            "sender": rules.without_links(message.sender or ""),
+            "subject": rules.prevent_autolinking(message.subject or ""),
+            "sender": rules.prevent_autolinking(message.sender or ""),
             "date": texts.date(message.received_at, time=True),
             "expires": texts.date(message.expires_at),
             "reason": texts.reason(message.quarantine_type),

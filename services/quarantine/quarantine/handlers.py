@@ -50,4 +50,4 @@ async def on_case_expired(expired: list[Received[CaseExpired]], tx: Tx) -> None:
     Topics are consumed side by side, so older events of such a case may follow. They find none of its reports: a
     case-updated then changes nothing, and the row that a verdict leaves is purged later.
     """
-    await store.purge_cases(tx, [received.event.case_id for received in expired])
+    await store.purge_expired_cases(tx, [received.event.case_id for received in expired])

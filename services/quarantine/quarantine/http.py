@@ -131,7 +131,7 @@ async def _request_actions(
         case Release():
             ids = await intake.request_actions(tx, messages, ActionKind.RELEASE, by=by, reason=request.reason)
         case Deny():
-            _check_denial(messages, copies)
+            _require_all_recipients(messages, copies)
             ids = await intake.request_actions(tx, messages, ActionKind.DENY, by=by, reason=request.reason)
         case SubmitFromQuarantine():
             decision = AdminDecision(
@@ -147,7 +147,7 @@ async def _request_actions(
     return messages, ids
 
 
-def _check_denial(messages: Sequence[QuarantinedMessage], copies: Sequence[QuarantinedMessage]) -> None:
+def _require_all_recipients(messages: Sequence[QuarantinedMessage], copies: Sequence[QuarantinedMessage]) -> None:
     """Refuse a denial that would also affect recipients who were not named."""
     named = {message.message_id for message in messages}
     shared = {message.identity for message in messages if message.recipient_count > 1}

@@ -74,7 +74,7 @@ class Signer:
         content = _LINK_LAYOUT.pack(
             _LINK_VERSION, action, int(expires_at.timestamp()), self._newest, tenant_id.bytes, message_id.bytes
         )
-        return _encode_token(content + self._mac(self._newest, b"link", content, recipient.lower().encode()))
+        return _base64url_encode(content + self._mac(self._newest, b"link", content, recipient.lower().encode()))
 
     def check_link(self, link: LinkClaims, recipient: str, now: datetime) -> None:
         """Raise InvalidLinkError if the link was not signed for *recipient*, ExpiredLinkError if it has expired."""
@@ -92,7 +92,7 @@ class Signer:
         """Return what a confirmation page sends back to prove that *user* saw it for this link."""
         shown_at = struct.pack(">I", int(now.timestamp()))
         mac = self._mac(self._newest, b"confirm", shown_at, token.encode(), user.encode())
-        return _encode_token(self._newest + shown_at + mac)
+        return _base64url_encode(self._newest + shown_at + mac)
 
     def is_confirmed(self, confirmation: str, token: str, user: str, now: datetime) -> bool:
         """Return True if *user* saw the confirmation page of this link less than CONFIRMED_WITHIN ago."""
@@ -109,7 +109,7 @@ class Signer:
 
     def seal(self, purpose: str, content: bytes) -> str:
         """Sign *content* for *purpose*. Its holder can read but not change it."""
-        return _encode_token(self._newest + content + self._mac(self._newest, b"seal", purpose.encode(), content))
+        return _base64url_encode(self._newest + content + self._mac(self._newest, b"seal", purpose.encode(), content))
 
     def unseal(self, purpose: str, sealed: str) -> bytes:
         """Return the content that was sealed for *purpose*. Raises InvalidLinkError."""
@@ -145,7 +145,7 @@ def _key_id(key: str) -> bytes:
     return hashlib.sha256(b"key id" + key.encode()).digest()[:4]
 
 
-def _encode_token(raw: bytes) -> str:
+def _base64url_encode(raw: bytes) -> str:
     return base64.urlsafe_b64encode(raw).decode().rstrip("=")
 
 
@@ -157,6 +157,6 @@ def _decode_token(text: str) -> bytes:
     except (binascii.Error, ValueError):
         raise InvalidLinkError from None
     # Exactly one encoding is valid: a text that differs in unused bits was not made here.
-    if _encode_token(raw) != text:
+    if _base64url_encode(raw) != text:
         raise InvalidLinkError
     return raw

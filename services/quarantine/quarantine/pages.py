@@ -106,7 +106,7 @@ class Pages:
     async def show_page(self, token: str, request: Request) -> Response:
         """Show the message, or ask for confirmation of the link's action. Changes nothing, whoever follows the link."""
         try:
-            visit = await self._open_link(token, request)
+            visit = await self._verify_visit(token, request)
             if visit.link.action is LinkAction.VIEW:
                 return self._message_page(visit, as_text=request.query_params.get("as") == "text")
             _check_permitted(visit)
@@ -117,7 +117,7 @@ class Pages:
     async def submit_form(self, token: str, request: Request) -> Response:
         """Perform the link's action if its confirmation page was sent and the action is still permitted."""
         try:
-            visit = await self._open_link(token, request)
+            visit = await self._verify_visit(token, request)
             reported_as = await self._read_confirmation(visit, request)
             if visit.link.action is LinkAction.BLOCK:
                 return await self._block_sender(visit)
@@ -128,7 +128,7 @@ class Pages:
     async def show_preview(self, token: str, request: Request) -> Response:
         """Show the content of the message, made safe, for the frame in the page."""
         try:
-            visit = await self._open_link(token, request)
+            visit = await self._verify_visit(token, request)
             _check_preview_permitted(visit)
             texts = visit.texts.preview()
             shown = await self._source.preview(visit.message.tenant_id, visit.message.identity, texts)
@@ -168,7 +168,7 @@ class Pages:
             raise _PageError("away", 503)
         return self._sign_in
 
-    async def _open_link(self, token: str, request: Request) -> _Visit:
+    async def _verify_visit(self, token: str, request: Request) -> _Visit:
         """Check the link and, if the tenant requires it, who opened it. Raises _PageError."""
         link, message = await self._check_link(token)
         settings = await read_settings(self._db.pool, link.tenant_id)

@@ -62,7 +62,7 @@ def parse_policies(rows: Iterable[ExchangeRow]) -> list[Policy]:
         doubt = None if parsed else PolicyDoubt.UNREADABLE
         permissions = parsed[0] if parsed else NO_PERMISSIONS
         if len(set(parsed)) > 1:
-            doubt, permissions = PolicyDoubt.CONTRADICTORY, _lesser(*parsed)
+            doubt, permissions = PolicyDoubt.CONTRADICTORY, _common_permissions(*parsed)
         policies.append(Policy(name, permissions, str(row.get("ESNEnabled")).lower() == "true", doubt))
     return policies
 
@@ -97,7 +97,7 @@ def _parse_permissions(value: Any) -> Permissions | None:
     return Permissions(sum(known - denied)) if known else None
 
 
-def _lesser(one: Permissions, other: Permissions) -> Permissions:
+def _common_permissions(one: Permissions, other: Permissions) -> Permissions:
     """Return what both grant. A user who may release a message may also request its release."""
     both, releases = one & other, Permissions.RELEASE | Permissions.REQUEST_RELEASE
     if one & releases and other & releases and not both & releases:

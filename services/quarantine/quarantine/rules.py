@@ -118,6 +118,6 @@ def digest_id(tenant_id: UUID, recipient: str, every: DigestFrequency, ended_at:
 _LINK_PARTS = re.compile(r"(?<=\S)(?=[./@:](?=\S))")
 
 
-def without_links(text: str) -> str:
+def prevent_autolinking(text: str) -> str:
     """Return *text* on one line, with zero-width spaces that keep mail programs from turning parts of it into links."""
     return _LINK_PARTS.sub("\u200b", " ".join(text.split()))

@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from quarantine.rules import DigestFrequency, period_end, without_links
+from quarantine.rules import DigestFrequency, period_end, prevent_autolinking
 
 
 @pytest.mark.parametrize(
@@ -27,8 +27,8 @@ def test_periods_end_at_fixed_times(every: DigestFrequency, now: str, end: str |
 
 def test_mail_programs_make_no_links_of_a_subject() -> None:
     """Zero-width spaces break up what looks like a URL or a domain."""
-    shown = without_links("See https://phish.example/a\r\nor www.phish.example")
+    shown = prevent_autolinking("See https://phish.example/a\r\nor www.phish.example")
     assert "://" not in shown
     assert "phish.example" not in shown
     assert shown.replace("\u200b", "") == "See https://phish.example/a or www.phish.example"
-    assert without_links("A plain subject. Two sentences.") == "A plain subject. Two sentences."
+    assert prevent_autolinking("A plain subject. Two sentences.") == "A plain subject. Two sentences."

@@ -76,4 +76,4 @@ async def on_case_expired(expired: list[Received[CaseExpired]], tx: Tx) -> None:
     a verdict leaves is swept up. A report that triage has moved to another case meanwhile stays, and so does its
     message. Blocks stay, because they are the mailbox's setting; their generations make a later request a new block.
     """
-    await store.purge_cases(tx, [received.event.case_id for received in expired])
+    await store.purge_expired_cases(tx, [received.event.case_id for received in expired])

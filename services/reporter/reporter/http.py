@@ -109,7 +109,7 @@ async def _facts(raw: bytes) -> MailFacts:
 
 def _report(caller: Caller, said: Attributes, facts: MailFacts) -> tuple[MessageReported, str]:
     """Return the event of a report, and the mailbox that a block would be for."""
-    reporter, mailbox = _reporter(caller, said.reporter)
+    reporter, mailbox = _resolve_reporter(caller, said.reporter)
     message = message_of(facts)
     report = MessageReported(
         tenant_id=caller.tenant_id,
@@ -126,7 +126,7 @@ def _report(caller: Caller, said: Attributes, facts: MailFacts) -> tuple[Message
     return report, mailbox
 
 
-def _reporter(caller: Caller, claimed: str | None) -> tuple[str, str]:
+def _resolve_reporter(caller: Caller, claimed: str | None) -> tuple[str, str]:
     """
     Return the address that received the message, and the mailbox for which its sender can be blocked.
 

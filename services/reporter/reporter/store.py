@@ -122,7 +122,7 @@ async def record_other_channels(tx: Tx, reports: Sequence[MessageReported]) -> l
 
     Return those whose message is being deleted at this moment, or was deleted a short while ago.
     """
-    await _lock_early_cases(tx)
+    await _serialise_case_matching(tx)
     rows = await tx.fetch(
         "WITH told AS MATERIALIZED (SELECT *, hold_mail(tenant_id, sha256) AS gone FROM unnest($1::uuid[], $2::uuid[],"
         " $3::text[], $4::text[], $5::text[], $6::text[], $7::timestamptz[]) AS new (report_id, tenant_id, reporter,"
@@ -150,7 +150,7 @@ async def assign_cases(tx: Tx, updates: Sequence[CaseUpdated]) -> None:
     unknown = cases.keys() - await _assign(tx, cases)
     if not unknown:
         return
-    await _lock_early_cases(tx)
+    await _serialise_case_matching(tx)
     unknown -= await _assign(tx, {report_id: cases[report_id] for report_id in unknown})
     await tx.execute(
         "INSERT INTO early_cases (report_id, case_id) SELECT * FROM unnest($1::uuid[], $2::uuid[])"
@@ -170,12 +170,12 @@ async def _assign(tx: Tx, cases: Mapping[UUID, UUID]) -> set[UUID]:
     return {row["report_id"] for row in rows}
 
 
-async def _lock_early_cases(tx: Tx) -> None:
+async def _serialise_case_matching(tx: Tx) -> None:
     """Let one transaction at a time match reports of other channels and their cases: two topics, in any order."""
     await tx.execute("SELECT pg_advisory_xact_lock(hashtext('reporter'), hashtext('early cases'))")
 
 
-async def purge_cases(tx: Tx, case_ids: Sequence[UUID]) -> None:
+async def purge_expired_cases(tx: Tx, case_ids: Sequence[UUID]) -> None:
     """Delete cases and their reports, and make the reports' messages due."""
     await tx.execute(
         "WITH gone AS (DELETE FROM reports WHERE case_id = ANY($1::uuid[]) RETURNING tenant_id, sha256),"

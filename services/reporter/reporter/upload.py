@@ -229,7 +229,7 @@ class _Form:
                     "on_header_end": self._end_header,
                     "on_headers_finished": self._begin_part,
                     "on_part_data": self._extend_part,
-                    "on_end": self._end,
+                    "on_end": self._on_end,
                 },
             )
         except FormParserError as error:
@@ -287,7 +287,7 @@ class _Form:
                 raise self._uploads.too_large()
             raise Problem(422, "invalid-request", "A field is too long. Nothing was saved.")
 
-    def _end(self) -> None:
+    def _on_end(self) -> None:
         self._whole = True
 
 

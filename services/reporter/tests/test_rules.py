@@ -107,7 +107,7 @@ def caller(name: str | None) -> Caller:
 @pytest.mark.parametrize("claimed", [None, "ann@contoso.example", "ANN@CONTOSO.EXAMPLE"])
 def test_a_signed_in_person_is_the_reporter(claimed: str | None) -> None:
     """Address and mailbox come from the token."""
-    assert http._reporter(caller("Ann@contoso.example"), claimed) == ("Ann@contoso.example", OID)
+    assert http._resolve_reporter(caller("Ann@contoso.example"), claimed) == ("Ann@contoso.example", OID)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_a_signed_in_person_is_the_reporter(claimed: str | None) -> None:
 def test_a_signed_in_person_cannot_report_for_anybody_else(name: str | None, claimed: str | None) -> None:
     """Another address is refused, and so is a token without an address."""
     with pytest.raises(Problem, match="Nothing was saved"):
-        http._reporter(caller(name), claimed)
+        http._resolve_reporter(caller(name), claimed)
 
 
 def test_a_persons_own_mailbox_is_named_by_its_object_id() -> None:

@@ -24,4 +24,4 @@ async def on_case_expired(expired: list[Received[CaseExpired]], tx: Tx) -> None:
     refuses a shorter retention), so nothing of it can come after this. A submission that is still due, whatever the
     reason, is made: its case id is not used again, so it is nobody else's.
     """
-    await store.purge(tx, [received.event.case_id for received in expired])
+    await store.purge_expired_cases(tx, [received.event.case_id for received in expired])

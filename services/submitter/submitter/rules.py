@@ -92,7 +92,7 @@ def plan(due: Sequence[Due], calls: Calls, quota: Quota, now: datetime) -> Plan:
             result.now.append(one.submission_id)
             continue
         place = (one.tenant_id, one.item)
-        free_at = _item_free_at(calls.of_item.get(place, ()), quota, now)
+        free_at = _item_available_at(calls.of_item.get(place, ()), quota, now)
         if place in items:
             free_at = now + quota.window
         used = calls.of_tenant.get(one.tenant_id, Used(0, now))
@@ -119,7 +119,7 @@ def throttles_tenant(pause: timedelta, quota: Quota, *, known: bool) -> bool:
     return pause <= quota.window and not known
 
 
-def _item_free_at(calls: Sequence[datetime], quota: Quota, now: datetime) -> datetime:
+def _item_available_at(calls: Sequence[datetime], quota: Quota, now: datetime) -> datetime:
     if not calls:
         return now
     recent = sorted(at for at in calls if at > now - DAY)

@@ -255,6 +255,6 @@ async def purge_calls(tx: Tx) -> None:
     await tx.execute("DELETE FROM throttled WHERE until < now()")
 
 
-async def purge(tx: Tx, case_ids: Sequence[UUID]) -> None:
+async def purge_expired_cases(tx: Tx, case_ids: Sequence[UUID]) -> None:
     """Delete those submissions of cases that were made or have failed."""
     await tx.execute("DELETE FROM submissions WHERE case_id = ANY($1::uuid[]) AND state <> 'due'", case_ids)

@@ -77,7 +77,7 @@ class Worker:
     async def submit_due(self) -> int:
         """Claim due submissions, look up those whose call was never answered, submit the rest. Return how many."""
         deadline = self._lease.deadline()
-        to_send, to_look_up = await self._claim()
+        to_send, to_look_up = await self._claim_within_quota()
         by_tenant: defaultdict[UUID, list[Submission]] = defaultdict(list)
         for submission in to_look_up:
             by_tenant[submission.tenant_id].append(submission)
@@ -93,7 +93,7 @@ class Worker:
             await store.purge_calls(tx)
         return 0
 
-    async def _claim(self) -> tuple[list[Submission], list[Submission]]:
+    async def _claim_within_quota(self) -> tuple[list[Submission], list[Submission]]:
         async with self._db.transaction() as tx:
             await store.lock_quota(tx)
             rows = {row.submission_id: row for row in await store.lock_due(tx, self._batch)}

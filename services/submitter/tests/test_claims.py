@@ -61,9 +61,9 @@ async def test_a_worker_that_lost_its_claim_only_records_what_it_has_made(
     await world.request()
     world.order_fault(kind="throttle")
     async with world.start() as zombie, world.start() as successor:
-        (stale,), _ = await zombie._claim()
+        (stale,), _ = await zombie._claim_within_quota()
         await world.make_due()
-        _, (held,) = await successor._claim()
+        _, (held,) = await successor._claim_within_quota()
         before = await db.pool.fetchrow("SELECT * FROM submissions")
         await zombie._submit(stale, asyncio.get_running_loop().time() + 60)
         assert await db.pool.fetchrow("SELECT * FROM submissions") == before

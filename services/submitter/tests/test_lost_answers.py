@@ -46,7 +46,7 @@ async def test_a_submission_made_before_a_crash_is_adopted(world: Any, tenant_id
     """The claim expires, and the next worker finds what was made."""
     await world.request()
     async with world.start() as worker:
-        send, _ = await worker._claim()
+        send, _ = await worker._claim_within_quota()
         await worker._graph.post(tenant_id, "/beta/security/threatSubmission/emailThreats", await worker._body(send[0]))
     await world.make_due()
     async with world.start() as successor:

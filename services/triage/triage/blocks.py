@@ -29,7 +29,7 @@ _NAMES = {BlockKind.SENDER: "sender", BlockKind.DOMAIN: "domain", BlockKind.URL:
 
 
 @dataclass(frozen=True, slots=True)
-class Decision:
+class BlockDecision:
     """Block the sender of a case's message, its whole domain, or *url*, until *expires_at*; None: for good."""
 
     case: Case
@@ -52,7 +52,7 @@ async def apply_rules(tx: Tx, matched: Sequence[tuple[Case, Rule]]) -> None:
     """Block what the policy's rules say; the timeline says what is not possible."""
     now = datetime.now(UTC)
     decisions = [
-        Decision(
+        BlockDecision(
             case,
             BlockKind(rule.then.block),
             expires_at=now + block_lifetime(rule.then),
@@ -92,14 +92,14 @@ async def _apply_one(
         return "This version does not know that kind of block"
     # The admin saw this message, which need not be the one that opened the case.
     seen = replace(case, message=report.message)
-    one = Decision(
+    one = BlockDecision(
         seen, BlockKind(asked.kind), asked.expires_at, decision.decided_by, decision.note, cause, url=asked.url
     )
     (outcome,) = await block_all(tx, [one])
     return str(outcome) if isinstance(outcome, NotPossibleError) else None
 
 
-async def block(tx: Tx, decision: Decision) -> UUID:
+async def block(tx: Tx, decision: BlockDecision) -> UUID:
     """
     Block what *decision* says; return the block's id.
 
@@ -111,7 +111,7 @@ async def block(tx: Tx, decision: Decision) -> UUID:
     return outcome
 
 
-async def block_all(tx: Tx, decisions: Sequence[Decision]) -> list[UUID | NotPossibleError]:
+async def block_all(tx: Tx, decisions: Sequence[BlockDecision]) -> list[UUID | NotPossibleError]:
     """
     Block for cases, once each, with as many statements as for one.
 
@@ -150,7 +150,7 @@ async def block_all(tx: Tx, decisions: Sequence[Decision]) -> list[UUID | NotPos
     return outcomes
 
 
-def _entry(decision: Decision, block: Block, at: datetime) -> Entry:
+def _entry(decision: BlockDecision, block: Block, at: datetime) -> Entry:
     detail = block.model_dump(mode="json", include={"block_id", "kind", "value", "expires_at"})
     detail["note"] = decision.note
     if decision.kind is not BlockKind.URL and (doubt := why_unauthenticated(decision.case.message)):
@@ -158,7 +158,7 @@ def _entry(decision: Decision, block: Block, at: datetime) -> Entry:
     return Entry(decision.case.case_id, f"block:{block.block_id}", at, "block.requested", detail, decision.by)
 
 
-def _why_not(decision: Decision, *, in_force: bool) -> str | None:
+def _why_not(decision: BlockDecision, *, in_force: bool) -> str | None:
     case, kind = decision.case, decision.kind
     if case.status is CaseStatus.DISMISSED:
         return "The case is dismissed: its sender is not blocked from here"

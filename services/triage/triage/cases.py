@@ -65,7 +65,7 @@ async def take_reports(
     rules = await _matching_rules(tx, [case for case in cases.values() if _is_undecided(case)], policy)
     submitted = _submitted_at_once([cases[case_id] for case_id in opened], by_case, rules)
     await store.record_cases(tx, [submitted.get(case_id, cases[case_id]) for case_id in opened])
-    await store.update_cases(tx, [cases[case_id] for case_id in joined])
+    await store.record_case_reports(tx, [cases[case_id] for case_id in joined])
     await store.add_to_timeline(tx, [_reported(report, case_id) for report, case_id in assigned])
     await outbox.emit(tx, [_taken(case, by_case[case.case_id], reports, opened) for case in cases.values()])
     decided = []
@@ -201,7 +201,7 @@ async def _apply_rules(
     await _submit_all(
         tx,
         [
-            Decision(
+            SubmitDecision(
                 case,
                 category_of(rule.then, case.reported_as),
                 rule.actor,
@@ -216,7 +216,7 @@ async def _apply_rules(
 
 
 @dataclass(frozen=True, slots=True)
-class Decision:
+class SubmitDecision:
     """Have Microsoft analyse the message of an open case. `recorded`: the case's row shows it already."""
 
     case: Case
@@ -231,10 +231,10 @@ async def submit(tx: Tx, case: Case, category: Category, *, by: Actor, note: str
     """Have Microsoft analyse the case's message. Raises NotPossibleError unless the case is open."""
     if case.status is not CaseStatus.OPEN:
         raise NotPossibleError(f"The case is {case.status}: only an open case can be submitted")
-    await _submit_all(tx, [Decision(case, category, by, note, cause)])
+    await _submit_all(tx, [SubmitDecision(case, category, by, note, cause)])
 
 
-async def _submit_all(tx: Tx, decisions: Sequence[Decision]) -> None:
+async def _submit_all(tx: Tx, decisions: Sequence[SubmitDecision]) -> None:
     """Submit open cases, each once, with as many statements as for one."""
     if not decisions:
         return

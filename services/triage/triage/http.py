@@ -180,7 +180,7 @@ async def _apply(tx: Tx, case: Case, decision: Submit | BlockOnly | Dismiss, by:
         return
     for asked in decision.blocks:
         wanted = asked.decided()
-        one = blocks.Decision(case, asked.kind, wanted.expires_at, by, decision.note, cause, url=wanted.url)
+        one = blocks.BlockDecision(case, asked.kind, wanted.expires_at, by, decision.note, cause, url=wanted.url)
         await blocks.block(tx, one)
     if isinstance(decision, Submit):
         await cases.submit(tx, case, decision.category, by=by, note=decision.note, cause=cause)

@@ -187,7 +187,7 @@ async def record_cases(tx: Tx, cases: Sequence[Case]) -> None:
     )
 
 
-async def update_cases(tx: Tx, cases: Sequence[Case]) -> None:
+async def record_case_reports(tx: Tx, cases: Sequence[Case]) -> None:
     """Write back what reports changed in *cases*, which are locked."""
     if not cases:
         return

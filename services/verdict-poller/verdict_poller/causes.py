@@ -67,7 +67,7 @@ from verdict_poller.tenant_settings import (
     flag,
     is_among,
     is_built_in,
-    is_network,
+    is_ip_or_network,
     is_on,
     is_unknown,
     matches,
@@ -429,7 +429,9 @@ def find_mailbox_rule(evidence: Evidence) -> Finding | None:
         why = "the mailbox's lists are used after delivery only while it is on"
         hits = [wrong_switch_hit(_JUNK_SETTER, recipient, "Enabled", why, to=True) for _ in off]
     else:
-        named = [rule for rule in evidence.rows(query) if is_on(rule) and _mentions_sender(rule, evidence.message)]
+        named = [
+            rule for rule in evidence.rows(query) if is_on(rule) and _inbox_rule_names_sender(rule, evidence.message)
+        ]
         hits = [_inbox_rule(recipient, name(rule)) for rule in named]
     fallback = where_to_look(
         evidence,
@@ -440,7 +442,7 @@ def find_mailbox_rule(evidence: Evidence) -> Finding | None:
     return finding_of(evidence, hits, fallback, stated=True, headers=_mailbox_flags(evidence.result, _RULE_FLAGS))
 
 
-def _mentions_sender(rule: Row, message: Message) -> bool:
+def _inbox_rule_names_sender(rule: Row, message: Message) -> bool:
     """Return True if an inbox rule names the sender, as `"Name" [SMTP:address]` or by words of the address."""
     sender = (message.sender or "").lower()
     senders = (value.lower() for value in entries(rule.get("From")))
@@ -751,7 +753,7 @@ def _pair_matches(row: Row, message: Message) -> bool:
     if text(row, "Action").lower() == "block" or not infrastructure:
         return False
     from_user = user == "*" or covers(user, message.sender, subdomains=False)
-    return from_user and (not is_network(infrastructure) or within(infrastructure, message.sender_ip))
+    return from_user and (not is_ip_or_network(infrastructure) or within(infrastructure, message.sender_ip))
 
 
 def _spoof_pair(row: Row) -> Hit:

@@ -52,4 +52,4 @@ async def on_case_expired(expired: list[Received[CaseExpired]], tx: Tx) -> None:
     topic (triage refuses a shorter retention). A watch that still awaits its verdict continues, for at most a week, and
     publishes it; triage ignores it.
     """
-    await store.purge_cases(tx, [received.event.case_id for received in expired])
+    await store.purge_expired_cases(tx, [received.event.case_id for received in expired])

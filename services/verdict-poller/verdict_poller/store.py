@@ -153,7 +153,7 @@ async def list_blocks_in_force(tx: Tx, case_ids: Sequence[UUID]) -> Mapping[UUID
     return found
 
 
-async def purge_cases(tx: Tx, case_ids: Sequence[UUID]) -> None:
+async def purge_expired_cases(tx: Tx, case_ids: Sequence[UUID]) -> None:
     """Delete the published watches of expired cases, and the blocks of those that await no verdict."""
     await tx.execute("DELETE FROM watches WHERE case_id = ANY($1::uuid[]) AND state = 'published'", case_ids)
     await tx.execute(

@@ -100,7 +100,7 @@ def covers(entry: str, address: str | None, *, subdomains: bool = True) -> bool:
     return (subdomains or entry.startswith("*.")) and domain.endswith(f".{base}")
 
 
-def is_network(entry: str) -> bool:
+def is_ip_or_network(entry: str) -> bool:
     """Return True if an entry is an IP address or a network."""
     try:
         ip_network(entry.strip(), strict=False)

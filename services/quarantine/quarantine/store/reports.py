@@ -62,7 +62,7 @@ async def find_reports(db: Reads, message_ids: Collection[UUID]) -> list[Quarant
     ]
 
 
-async def purge_cases(tx: Tx, case_ids: Sequence[UUID]) -> None:
+async def purge_expired_cases(tx: Tx, case_ids: Sequence[UUID]) -> None:
     """Delete cases and their reports."""
     await tx.execute(
         "WITH reports AS (DELETE FROM reports WHERE case_id = ANY($1::uuid[]))"
