@@ -35,7 +35,7 @@ async def build(settings: Settings) -> AsyncIterator[Service]:
         "reporter",
         settings,
         title="Backstop reporter",
-        description="Users report mails that the filter let through, and hear what became of them.",
+        description="Users report messages that the filter let through, and hear what became of them.",
         migrations=Path(__file__).parent / "migrations",
         libraries=[outcomes.MIGRATIONS],
     )
@@ -47,7 +47,7 @@ async def build(settings: Settings) -> AsyncIterator[Service]:
     mails = settings.mail_store
     service.add_router(make_router(service.db, mails, uploads))
     retention = Retention(service.db, mails)
-    service.add_worker("delete_expired_mails", retention.delete_expired_mails, idle=10, woken=False)
+    service.add_worker("delete_expired_messages", retention.delete_expired_messages, idle=10, woken=False)
     service.add_worker("sweep", retention.sweep, idle=24 * 3600, woken=False)
     service.subscribe(handlers.router)
     yield service

@@ -32,7 +32,7 @@ async def on_message_reported(reports: list[Received[MessageReported]], tx: Tx) 
     others = [received.event for received in reports if received.event.channel != Channel.API]
     if others:
         for report_id in await store.record_other_channels(tx, others):
-            log.error("mail.may_be_missing", report_id=report_id)
+            log.error("message.may_be_missing", report_id=report_id)
 
 
 @router.subscriber("case-updated", **BATCH)

@@ -41,7 +41,7 @@ class Retention:
         self._db = db
         self._mails = mails
 
-    async def delete_expired_mails(self) -> int:
+    async def delete_expired_messages(self) -> int:
         """
         Delete the messages that are due and to which no report refers. Return how many were due.
 
@@ -49,25 +49,25 @@ class Retention:
         """
         # The claim is committed before anything is deleted: it makes new reports store their message again.
         async with self._db.transaction() as tx:
-            due = await _claim_expired_mails(tx, LEASE, BATCH)
+            due = await _claim_expired_messages(tx, LEASE, BATCH)
         if due:
             await self._delete(due)
         return len(due)
 
     async def _delete(self, due: list[Mail]) -> None:
         async with self._db.transaction() as tx:
-            locked = await _lock_mails(tx, due)
-            released = await _release_mails(tx, locked)
-            expired = [mail for mail in locked if mail not in released]
+            locked = await _lock_messages(tx, due)
+            released = await _release_messages(tx, locked)
+            expired = [message for message in locked if message not in released]
             async with asyncio.timeout(DELETION_TIMEOUT.total_seconds()):
                 outcomes = await asyncio.gather(
-                    *(self._mails.delete(*mail) for mail in expired), return_exceptions=True
+                    *(self._mails.delete(*message) for message in expired), return_exceptions=True
                 )
             failures = [outcome for outcome in outcomes if outcome is not None]
-            deleted = [mail for mail, outcome in zip(expired, outcomes, strict=True) if outcome is None]
-            await _record_deleted_mails(tx, deleted, REMEMBERED)
+            deleted = [message for message, outcome in zip(expired, outcomes, strict=True) if outcome is None]
+            await _record_deleted_messages(tx, deleted, REMEMBERED)
         if deleted:
-            log.info("mails.deleted", mails=len(deleted))
+            log.info("messages.deleted", messages=len(deleted))
         for failure in failures:
             raise failure
 
@@ -81,72 +81,72 @@ class Retention:
         return 0
 
 
-async def _claim_expired_mails(tx: Tx, lease: timedelta, limit: int) -> list[Mail]:
+async def _claim_expired_messages(tx: Tx, lease: timedelta, limit: int) -> list[Mail]:
     """Claim messages that are due for *lease*, after which they come due again unless they are settled."""
     rows = await tx.fetch(
-        "WITH due AS (SELECT tenant_id, sha256 FROM expired_mails WHERE due_at <= now() ORDER BY due_at LIMIT $2"
+        "WITH due AS (SELECT tenant_id, sha256 FROM expired_messages WHERE due_at <= now() ORDER BY due_at LIMIT $2"
         " FOR UPDATE SKIP LOCKED)"
-        " UPDATE expired_mails AS mail SET due_at = now() + $1::interval, attempts = attempts + 1 FROM due"
-        " WHERE mail.tenant_id = due.tenant_id AND mail.sha256 = due.sha256"
-        " RETURNING mail.tenant_id, mail.sha256",
+        " UPDATE expired_messages AS message SET due_at = now() + $1::interval, attempts = attempts + 1 FROM due"
+        " WHERE message.tenant_id = due.tenant_id AND message.sha256 = due.sha256"
+        " RETURNING message.tenant_id, message.sha256",
         lease,
         limit,
     )
     return [(row["tenant_id"], row["sha256"]) for row in rows]
 
 
-async def _lock_mails(tx: Tx, mails: Sequence[Mail]) -> list[Mail]:
+async def _lock_messages(tx: Tx, messages: Sequence[Mail]) -> list[Mail]:
     """
-    Keep *mails* from being reported until the transaction ends; return those that nobody else holds.
+    Keep *messages* from being reported until the transaction ends; return those that nobody else holds.
 
     It waits for no lock. To which of them reports refer must be asked in a later statement, which sees every commit.
     """
     rows = await tx.fetch(
         # Locked before the join: within it, PostgreSQL may try the lock of every row of the table.
         "WITH due AS MATERIALIZED (SELECT * FROM unnest($1::uuid[], $2::text[]) AS due (tenant_id, sha256)"
-        " WHERE pg_try_advisory_xact_lock(mail_lock(tenant_id, sha256)))"
-        " SELECT mail.tenant_id, mail.sha256 FROM expired_mails AS mail JOIN due USING (tenant_id, sha256)"
-        " FOR UPDATE OF mail SKIP LOCKED",
-        [tenant_id for tenant_id, _ in mails],
-        [sha256 for _, sha256 in mails],
+        " WHERE pg_try_advisory_xact_lock(message_lock(tenant_id, sha256)))"
+        " SELECT message.tenant_id, message.sha256 FROM expired_messages AS message JOIN due USING (tenant_id, sha256)"
+        " FOR UPDATE OF message SKIP LOCKED",
+        [tenant_id for tenant_id, _ in messages],
+        [sha256 for _, sha256 in messages],
     )
     return [(row["tenant_id"], row["sha256"]) for row in rows]
 
 
-async def _release_mails(tx: Tx, mails: Sequence[Mail]) -> set[Mail]:
-    """Drop those of the locked *mails* to which reports refer, or that are deleted already; return them."""
+async def _release_messages(tx: Tx, messages: Sequence[Mail]) -> set[Mail]:
+    """Drop those of the locked *messages* to which reports refer, or that are deleted already; return them."""
     rows = await tx.fetch(
-        "DELETE FROM expired_mails AS mail USING unnest($1::uuid[], $2::text[]) AS held (tenant_id, sha256)"
-        " WHERE mail.tenant_id = held.tenant_id AND mail.sha256 = held.sha256 AND (mail.deleted OR EXISTS"
-        " (SELECT FROM reports WHERE reports.tenant_id = mail.tenant_id AND reports.sha256 = mail.sha256))"
-        " RETURNING mail.tenant_id, mail.sha256",
-        [tenant_id for tenant_id, _ in mails],
-        [sha256 for _, sha256 in mails],
+        "DELETE FROM expired_messages AS message USING unnest($1::uuid[], $2::text[]) AS held (tenant_id, sha256)"
+        " WHERE message.tenant_id = held.tenant_id AND message.sha256 = held.sha256 AND (message.deleted OR EXISTS"
+        " (SELECT FROM reports WHERE reports.tenant_id = message.tenant_id AND reports.sha256 = message.sha256))"
+        " RETURNING message.tenant_id, message.sha256",
+        [tenant_id for tenant_id, _ in messages],
+        [sha256 for _, sha256 in messages],
     )
     return {(row["tenant_id"], row["sha256"]) for row in rows}
 
 
-async def _record_deleted_mails(tx: Tx, mails: Sequence[Mail], remembered: timedelta) -> None:
+async def _record_deleted_messages(tx: Tx, messages: Sequence[Mail], remembered: timedelta) -> None:
     """Record that messages are deleted, and remember it for a while."""
     await tx.execute(
-        "UPDATE expired_mails AS mail SET deleted = true, due_at = now() + $3::interval"
+        "UPDATE expired_messages AS message SET deleted = true, due_at = now() + $3::interval"
         " FROM unnest($1::uuid[], $2::text[]) AS held (tenant_id, sha256)"
-        " WHERE mail.tenant_id = held.tenant_id AND mail.sha256 = held.sha256",
-        [tenant_id for tenant_id, _ in mails],
-        [sha256 for _, sha256 in mails],
+        " WHERE message.tenant_id = held.tenant_id AND message.sha256 = held.sha256",
+        [tenant_id for tenant_id, _ in messages],
+        [sha256 for _, sha256 in messages],
         remembered,
     )
 
 
-async def _expire_unreported(tx: Tx, mails: Sequence[Mail]) -> None:
-    """Make those of *mails* due to which no report refers."""
+async def _expire_unreported(tx: Tx, messages: Sequence[Mail]) -> None:
+    """Make those of *messages* due to which no report refers."""
     await tx.execute(
-        "INSERT INTO expired_mails (tenant_id, sha256)"
-        " SELECT * FROM unnest($1::uuid[], $2::text[]) AS mail (tenant_id, sha256) WHERE NOT EXISTS"
-        " (SELECT FROM reports WHERE reports.tenant_id = mail.tenant_id AND reports.sha256 = mail.sha256)"
+        "INSERT INTO expired_messages (tenant_id, sha256)"
+        " SELECT * FROM unnest($1::uuid[], $2::text[]) AS message (tenant_id, sha256) WHERE NOT EXISTS"
+        " (SELECT FROM reports WHERE reports.tenant_id = message.tenant_id AND reports.sha256 = message.sha256)"
         " ON CONFLICT DO NOTHING",
-        [tenant_id for tenant_id, _ in mails],
-        [sha256 for _, sha256 in mails],
+        [tenant_id for tenant_id, _ in messages],
+        [sha256 for _, sha256 in messages],
     )
 
 

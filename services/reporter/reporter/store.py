@@ -46,9 +46,9 @@ async def record_reports(tx: Tx, reports: Sequence[tuple[MessageReported, str]])
     Until the transaction ends, their messages are not deleted from the mail store.
     """
     rows = await tx.fetch(
-        "WITH said AS MATERIALIZED (SELECT *, hold_mail(tenant_id, sha256) AS gone FROM unnest($1::uuid[], $2::uuid[],"
-        " $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::timestamptz[]) WITH ORDINALITY AS said"
-        " (report_id, tenant_id, filer, reporter, reported_as, folder, sha256, reported_at, place)),"
+        "WITH said AS MATERIALIZED (SELECT *, hold_message(tenant_id, sha256) AS gone FROM unnest($1::uuid[],"
+        " $2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::timestamptz[]) WITH ORDINALITY"
+        " AS said (report_id, tenant_id, filer, reporter, reported_as, folder, sha256, reported_at, place)),"
         " new AS (INSERT INTO reports (report_id, tenant_id, filed_by, reporter, reported_as, folder, sha256,"
         " reported_at) SELECT report_id, tenant_id, ARRAY[filer], reporter, reported_as, folder, sha256, reported_at"
         " FROM said ORDER BY report_id, place ON CONFLICT DO NOTHING RETURNING report_id)"
@@ -74,7 +74,7 @@ async def add_filer(tx: Tx, report: MessageReported, filed_by: str) -> None:
     """
     await tx.execute(
         "WITH heard AS (UPDATE reports SET filed_by = array_append(filed_by, $2) WHERE report_id = $1"
-        " AND $2 <> ALL(filed_by)) INSERT INTO expired_mails (tenant_id, sha256) SELECT $3::uuid, $4::text"
+        " AND $2 <> ALL(filed_by)) INSERT INTO expired_messages (tenant_id, sha256) SELECT $3::uuid, $4::text"
         " WHERE NOT EXISTS (SELECT FROM reports WHERE tenant_id = $3 AND sha256 = $4)"
         " ON CONFLICT (tenant_id, sha256) DO UPDATE SET due_at = now(), deleted = false",
         report.report_id,
@@ -124,9 +124,9 @@ async def record_other_channels(tx: Tx, reports: Sequence[MessageReported]) -> l
     """
     await _serialise_case_matching(tx)
     rows = await tx.fetch(
-        "WITH told AS MATERIALIZED (SELECT *, hold_mail(tenant_id, sha256) AS gone FROM unnest($1::uuid[], $2::uuid[],"
-        " $3::text[], $4::text[], $5::text[], $6::text[], $7::timestamptz[]) AS new (report_id, tenant_id, reporter,"
-        " reported_as, folder, sha256, reported_at)), early AS (DELETE FROM early_cases USING told"
+        "WITH told AS MATERIALIZED (SELECT *, hold_message(tenant_id, sha256) AS gone FROM unnest($1::uuid[],"
+        " $2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[], $7::timestamptz[]) AS new (report_id, tenant_id,"
+        " reporter, reported_as, folder, sha256, reported_at)), early AS (DELETE FROM early_cases USING told"
         " WHERE early_cases.report_id = told.report_id RETURNING early_cases.report_id, early_cases.case_id),"
         " new AS (INSERT INTO reports (report_id, tenant_id, filed_by, reporter, reported_as, folder, sha256,"
         " reported_at, case_id) SELECT report_id, tenant_id, '{}', reporter, reported_as, folder, sha256, reported_at,"
@@ -180,7 +180,7 @@ async def purge_expired_cases(tx: Tx, case_ids: Sequence[UUID]) -> None:
     await tx.execute(
         "WITH gone AS (DELETE FROM reports WHERE case_id = ANY($1::uuid[]) RETURNING tenant_id, sha256),"
         " cases AS (DELETE FROM cases WHERE case_id = ANY($1::uuid[]))"
-        " INSERT INTO expired_mails (tenant_id, sha256) SELECT DISTINCT tenant_id, sha256 FROM gone"
+        " INSERT INTO expired_messages (tenant_id, sha256) SELECT DISTINCT tenant_id, sha256 FROM gone"
         " ORDER BY tenant_id, sha256 ON CONFLICT (tenant_id, sha256) DO UPDATE SET due_at = now(), deleted = false",
         case_ids,
     )

@@ -92,7 +92,7 @@ async def _database(postgres_dsn: str) -> AsyncIterator[Database]:
 @pytest.fixture
 async def db(_database: Database) -> Database:
     """Return reporter's own database, empty."""
-    await _database.pool.execute("TRUNCATE reports, cases, blocks, expired_mails, early_cases, outbox")
+    await _database.pool.execute("TRUNCATE reports, cases, blocks, expired_messages, early_cases, outbox")
     return _database
 
 
@@ -179,16 +179,16 @@ class Reporter:
         await self.consume(self.case_expired(tenant, case_id))
         return str(accepted["report_id"])
 
-    async def make_mails_due(self) -> None:
+    async def make_messages_due(self) -> None:
         """Make all expired messages due now."""
-        await self.db.pool.execute("UPDATE expired_mails SET due_at = now()")
+        await self.db.pool.execute("UPDATE expired_messages SET due_at = now()")
 
-    async def delete_expired_mails(self) -> None:
+    async def delete_expired_messages(self) -> None:
         """Delete all messages that may be deleted, however many runs that takes."""
         worker = Retention(self.db, self.mails)
         for _ in range(2):
-            await self.make_mails_due()
-            while await worker.delete_expired_mails():
+            await self.make_messages_due()
+            while await worker.delete_expired_messages():
                 pass
 
 

@@ -93,7 +93,7 @@ async def nothing_published(db: Database) -> AsyncIterator[None]:
 async def begin_to_delete(gated: Any) -> "asyncio.Task[int]":
     """Stop the worker right before it deletes an expired message, until the gate opens."""
     gated.mails.delete_begins.shut()
-    deleting = asyncio.create_task(Retention(gated.db, gated.mails).delete_expired_mails())
+    deleting = asyncio.create_task(Retention(gated.db, gated.mails).delete_expired_messages())
     await asyncio.wait_for(gated.mails.delete_begins.reached.wait(), 30)
     return deleting
 
@@ -114,7 +114,7 @@ async def test_a_report_that_meets_the_deletion_of_its_message_waits_and_stores_
 
     assert status == 202
     assert [file.read_bytes() for file in gated.stored()] == [raw]
-    await gated.delete_expired_mails()
+    await gated.delete_expired_messages()
     assert [file.read_bytes() for file in gated.stored()] == [raw]
 
 
@@ -147,14 +147,14 @@ async def test_a_message_whose_report_is_being_recorded_is_not_deleted(
     async with nothing_published(gated.db):
         reporting = asyncio.create_task(gated.send(headers, raw))
         await waiting(gated.db)
-        assert await Retention(gated.db, gated.mails).delete_expired_mails() == 1
+        assert await Retention(gated.db, gated.mails).delete_expired_messages() == 1
         assert len(gated.stored()) == 1
     status, _ = await reporting
-    await gated.delete_expired_mails()
+    await gated.delete_expired_messages()
 
     assert status == 202
     assert [file.read_bytes() for file in gated.stored()] == [raw]
-    assert await gated.db.pool.fetchval("SELECT count(*) FROM expired_mails") == 0
+    assert await gated.db.pool.fetchval("SELECT count(*) FROM expired_messages") == 0
 
 
 async def test_a_message_deleted_before_its_report_is_recorded_is_stored_again(
@@ -166,11 +166,11 @@ async def test_a_message_deleted_before_its_report_is_recorded_is_stored_again(
     gated.mails.put_done.shut()
     reporting = asyncio.create_task(gated.send(headers, raw))
     await asyncio.wait_for(gated.mails.put_done.reached.wait(), 30)
-    assert await Retention(gated.db, gated.mails).delete_expired_mails() == 1
+    assert await Retention(gated.db, gated.mails).delete_expired_messages() == 1
     assert gated.stored() == []
     gated.mails.put_done.open()
     status, _ = await reporting
-    await gated.delete_expired_mails()
+    await gated.delete_expired_messages()
 
     assert status == 202
     assert [file.read_bytes() for file in gated.stored()] == [raw]
@@ -190,7 +190,7 @@ async def test_a_worker_killed_around_a_deletion_costs_no_report_its_message(
         reporting = asyncio.create_task(gated.send(headers, raw))
         await asyncio.wait_for(gated.mails.put_done.reached.wait(), 30)
     getattr(gated.mails, gate).shut()
-    deleting = asyncio.create_task(Retention(gated.db, gated.mails).delete_expired_mails())
+    deleting = asyncio.create_task(Retention(gated.db, gated.mails).delete_expired_messages())
     await asyncio.wait_for(getattr(gated.mails, gate).reached.wait(), 30)
     deleting.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -199,11 +199,11 @@ async def test_a_worker_killed_around_a_deletion_costs_no_report_its_message(
     assert len(gated.stored()) == (gate == "delete_begins")
     gated.mails.put_done.open()
     status, _ = await (reporting or gated.send(headers, raw))
-    await gated.delete_expired_mails()
+    await gated.delete_expired_messages()
 
     assert status == 202
     assert [file.read_bytes() for file in gated.stored()] == [raw]
-    assert await gated.db.pool.fetchval("SELECT count(*) FROM expired_mails") == 0
+    assert await gated.db.pool.fetchval("SELECT count(*) FROM expired_messages") == 0
 
 
 @pytest.mark.parametrize("gate", ["delete_begins", "delete_done"])
@@ -214,17 +214,17 @@ async def test_a_message_comes_due_again_after_its_worker_was_killed(
     await gated.report_and_expire(await token("Reporter", **ANN), make_mail(), tenant)
     getattr(gated.mails, gate).shut()
     worker = Retention(gated.db, gated.mails)
-    deleting = asyncio.create_task(worker.delete_expired_mails())
+    deleting = asyncio.create_task(worker.delete_expired_messages())
     await asyncio.wait_for(getattr(gated.mails, gate).reached.wait(), 30)
     deleting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await deleting
     getattr(gated.mails, gate).open()
 
-    assert await worker.delete_expired_mails() == 0
-    await gated.make_mails_due()
-    assert await worker.delete_expired_mails() == 1
-    assert (gated.stored(), await gated.db.pool.fetchval("SELECT deleted FROM expired_mails")) == ([], True)
+    assert await worker.delete_expired_messages() == 0
+    await gated.make_messages_due()
+    assert await worker.delete_expired_messages() == 1
+    assert (gated.stored(), await gated.db.pool.fetchval("SELECT deleted FROM expired_messages")) == ([], True)
 
 
 async def test_a_report_whose_message_cannot_be_stored_again_is_refused_for_now(
@@ -236,7 +236,7 @@ async def test_a_report_whose_message_cannot_be_stored_again_is_refused_for_now(
     gated.mails.put_done.shut()
     reporting = asyncio.create_task(gated.send(headers, raw))
     await asyncio.wait_for(gated.mails.put_done.reached.wait(), 30)
-    assert await Retention(gated.db, gated.mails).delete_expired_mails() == 1
+    assert await Retention(gated.db, gated.mails).delete_expired_messages() == 1
     await asyncio.to_thread(gated.store.rename, tmp_path / "elsewhere")
     await asyncio.to_thread(gated.store.write_text, "a file where the folder was")
     gated.mails.put_done.open()
@@ -278,17 +278,17 @@ async def test_concurrent_reports_expiries_and_deletions_leave_each_report_its_m
         worker = Retention(running.db, running.mails)
         while not done.is_set():
             await running.db.pool.execute(
-                "UPDATE expired_mails SET due_at = now() WHERE (tenant_id, sha256) IN"
-                " (SELECT tenant_id, sha256 FROM expired_mails WHERE NOT deleted FOR UPDATE SKIP LOCKED)"
+                "UPDATE expired_messages SET due_at = now() WHERE (tenant_id, sha256) IN"
+                " (SELECT tenant_id, sha256 FROM expired_messages WHERE NOT deleted FOR UPDATE SKIP LOCKED)"
             )
-            await worker.delete_expired_mails()
+            await worker.delete_expired_messages()
 
     others = [asyncio.create_task(job) for job in (expire(), delete(), delete())]
     async with asyncio.timeout(120):
         await asyncio.gather(*(report(raw, headers) for raw in mails for headers in people))
         done.set()
         await asyncio.gather(*others)
-    await running.delete_expired_mails()
+    await running.delete_expired_messages()
 
     referred = {row["sha256"] for row in await running.db.pool.fetch("SELECT DISTINCT sha256 FROM reports")}
     assert {file.name for file in running.stored()} == referred

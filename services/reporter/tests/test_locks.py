@@ -87,7 +87,7 @@ async def test_reports_of_the_same_message_do_not_wait_for_each_other(
     _, first = await running.send(await token("Reporter", **ANN), raw)
     sha256 = await running.db.pool.fetchval("SELECT sha256 FROM reports WHERE report_id = $1", UUID(first["report_id"]))
     async with running.db.transaction() as tx:
-        assert await tx.fetchval("SELECT hold_mail($1, $2)", tenant, sha256) is False
+        assert await tx.fetchval("SELECT hold_message($1, $2)", tenant, sha256) is False
         async with asyncio.timeout(30):
             status, _ = await running.send(headers, raw)
     assert status == 202

@@ -39,11 +39,11 @@ async def test_a_message_of_another_channel_is_kept_as_long_as_its_case(
     past = (datetime.now(UTC) - timedelta(days=31)).timestamp()
     os.utime(running.stored()[0], (past, past))
     await Retention(running.db, running.mails).sweep()
-    await running.delete_expired_mails()
+    await running.delete_expired_messages()
     assert len(running.stored()) == 1
 
     await running.consume(running.case_expired(tenant, case.case_id))
-    await running.delete_expired_mails()
+    await running.delete_expired_messages()
     assert running.stored() == []
     assert await running.db.pool.fetchval("SELECT count(*) FROM reports") == 0
 

@@ -25,14 +25,16 @@ async def test_an_expired_report_is_unknown_and_its_message_is_deleted(
     _, other = await running.send(headers, make_mail())
     await running.consume(running.case_opened(tenant, uuid4(), other["report_id"]))
     assert len(running.stored()) == 2
-    await running.delete_expired_mails()
+    await running.delete_expired_messages()
 
     async with running.client.get(f"/v1/reports/{report_id}", headers=headers) as answer:
         assert (answer.status, (await answer.json())["type"]) == (404, "urn:backstop:problem:unknown-report")
     async with running.client.get(f"/v1/reports/{other['report_id']}", headers=headers) as answer:
         assert answer.status == 200
     assert len(running.stored()) == 1
-    counts = "SELECT (SELECT count(*) FROM reports), (SELECT count(*) FROM cases), (SELECT count(*) FROM expired_mails)"
+    counts = (
+        "SELECT (SELECT count(*) FROM reports), (SELECT count(*) FROM cases), (SELECT count(*) FROM expired_messages)"
+    )
     assert tuple(await running.db.pool.fetchrow(counts)) == (1, 1, 0)
 
 
@@ -48,10 +50,10 @@ async def test_a_message_of_several_cases_is_kept_until_the_last_of_them_expires
     assert len(running.stored()) == 2
 
     await running.consume(running.case_expired(tenant, cases[0]))
-    await running.delete_expired_mails()
+    await running.delete_expired_messages()
     assert len(running.stored()) == 2
     await running.consume(running.case_expired(tenant, cases[1]))
-    await running.delete_expired_mails()
+    await running.delete_expired_messages()
     (left,) = running.stored()
     assert left.relative_to(running.store).parts[0] == str(other_tenant)
 
@@ -78,7 +80,7 @@ async def test_a_case_that_expires_twice_or_before_its_other_events_stays_delete
     await running.consume(update)
     for _ in range(2):
         await running.consume(running.case_expired(tenant, case_id), running.case_expired(tenant, case_id))
-        await running.delete_expired_mails()
+        await running.delete_expired_messages()
     await running.consume(update)
     assert await running.kept() == {"reports": 0, "blocks": 0, "outbox": 1, "mails": 0}
     assert await running.db.pool.fetchval("SELECT count(*) FROM cases") == 0
@@ -110,10 +112,10 @@ async def test_an_expired_message_that_is_reported_again_is_a_new_report(
     """Even from the same person and in the same category: it is published again, and its message is kept."""
     headers, raw = await token("Reporter", **ANN), make_mail()
     report_id = await running.report_and_expire(headers, raw, tenant)
-    await running.delete_expired_mails()
+    await running.delete_expired_messages()
     assert running.stored() == []
     status, again = await running.send(headers, raw)
-    await running.delete_expired_mails()
+    await running.delete_expired_messages()
 
     assert (status, again["report_id"], again["repeated"]) == (202, report_id, False)
     assert await running.db.pool.fetchval("SELECT count(*) FROM outbox WHERE topic = 'message-reported'") == 2
@@ -130,7 +132,7 @@ async def test_a_repeat_with_other_bytes_leaves_no_message_behind(running: Any, 
     await running.send(headers, first)
     _, repeat = await running.send(headers, second)
     assert (repeat["repeated"], len(running.stored())) == (True, 2)
-    await running.delete_expired_mails()
+    await running.delete_expired_messages()
 
     assert [file.read_bytes() for file in running.stored()] == [first]
 
@@ -148,7 +150,7 @@ async def test_a_message_whose_request_broke_off_is_swept_up_after_30_days(
         if file.name != young:
             os.utime(file, (past, past))
     await worker.sweep()
-    await running.delete_expired_mails()
+    await running.delete_expired_messages()
 
     names = {file.name for file in running.stored()}
     assert young in names
@@ -159,7 +161,7 @@ async def test_a_message_whose_request_broke_off_is_swept_up_after_30_days(
 async def many_expired(running: Any, make_mail: Any, tenant: UUID) -> None:
     """Store more messages that are due to be deleted than one batch takes."""
     shas = [await running.mails.put(tenant, make_mail()) for _ in range(BATCH + 20)]
-    await running.db.pool.execute("INSERT INTO expired_mails SELECT $1, unnest($2::text[])", tenant, shas)
+    await running.db.pool.execute("INSERT INTO expired_messages SELECT $1, unnest($2::text[])", tenant, shas)
 
 
 async def test_messages_are_deleted_in_bounded_batches(running: Any, make_mail: Any, tenant: UUID) -> None:
@@ -167,7 +169,7 @@ async def test_messages_are_deleted_in_bounded_batches(running: Any, make_mail: 
     await many_expired(running, make_mail, tenant)
     worker = Retention(running.db, running.mails)
 
-    assert [await worker.delete_expired_mails() for _ in range(3)] == [BATCH, 20, 0]
+    assert [await worker.delete_expired_messages() for _ in range(3)] == [BATCH, 20, 0]
     assert running.stored() == []
 
 
@@ -179,23 +181,23 @@ async def test_replicas_share_the_messages_that_are_due(running: Any, make_mail:
     the same moment: it comes due again.
     """
     await many_expired(running, make_mail, tenant)
-    counts = await asyncio.gather(*(Retention(running.db, running.mails).delete_expired_mails() for _ in range(2)))
+    counts = await asyncio.gather(*(Retention(running.db, running.mails).delete_expired_messages() for _ in range(2)))
 
     assert sum(counts) == BATCH + 20
     assert max(counts) <= BATCH
-    assert await running.db.pool.fetchval("SELECT array[min(attempts), max(attempts)] FROM expired_mails") == [1, 1]
-    await running.delete_expired_mails()
+    assert await running.db.pool.fetchval("SELECT array[min(attempts), max(attempts)] FROM expired_messages") == [1, 1]
+    await running.delete_expired_messages()
     assert running.stored() == []
 
 
 async def test_only_the_messages_being_deleted_are_locked(db: Database, tenant: UUID) -> None:
     """Even if reading the whole table is PostgreSQL's cheapest plan: reporters of other messages need not wait."""
     shas = [f"{number:064x}" for number in range(BATCH)]
-    await db.pool.execute("INSERT INTO expired_mails SELECT $1, unnest($2::text[])", tenant, shas)
-    await db.pool.execute("ANALYZE expired_mails")
+    await db.pool.execute("INSERT INTO expired_messages SELECT $1, unnest($2::text[])", tenant, shas)
+    await db.pool.execute("ANALYZE expired_messages")
     mails = [(tenant, sha) for sha in shas]
     async with db.transaction() as one, db.transaction() as other:
-        assert set(await retention._lock_mails(one, mails[::2])) == set(mails[::2])
+        assert set(await retention._lock_messages(one, mails[::2])) == set(mails[::2])
         held = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()"
         assert await one.fetchval(held) == BATCH // 2
-        assert set(await retention._lock_mails(other, mails[1::2])) == set(mails[1::2])
+        assert set(await retention._lock_messages(other, mails[1::2])) == set(mails[1::2])

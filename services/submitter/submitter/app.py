@@ -42,7 +42,7 @@ async def build(settings: Settings) -> AsyncIterator[Service]:
         "submitter",
         settings,
         title="Backstop submitter",
-        description="Submits mails to Microsoft for analysis.",
+        description="Submits messages to Microsoft for analysis.",
         migrations=Path(__file__).parent / "migrations",
     )
     service.subscribe(handlers.router)
