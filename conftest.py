@@ -17,9 +17,9 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 
 from backstop_contracts import Category, Message
-from chassis.app import server
 from chassis.entra import Authenticator
 from chassis.http import make_api
+from chassis.service import server
 from simulator import Simulator, serve
 
 pytest_plugins = ["local_stack.pytest_plugin"]
@@ -79,7 +79,7 @@ Serving = Callable[[FastAPI], AbstractAsyncContextManager[str]]
 
 @asynccontextmanager
 async def running(api: FastAPI) -> AsyncIterator[str]:
-    """Serve *api* as `chassis.app.serve` does, on a free port; yields its address."""
+    """Serve *api* as `chassis.service.serve` does, on a free port; yields its address."""
     serving = server(api)
     task = asyncio.create_task(serving.serve())
     try:

@@ -6,11 +6,11 @@ from uuid import UUID, uuid4
 
 import blocklist.store
 import submitter.store
-import triage.queries
+import triage.case_queries
 import verdict_poller.store
 from backstop_contracts import CaseStatus, Envelope, Folder, Message, MessageReported, ReportedAs
-from chassis.events import Received
 from chassis.postgres import Database, Tx
+from chassis.subscribing import Received
 from triage.handlers import on_message_reported
 from triage.rules import Policy
 
@@ -136,7 +136,7 @@ async def _claim_watches(tx: Tx, _: Place) -> None:
 
 def _page(*, status: CaseStatus | None = None, sender_domain: str | None = None, deep: bool = False) -> Step:
     async def read(tx: Tx, place: Place) -> None:
-        await triage.queries.list_cases(
+        await triage.case_queries.list_cases(
             tx,
             TENANT,
             status=status,

@@ -19,14 +19,14 @@ from bench.report import Cell, Chart, Goal, Result
 from blocklist.exchange_lists import ExchangeLists
 from blocklist.handlers import on_block_requested
 from blocklist.worker import Worker
-from chassis.events import Received
 from chassis.postgres import Database
+from chassis.subscribing import Received
 from chassis.worker import Lease
 from m365 import Exchange, Graph, M365Settings, connect
 from simulator import Simulator, serve
 from simulator.graph_submissions import make_submission
 from simulator.mail import read_mail
-from verdict_poller.schedule import Schedule
+from verdict_poller.poll_schedule import Schedule
 from verdict_poller.worker import Explainer, Poller
 
 PENDING, QUICK_PENDING = (10, 1_000, 10_000), (10, 1_000)

@@ -27,10 +27,18 @@ MOST_LINES = 5000
 CAUSE_LINES = 100
 CAUSES = tuple(
     f"verdict_poller.{name}"
-    for name in ("rules", "causes", "result", "evidence", "baseline", "powershell", "tenant_settings")
+    for name in (
+        "rules",
+        "causes",
+        "submission_result",
+        "findings",
+        "recommended_settings",
+        "powershell",
+        "exchange_settings",
+    )
 )
 """The explanation of verdicts: the table of causes, what they read, and what they return."""
-BLOCKS = ("backstop_contracts.api", "outcomes", "reporter.blocks", "triage.blocks")
+BLOCKS = ("backstop_contracts.block_schemas", "outcomes", "reporter.mailbox_blocks", "triage.tenant_blocks")
 OBSERVING = ("chassis.telemetry",)
 FOLLOWED = ("contracts", "services")
 

@@ -32,7 +32,7 @@ import quarantine.app
 import reporter.app
 import triage.app
 from backstop_contracts import Folder, Message, MessageReported, ReportedAs, read_headers
-from chassis.app import Service
+from chassis.service import Service
 from chassis.testing import deliver
 from conftest import AUDIENCE, running
 from local_stack.backing import own_database

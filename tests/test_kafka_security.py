@@ -25,9 +25,9 @@ from pydantic import ValidationError
 from backstop.app import app
 from backstop_contracts import CaseStatus, CaseUpdated
 from chassis import outbox
-from chassis.app import Service
-from chassis.events import BATCH, Received, Tx
+from chassis.service import Service
 from chassis.settings import KafkaSettings, ServiceSettings
+from chassis.subscribing import BATCH, Received, Tx
 from chassis.topics import create_topics
 from local_stack.kafka import start_kafka
 from local_stack.ports import choose_port

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from verdict_poller import baseline
+from verdict_poller import recommended_settings
 
 CHECKOUT = Path(__file__).parents[1]
 
@@ -17,7 +17,9 @@ def called() -> set[str]:
             names.update(
                 re.findall(r"invoke\(\s*[\w.]+,\s*\"(\w+-\w+)\"", text), re.findall(r"Query\(\s*\"(\w+-\w+)\"", text)
             )
-    families = [value for value in vars(baseline).values() if isinstance(value, baseline.Family)]
+    families = [
+        value for value in vars(recommended_settings).values() if isinstance(value, recommended_settings.Family)
+    ]
     return names | {query.cmdlet for family in families for query in family.reads}
 
 

@@ -11,7 +11,7 @@ from backstop.output import Command, fail, json_lines_option, json_option, print
 from backstop.settings import SERVICES, postgres_at, postgres_option
 
 if TYPE_CHECKING:
-    from backstop.dead_letters import Letters
+    from backstop.dead_letter_rows import Letters
     from chassis.dead_letters import Wanted
 
 T = TypeVar("T")
@@ -53,7 +53,7 @@ def list_letters(
     as_json: bool,
 ) -> None:
     """List the unresolved dead letters, of one service or of all. Never prints a payload."""
-    from backstop.dead_letters import print_list  # noqa: PLC0415 - `--help` loads no asyncpg
+    from backstop.dead_letter_rows import print_list  # noqa: PLC0415 - `--help` loads no asyncpg
 
     wanted = _wanted(topic, error, reason, unresolved=not everything)
     _run(dsn, lambda letters: print_list(letters, service, wanted, as_json=as_json))
@@ -70,7 +70,7 @@ def show(letter_id: str, dsn: str, as_json: bool) -> None:
     ID is <service>:<number>, from `list`. The payload is an event and may be private: subjects, addresses, what a user
     wrote. Mind where you show it. A payload that is not JSON is shown as a Python bytes literal.
     """
-    from backstop.dead_letters import json_of, text_of  # noqa: PLC0415 - as above
+    from backstop.dead_letter_rows import json_of, text_of  # noqa: PLC0415 - as above
 
     found = _run(dsn, lambda letters: letters.find(letter_id))
     click.echo(json_of(*found) if as_json else text_of(*found))
@@ -104,7 +104,7 @@ def replay(
     again; one that has handled an event before does nothing, unless its case has expired since: hence --old. A letter
     that fails again becomes a new one.
     """
-    from backstop.dead_letters import count_of  # noqa: PLC0415 - as above
+    from backstop.dead_letter_rows import count_of  # noqa: PLC0415 - as above
 
     _check_choice(ids, service, everything, error, reason, topic)
     wanted = _wanted(topic, error, reason)
@@ -153,7 +153,7 @@ def drop(
     Name single ones by their IDs from `list`, or all that match with --service and --all. `list --all` and `show` find
     them for 30 more days.
     """
-    from backstop.dead_letters import count_of  # noqa: PLC0415 - as above
+    from backstop.dead_letter_rows import count_of  # noqa: PLC0415 - as above
 
     _check_choice(ids, service, everything, error, reason, topic)
     wanted = _wanted(topic, error, reason)
@@ -177,7 +177,7 @@ def drop(
 
 
 def _wanted(topic: str | None, error: str | None, reason: str | None, *, unresolved: bool = True) -> "Wanted":
-    from backstop.dead_letters import topic_of  # noqa: PLC0415 - as above
+    from backstop.dead_letter_rows import topic_of  # noqa: PLC0415 - as above
     from chassis.dead_letters import Wanted  # noqa: PLC0415 - as above
 
     return Wanted(None, "unresolved" if unresolved else None, topic_of(topic), error, reason)
@@ -199,7 +199,7 @@ def _check_choice(ids: tuple[str, ...], service: str | None, everything: bool, *
 
 
 def _run(dsn: str, work: "Callable[[Letters], Awaitable[T]]") -> T:
-    from backstop.dead_letters import Letters, LettersError  # noqa: PLC0415 - as above
+    from backstop.dead_letter_rows import Letters, LettersError  # noqa: PLC0415 - as above
 
     async def job() -> T:
         async with Letters(dsn, SERVICES) as letters:

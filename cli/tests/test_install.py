@@ -80,7 +80,7 @@ def test_help_loads_neither_asyncpg_nor_aiokafka(path: list[str]) -> None:
 def test_nothing_that_only_services_need_is_loaded_by_any_command() -> None:
     """Each module of the command and of the chassis that it uses."""
     program = (
-        "import backstop.app, backstop.dead_letters, chassis.dead_letters, chassis.migrations, chassis.postgres\n"
+        "import backstop.app, backstop.dead_letter_rows, chassis.dead_letters, chassis.migrations, chassis.postgres\n"
         "import chassis.settings, chassis.topics\n"
         "chassis.settings.KafkaSettings().kafka_options()"
     )

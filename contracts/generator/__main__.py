@@ -9,7 +9,7 @@ Write the files that tell others what the events and the HTTP API are.
 import argparse
 import sys
 
-from generator.files import check, release, write
+from generator.generated_files import check, release, write
 
 
 def main() -> int:

@@ -12,8 +12,8 @@ from pydantic.json_schema import models_json_schema
 
 from backstop_contracts import EVENTS, Event, headers_for, schema_of, type_of
 from backstop_contracts.cloudevents import CONTENT_TYPE
+from generator.introspection import Service
 from generator.schemas import Json, JsonSchema, versioned
-from generator.system import Service
 
 PARTITIONS = 12
 """A number that 2, 3, 4 and 6 replicas share evenly. Raising it later breaks the order of the events of a key."""

@@ -4,10 +4,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from chassis.http import problems
-from chassis.problem import TYPES
-from gateway.routes import ROUTES, Route
+from chassis.problem_details import TYPES
+from gateway.routing_table import ROUTES, Route
+from generator.introspection import Service, problem_types
 from generator.schemas import Json
-from generator.system import Service, problem_types
 
 Document: TypeAlias = Mapping[str, Any]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from backstop_contracts import EVENTS, schema_of
-from generator.files import check, release, write
+from generator.generated_files import check, release, write
 
 CONTRACTS = Path(__file__).resolve().parents[1]
 

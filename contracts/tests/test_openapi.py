@@ -9,9 +9,9 @@ import pytest
 from fastapi.openapi.models import OpenAPI
 from jsonschema import Draft202012Validator
 
-from gateway.routes import ROUTES, Route
+from gateway.routing_table import ROUTES, Route
+from generator.introspection import problem_types
 from generator.openapi import IncompleteError, merge
-from generator.system import problem_types
 
 DOCUMENT: dict[str, Any] = json.loads((files("backstop_contracts") / "openapi.json").read_text())
 

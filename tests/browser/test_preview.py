@@ -13,7 +13,7 @@ import pytest
 from playwright.async_api import Browser, BrowserContext, Page, Request, Route
 
 from mail import DOCUMENT_HEADERS, document, preview
-from mail.document import CONTENT_POLICY
+from mail.preview_page import CONTENT_POLICY
 
 FOLDER = Path(__file__).parent / "hostile"
 SITE = "http://backstop.example"

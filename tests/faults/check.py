@@ -21,7 +21,7 @@ import aiohttp
 import typer
 from aiokafka import AIOKafkaConsumer, ConsumerRecord
 
-from backstop.dead_letters import Letters
+from backstop.dead_letter_rows import Letters
 from backstop.settings import SERVICES
 from backstop_contracts import EVENTS, CaseStatus, CaseUpdated, Event, NotAnEventError, read_headers
 from chassis.dead_letters import Wanted

@@ -13,8 +13,8 @@ from uuid import UUID
 from faststream import AckPolicy
 
 import chassis.consumer
-import chassis.events
 import chassis.relay
+import chassis.subscribing
 from chassis.postgres import Tx
 
 
@@ -58,7 +58,7 @@ def headers_to_faststream() -> None:
 
     async def as_they_are(records: Any, original: Callable[[Any], Any]) -> Any:
         message = await original(records)
-        return await chassis.events.parse(records, lambda _: _returned(message))
+        return await chassis.subscribing.parse(records, lambda _: _returned(message))
 
     async def _returned(message: Any) -> Any:
         return message
@@ -68,7 +68,7 @@ def headers_to_faststream() -> None:
 
 def acknowledge_first() -> None:
     """Commit before the handler has run, which is FastStream's default."""
-    chassis.events.BATCH["ack_policy"] = AckPolicy.ACK_FIRST
+    chassis.subscribing.BATCH["ack_policy"] = AckPolicy.ACK_FIRST
     # Copying the handlers would reject it.
     chassis.consumer._copy = lambda router: router
 

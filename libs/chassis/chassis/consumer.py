@@ -15,9 +15,9 @@ from faststream.kafka.subscriber.usecase import BatchSubscriber
 
 from chassis import telemetry
 from chassis.delivery import Delivery
-from chassis.events import BATCH, Received, WiringError, decode, model_of, parse
-from chassis.fetching import Fetcher
+from chassis.fetcher import Fetcher
 from chassis.postgres import Database
+from chassis.subscribing import BATCH, Received, WiringError, decode, model_of, parse
 from chassis.topics import DAY_MS
 
 log = structlog.get_logger()

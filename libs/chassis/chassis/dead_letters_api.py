@@ -12,7 +12,7 @@ import structlog
 from fastapi import APIRouter, Depends, Path, Query
 from pydantic import BaseModel
 
-from backstop_contracts.api import NO_NUL
+from backstop_contracts.block_schemas import NO_NUL
 from chassis import dead_letters
 from chassis.dead_letters import DeadLetter, State, Wanted
 from chassis.entra import Caller, require

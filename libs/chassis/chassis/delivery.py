@@ -17,8 +17,8 @@ from faststream.exceptions import NackMessage
 from faststream.kafka import KafkaMessage
 
 from chassis import dead_letters, telemetry
-from chassis.events import Received, Unreadable, model_of
 from chassis.postgres import Database, is_transient, reason_of
+from chassis.subscribing import Received, Unreadable, model_of
 
 log = structlog.get_logger()
 

@@ -19,9 +19,9 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from chassis import telemetry
-from chassis.limits import LimitRequests
 from chassis.postgres import POSSIBLY_TRANSIENT, is_transient, reason_of
-from chassis.problem import Problem
+from chassis.problem_details import Problem
+from chassis.request_limits import LimitRequests
 from chassis.settings import Limits
 
 __all__ = ["Check", "Info", "Moment", "Problem", "in_utc", "make_api", "problems"]
@@ -113,7 +113,7 @@ def make_api(
     limits: Limits = Limits(),  # noqa: B008 - it is frozen
 ) -> FastAPI:
     """
-    Make the FastAPI application of a service. Serve it with `chassis.app.server`, or not all of *limits* hold.
+    Make the FastAPI application of a service. Serve it with `chassis.service.server`, or not all of *limits* hold.
 
     It has GET /livez, /readyz and /metrics, which need no token; *ready* and *alive* are the named checks behind the
     first two. Every error leaves as problem details. PostgreSQL being away is 503 with Retry-After.

@@ -44,7 +44,7 @@ class Limits:
     connections: int = 1000
     """Open connections; for the next one the longest idle one is closed."""
     body_bytes: int = 1 << 20
-    """Bytes of a body, unless the route takes more: see `chassis.limits.Body.allow`."""
+    """Bytes of a body, unless the route takes more: see `chassis.request_limits.Body.allow`."""
     body_timeout_seconds: float = 30
     """Time for a body to arrive, unless the route gives more."""
     header_timeout_seconds: float = 10

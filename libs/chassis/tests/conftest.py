@@ -15,8 +15,8 @@ from faststream.kafka import KafkaRouter
 
 from backstop_contracts import CaseStatus, CaseUpdated, Event, headers_for
 from chassis.consumer import Consumer
-from chassis.events import BATCH, Received, Tx
 from chassis.postgres import Database
+from chassis.subscribing import BATCH, Received, Tx
 from chassis.topics import create_topics
 
 

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from backstop_contracts import CaseUpdated, SubmissionFailed, headers_for
 from chassis import telemetry
 from chassis.consumer import Consumer
-from chassis.events import BATCH, Received, Tx, _without_nul
+from chassis.subscribing import BATCH, Received, Tx, _without_nul
 from chassis.topics import EVENT_BYTES, create_topics
 
 HALT_AFTER = 100

@@ -12,7 +12,7 @@ from faststream import AckPolicy, Context
 from faststream.kafka import KafkaRouter
 
 from backstop_contracts import CaseExpired, CaseUpdated, Event, VerdictReady
-from chassis.events import BATCH, Received, Tx, WiringError
+from chassis.subscribing import BATCH, Received, Tx, WiringError
 
 
 def expired(world: Any) -> CaseExpired:

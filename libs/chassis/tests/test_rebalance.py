@@ -8,9 +8,9 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic, RecordsToDelete
 from faststream.kafka import KafkaRouter
 
 from backstop_contracts import CaseUpdated
-from chassis import dead_letters, fetching
+from chassis import dead_letters, fetcher
 from chassis.consumer import Consumer
-from chassis.events import BATCH, Received, Tx
+from chassis.subscribing import BATCH, Received, Tx
 
 
 def partitions(consumer: Consumer) -> set[int]:
@@ -87,7 +87,7 @@ async def test_a_partition_that_was_set_aside_and_comes_back_is_read_from_what_i
     world: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The record is gone, and another member went on behind it."""
-    monkeypatch.setattr(fetching, "AGAIN_SECONDS", 1)
+    monkeypatch.setattr(fetcher, "AGAIN_SECONDS", 1)
     for partition in (0, 1):
         await world.publish_batch([world.event()], unreadable=0, partition=partition)
 

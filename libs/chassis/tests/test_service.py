@@ -18,11 +18,11 @@ from faststream.kafka import KafkaRouter
 
 from backstop_contracts import CaseStatus, CaseUpdated, headers_for
 from chassis import telemetry
-from chassis.app import Service, server
 from chassis.consumer import STUCK_SAMPLES, Consumer
-from chassis.events import BATCH, Received, Tx
 from chassis.http import make_api
+from chassis.service import Service, server
 from chassis.settings import ServiceSettings
+from chassis.subscribing import BATCH, Received, Tx
 from chassis.topics import create_topics
 from conftest import running
 

@@ -11,9 +11,9 @@ from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 from faststream.kafka import KafkaRouter
 
 from backstop_contracts import CaseExpired, CaseUpdated
-from chassis import fetching, telemetry
+from chassis import fetcher, telemetry
 from chassis.consumer import Consumer
-from chassis.events import BATCH, Received, Tx
+from chassis.subscribing import BATCH, Received, Tx
 from chassis.topics import SkipError, skip
 
 
@@ -101,7 +101,7 @@ async def is_set_aside(consumer: Consumer) -> bool:
 
 async def test_once_the_record_is_gone_its_partition_goes_on(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Retention removes what nobody has skipped."""
-    monkeypatch.setattr(fetching, "AGAIN_SECONDS", 0.5)
+    monkeypatch.setattr(fetcher, "AGAIN_SECONDS", 0.5)
     await world.publish_batch([world.event()], unreadable=0)
     after = world.event()
     await world.publish(after, partition=0)

@@ -18,7 +18,7 @@ import aiohttp
 import orjson
 import structlog
 
-from m365.client import Client
+from m365.authorised_client import Client
 from m365.errors import Truncated
 from m365.http import Answer, json_object
 from m365.session import before

@@ -11,7 +11,7 @@ import orjson
 from multidict import CIMultiDict
 from yarl import URL
 
-from m365.client import Client
+from m365.authorised_client import Client
 from m365.errors import Refused
 from m365.http import Answer, json_object
 from m365.session import before

@@ -1,7 +1,7 @@
 """
 A safe preview of a raw message: what a mail program would show, made harmless.
 
-Nothing in it can run, load, cover, navigate or be followed. `mail.document` turns it into a page.
+Nothing in it can run, load, cover, navigate or be followed. `mail.preview_page` turns it into a page.
 """
 
 import hashlib

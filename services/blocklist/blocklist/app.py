@@ -13,7 +13,7 @@ from blocklist import handlers
 from blocklist.exchange_lists import ExchangeLists
 from blocklist.store import DUE
 from blocklist.worker import Worker
-from chassis.app import Service, serve
+from chassis.service import Service, serve
 from chassis.settings import CommaSeparated, LeaseSeconds, ServiceSettings, report_setup_errors
 from chassis.worker import Lease
 from m365 import M365Settings, connect

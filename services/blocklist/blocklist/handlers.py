@@ -7,7 +7,7 @@ from faststream.kafka import KafkaRouter
 
 from backstop_contracts import BlockRequested, CaseExpired, Conclusion, VerdictReady
 from blocklist import store
-from chassis.events import BATCH, Received, Tx
+from chassis.subscribing import BATCH, Received, Tx
 
 router = KafkaRouter()
 

@@ -10,7 +10,7 @@ import pytest
 
 from backstop_contracts import Envelope
 from blocklist import handlers, store
-from chassis.events import Received
+from chassis.subscribing import Received
 
 NEW = "exchange.New-TenantAllowBlockListItems"
 SENDER = "bad@fabrikam.example"

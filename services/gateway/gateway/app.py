@@ -8,8 +8,8 @@ import aiohttp
 from fastapi import FastAPI
 from pydantic import PositiveInt
 
-from chassis.app import authenticator, serve
 from chassis.http import make_api
+from chassis.service import authenticator, serve
 from chassis.settings import HttpSettings, HttpUrl, Seconds, report_setup_errors
 from gateway.http import make_router
 from gateway.upstream import Upstream

@@ -7,8 +7,8 @@ from importlib.resources import files
 from fastapi import APIRouter, Depends, Request, Response
 
 from chassis.entra import require
-from chassis.limits import Body
-from gateway.routes import ROUTES, Route
+from chassis.request_limits import Body
+from gateway.routing_table import ROUTES, Route
 from gateway.upstream import Upstream
 
 

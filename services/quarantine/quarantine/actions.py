@@ -24,9 +24,9 @@ from chassis.worker import Lease, backoff, run_all
 from m365 import Exchange, M365Error, Refused, Throttled, Unauthorised, Unavailable
 from mail import MailFacts, MailStore, StoreUnavailable, parse
 from quarantine import rules, store
+from quarantine.exchange_rows import parse_row
 from quarantine.message_source import NoMessageError, export_message, find_row
-from quarantine.permissions import may_run
-from quarantine.rows import parse_row
+from quarantine.recipient_permissions import may_run
 from quarantine.rules import ACHIEVED_STATUSES, NOT_PERMITTED, RELEASED_STATUSES, ActionKind, MessageStatus
 from quarantine.store import Action, QuarantinedMessage
 

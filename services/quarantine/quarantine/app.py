@@ -12,7 +12,7 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import NoDecode
 
 import outcomes
-from chassis.app import Service, serve
+from chassis.service import Service, serve
 from chassis.settings import CommaSeparated, HttpUrl, LeaseSeconds, Seconds, ServiceSettings, report_setup_errors
 from chassis.worker import Lease
 from m365 import Graph, M365Settings, connect

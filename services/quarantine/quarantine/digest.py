@@ -17,13 +17,13 @@ from chassis.postgres import Database
 from chassis.worker import Lease, backoff, run_all
 from m365 import Graph, M365Error, Refused, Throttled, Unauthorised, Unavailable
 from quarantine import rules, store
-from quarantine.language import Texts, user_language
 from quarantine.links import LinkAction, Signer
-from quarantine.permissions import permitted_actions
+from quarantine.notification_settings import QuarantineSettings, read_settings
+from quarantine.recipient_permissions import permitted_actions
 from quarantine.rendering import link_path
 from quarantine.rules import DigestFrequency
 from quarantine.store import Digest, QuarantinedMessage
-from quarantine.tenant_settings import QuarantineSettings, read_settings
+from quarantine.translations import Texts, user_language
 
 log = structlog.get_logger()
 

@@ -4,7 +4,7 @@ from faststream.kafka import KafkaRouter
 
 import outcomes
 from backstop_contracts import BlockApplied, BlockFailed, BlockRemoved, CaseExpired, CaseUpdated, VerdictReady
-from chassis.events import BATCH, Received, Tx
+from chassis.subscribing import BATCH, Received, Tx
 from quarantine import store
 
 router = KafkaRouter()

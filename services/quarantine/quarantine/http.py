@@ -9,15 +9,13 @@ import structlog
 from fastapi import APIRouter, Depends, Query, Response
 
 from backstop_contracts import Actor, ActorKind, AdminDecision, Category, ReportedAs
-from backstop_contracts.api import NO_NUL
+from backstop_contracts.block_schemas import NO_NUL
 from chassis.entra import Caller, require
 from chassis.http import Moment, Problem, in_utc, problems, read_cursor, write_cursor
 from chassis.postgres import Database, Tx
 from mail import DOCUMENT_HEADERS, document
-from quarantine import intake, store
-from quarantine.message_source import MessageSource
-from quarantine.rules import ActionKind, MessageStatus
-from quarantine.schemas import (
+from quarantine import action_requests, store
+from quarantine.api_schemas import (
     MAX_MESSAGES,
     ActionRequest,
     ActionResults,
@@ -35,8 +33,10 @@ from quarantine.schemas import (
     action_state,
     summary_fields,
 )
+from quarantine.message_source import MessageSource
+from quarantine.notification_settings import QuarantineSettings, read_settings
+from quarantine.rules import ActionKind, MessageStatus
 from quarantine.store import Action, QuarantinedMessage
-from quarantine.tenant_settings import QuarantineSettings, read_settings
 
 log = structlog.get_logger()
 
@@ -94,8 +94,8 @@ def _add_action_routes(router: APIRouter, db: Database, max_wait: timedelta) -> 
         by = Actor(kind=ActorKind.APP if caller.is_app else ActorKind.USER, id=caller.oid, name=caller.name)
         async with db.transaction() as tx:
             messages, ids = await _request_actions(tx, caller.tenant_id, request, by)
-        actions = await intake.wait_for_actions(db, caller.tenant_id, ids, max_wait)
-        await intake.wait_for_cases(db, actions, min(max_wait, MAX_WAIT_FOR_CASES))
+        actions = await action_requests.wait_for_actions(db, caller.tenant_id, ids, max_wait)
+        await action_requests.wait_for_cases(db, actions, min(max_wait, MAX_WAIT_FOR_CASES))
         states = await _action_states(db, actions, messages)
         failed = [state for state in states if state.state == "failed"]
         if len(failed) == len(states):
@@ -129,10 +129,10 @@ async def _request_actions(
         raise Problem(422, "too-many-messages", detail)
     match request:
         case Release():
-            ids = await intake.request_actions(tx, messages, ActionKind.RELEASE, by=by, reason=request.reason)
+            ids = await action_requests.request_actions(tx, messages, ActionKind.RELEASE, by=by, reason=request.reason)
         case Deny():
             _require_all_recipients(messages, copies)
-            ids = await intake.request_actions(tx, messages, ActionKind.DENY, by=by, reason=request.reason)
+            ids = await action_requests.request_actions(tx, messages, ActionKind.DENY, by=by, reason=request.reason)
         case SubmitFromQuarantine():
             decision = AdminDecision(
                 category=request.category,
@@ -141,7 +141,7 @@ async def _request_actions(
                 decided_by=by,
             )
             reported_as = REPORTED_AS[request.category]
-            ids = await intake.request_actions(
+            ids = await action_requests.request_actions(
                 tx, messages, ActionKind.SUBMIT, by=by, reason=request.note, reported_as=reported_as, decision=decision
             )
     return messages, ids

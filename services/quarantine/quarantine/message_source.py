@@ -10,7 +10,7 @@ from uuid import UUID
 from chassis.http import Problem
 from m365 import Exchange, M365Error, Refused, Throttled, Truncated, Unauthorised, Unavailable
 from mail import ENGLISH, Preview, preview
-from quarantine.rows import ExchangeRow, row_with_identity
+from quarantine.exchange_rows import ExchangeRow, row_with_identity
 
 TIMEOUT_SECONDS = 45
 MAX_CONCURRENT_PREVIEWS = 2

@@ -15,17 +15,17 @@ from chassis.http import Problem
 from chassis.postgres import Database
 from m365 import M365Error
 from mail import DOCUMENT_HEADERS, document
-from quarantine import intake, store
-from quarantine.language import Texts, choose_language
+from quarantine import action_requests, store
 from quarantine.links import ExpiredLinkError, InvalidLinkError, LinkAction, LinkClaims, Signer, parse_link
 from quarantine.message_source import MessageSource
-from quarantine.permissions import is_held, permitted_actions
-from quarantine.policies import Permissions
+from quarantine.notification_settings import QuarantineSettings, read_settings
+from quarantine.quarantine_policies import Permissions
+from quarantine.recipient_permissions import is_held, permitted_actions
 from quarantine.rendering import link_path, page_headers, render_page
 from quarantine.rules import BY_RECIPIENT, NOT_PERMITTED, ActionKind
 from quarantine.sign_in import Person, SignIn, SignInError
 from quarantine.store import Action, QuarantinedMessage
-from quarantine.tenant_settings import QuarantineSettings, read_settings
+from quarantine.translations import Texts, choose_language
 
 log = structlog.get_logger()
 
@@ -232,10 +232,10 @@ class Pages:
             # A form that is sent twice shows the same outcome twice.
             if known is None or known.state == "failed":
                 _check_permitted(visit)
-            (action_id,) = await intake.request_actions(
+            (action_id,) = await action_requests.request_actions(
                 tx, [message], kind, by=visit.actor, variant=variant, reported_as=reported_as
             )
-        (action,) = await intake.wait_for_actions(self._db, message.tenant_id, [action_id], self._max_wait)
+        (action,) = await action_requests.wait_for_actions(self._db, message.tenant_id, [action_id], self._max_wait)
         log.info("link.used", action=kind, action_id=action_id, state=action.state)
         return await self._action_page(visit, action)
 
@@ -252,8 +252,8 @@ class Pages:
         _check_permitted(visit)
         message = visit.message
         async with self._db.transaction() as tx:
-            block = await intake.request_sender_block(tx, message, message.sender or "", by=visit.actor)
-        found = await intake.wait_for_block(self._db, message.tenant_id, block, self._max_wait)
+            block = await action_requests.request_sender_block(tx, message, message.sender or "", by=visit.actor)
+        found = await action_requests.wait_for_block(self._db, message.tenant_id, block, self._max_wait)
         log.info("link.used", action="block", block_id=found.block_id, state=found.status)
         if found.status in ("failed", "removed"):
             return await self._failure_page(visit, found.detail, away=found.reason == "gave-up")

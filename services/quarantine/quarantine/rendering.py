@@ -10,9 +10,9 @@ from fastapi import Response
 from fastapi.responses import HTMLResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
-from quarantine.language import Texts
 from quarantine.links import LinkAction, Signer
 from quarantine.store import QuarantinedMessage
+from quarantine.translations import Texts
 
 
 def make_templates() -> Environment:

@@ -11,10 +11,10 @@ import structlog
 from chassis.postgres import Database, Tx
 from chassis.worker import Lease, backoff
 from m365 import Exchange, M365Error, Throttled, Unavailable
-from quarantine import rows, store
+from quarantine import exchange_rows, store
+from quarantine.exchange_rows import ExchangeRow, ListedMessage
 from quarantine.message_source import find_row
-from quarantine.policies import PolicyDoubt, parse_policies, policy_warning
-from quarantine.rows import ExchangeRow, ListedMessage
+from quarantine.quarantine_policies import PolicyDoubt, parse_policies, policy_warning
 from quarantine.store import Sync
 
 log = structlog.get_logger()
@@ -88,10 +88,10 @@ class SyncWorker:
         if sweeping:
             sync = replace(sync, sweep=sync.sweep + 1)
         warning = await self._read_policies(sync)
-        for start, end in rows.day_windows(None if sweeping else sync.read_until, now):
+        for start, end in exchange_rows.day_windows(None if sweeping else sync.read_until, now):
             await self._read_messages(sync, StartReceivedDate=start, EndReceivedDate=end)
-        earliest = now - timedelta(days=rows.QUARANTINE_DAYS)
-        for status in () if sweeping else rows.CHANGED_STATUSES:
+        earliest = now - timedelta(days=exchange_rows.QUARANTINE_DAYS)
+        for status in () if sweeping else exchange_rows.CHANGED_STATUSES:
             await self._read_messages(sync, StartReceivedDate=earliest, ReleaseStatus=status)
         async with self._db.transaction() as tx:
             await self._extend_lease(tx, sync)
@@ -142,11 +142,11 @@ class SyncWorker:
         messages = {}
         for row in page:
             detailed: ExchangeRow | None = None
-            if rows.is_partly_released(row):
+            if exchange_rows.is_partly_released(row):
                 await self._extend_lease_and_commit(sync)
                 async with self._exchange.before(self._lease.deadline()):
                     detailed = await find_row(self._exchange, sync.tenant_id, str(row["Identity"]))
-            for message in rows.parse_row(detailed or row):
+            for message in exchange_rows.parse_row(detailed or row):
                 messages[message.identity.lower(), message.recipient] = message
         return list(messages.values())
 

@@ -20,17 +20,17 @@ from chassis.http import make_api
 from chassis.postgres import Database
 from m365 import Credential, Exchange, Graph, Tokens, open_session
 from mail import MailStore
-from quarantine import intake, store
+from quarantine import action_requests, store
 from quarantine.actions import ActionWorker
 from quarantine.digest import DigestWorker
 from quarantine.http import make_router
 from quarantine.links import LinkAction, Signer
 from quarantine.message_source import MessageSource
+from quarantine.notification_settings import QuarantineSettings, read_settings
 from quarantine.pages import Pages
 from quarantine.rendering import link_path, make_templates
 from quarantine.rules import ActionKind
 from quarantine.sync import SyncWorker
-from quarantine.tenant_settings import QuarantineSettings, read_settings
 from simulator import DEFAULT_APP, DEFAULT_SECRET, Simulator
 from simulator.faults import Fault
 
@@ -132,7 +132,7 @@ class World:
         row = (await self.messages())[subject, recipient]
         messages = await store.find_messages(self.db.pool, self.tenant_id, [row["message_id"]])
         async with self.db.transaction() as tx:
-            (action_id,) = await intake.request_actions(tx, messages, kind, by=ADMIN, reason="known")
+            (action_id,) = await action_requests.request_actions(tx, messages, kind, by=ADMIN, reason="known")
         return action_id
 
     async def action(self, action_id: UUID) -> store.Action:

@@ -12,8 +12,8 @@ import pytest
 from playwright.async_api import Browser, Page, async_playwright
 
 from quarantine import store
-from quarantine.language import Texts
 from quarantine.links import LinkAction
+from quarantine.translations import Texts
 
 FULL = 1 | 2 | 4 | 16
 HOSTILE = (

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from quarantine import store
-from quarantine.language import Texts
 from quarantine.links import LinkAction, Signer, parse_link
+from quarantine.translations import Texts
 
 ANNA = "anna@contoso.example"
 BEN = "ben@contoso.example"

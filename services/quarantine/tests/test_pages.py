@@ -11,7 +11,7 @@ import pytest
 
 from backstop_contracts import Actor, BlockFailed, BlockRequested, MessageReported, ReleaseDecided
 from outcomes import settle_blocks
-from quarantine import intake
+from quarantine import action_requests
 from quarantine.links import LinkAction
 from quarantine.rules import ActionKind
 
@@ -184,7 +184,7 @@ async def test_permissions_are_checked_again_when_the_action_runs(
     if changed != "denied":
         admin = Actor(kind="user", id="admin", name="admin@contoso.example")
         async with world.db.transaction() as tx:
-            await intake.request_actions(tx, [await world.message()], ActionKind.RELEASE, by=admin)
+            await action_requests.request_actions(tx, [await world.message()], ActionKind.RELEASE, by=admin)
         (event,) = await world.run_actions()
         assert (event.succeeded, event.decided_by) == (True, admin)
         assert world.done() == [("release", ANNA)]

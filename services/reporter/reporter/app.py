@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import Field
 
 import outcomes
-from chassis.app import Service, serve
+from chassis.service import Service, serve
 from chassis.settings import Seconds, ServiceSettings, report_setup_errors
 from mail.settings import MailStoreSettings
 from reporter import handlers

@@ -14,7 +14,7 @@ from backstop_contracts import (
     MessageReported,
     VerdictReady,
 )
-from chassis.events import BATCH, Received, Tx
+from chassis.subscribing import BATCH, Received, Tx
 from reporter import store
 
 log = structlog.get_logger()

@@ -10,18 +10,18 @@ from fastapi import APIRouter, Depends, Request, Response
 from pydantic import BaseModel
 
 from backstop_contracts import Actor, ActorKind, Channel, MailboxMessage, MessageReported, folder_of, message_of
-from backstop_contracts.api import BlockState
+from backstop_contracts.block_schemas import BlockState
 from backstop_contracts.identity import report_id
 from chassis import telemetry
 from chassis.entra import Caller, require
 from chassis.http import Problem, problems
 from chassis.postgres import Database
 from mail import MailFacts, MailStore, StoreUnavailable, parse
-from reporter import status
-from reporter.blocks import NOT_POSSIBLE, block_state
+from reporter import report_status
 from reporter.intake import Intake, ReportRequest
-from reporter.openapi import REPORT_REQUEST
+from reporter.mailbox_blocks import NOT_POSSIBLE, block_state
 from reporter.upload import SMALL_BYTES, Attributes, MailboxPlace, Uploads
+from reporter.upload_openapi import REPORT_REQUEST
 
 log = structlog.get_logger()
 
@@ -86,7 +86,7 @@ def make_router(db: Database, mails: MailStore, uploads: Uploads) -> APIRouter:
             block=(block_state(recorded.block) if recorded.block else NOT_POSSIBLE) if wanted else None,
         )
 
-    status.add_routes(router, db)
+    report_status.add_routes(router, db)
     return router
 
 

@@ -18,7 +18,7 @@ from chassis.postgres import Database, PostgresUnavailableError, Tx
 from mail import MailStore
 from outcomes import MailboxBlock, request_block
 from reporter import store
-from reporter.blocks import blockable_sender
+from reporter.mailbox_blocks import blockable_sender
 
 TOGETHER = 50
 """Maximum number of reports that are recorded in one transaction."""

@@ -23,7 +23,7 @@ from starlette.requests import ClientDisconnect
 
 from backstop_contracts import Folder, ReportedAs
 from chassis.http import Problem
-from chassis.limits import Body
+from chassis.request_limits import Body
 
 SMALL_BYTES = 64 << 10
 """Largest upload that needs no slot, and whose message is parsed in the event loop."""

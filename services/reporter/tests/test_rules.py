@@ -8,7 +8,7 @@ from backstop_contracts import CaseStatus, Conclusion, Message
 from chassis.entra import Caller
 from chassis.http import Problem
 from reporter import http, rules
-from reporter.blocks import blockable_sender, explain_block
+from reporter.mailbox_blocks import blockable_sender, explain_block
 from reporter.rules import Status
 from reporter.upload import MailboxPlace
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import Field, PositiveInt
 
-from chassis.app import Service, serve
+from chassis.service import Service, serve
 from chassis.settings import LeaseSeconds, ServiceSettings, report_setup_errors
 from chassis.worker import Lease
 from m365 import M365Settings, connect

@@ -3,7 +3,7 @@
 from faststream.kafka import KafkaRouter
 
 from backstop_contracts import CaseExpired, SubmissionRequested
-from chassis.events import BATCH, Received, Tx
+from chassis.subscribing import BATCH, Received, Tx
 from submitter import store
 
 router = KafkaRouter()

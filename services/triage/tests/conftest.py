@@ -24,8 +24,8 @@ from backstop_contracts import (
     SubmissionRequested,
     VerdictReady,
 )
-from chassis.events import Received
 from chassis.postgres import Database
+from chassis.subscribing import Received
 from chassis.testing import deliver
 from conftest import JUDGED
 from triage import handlers

@@ -10,7 +10,7 @@ from uuid import UUID
 from pydantic import BeforeValidator, Field, field_validator
 from pydantic_settings import NoDecode
 
-from chassis.app import Service, serve
+from chassis.service import Service, serve
 from chassis.settings import ServiceSettings, report_setup_errors
 from triage import handlers
 from triage.http import make_router

@@ -23,9 +23,9 @@ from backstop_contracts import (
 )
 from backstop_contracts.identity import submission_id
 from chassis import outbox
-from chassis.events import Received
 from chassis.postgres import Tx
-from triage import blocks, store
+from chassis.subscribing import Received
+from triage import store, tenant_blocks
 from triage.rules import NotPossibleError, Policy, Rule, assign, category_of, keys_of
 from triage.store import Case, Entry
 
@@ -140,7 +140,7 @@ async def _apply_decision(
 ) -> Case:
     """Apply what an admin decided while reporting; the timeline says what the case does not allow."""
     by = decision.decided_by
-    await blocks.apply_decision(tx, case, report, decision, cause)
+    await tenant_blocks.apply_decision(tx, case, report, decision, cause)
     if decision.category is None:
         return case
     try:
@@ -197,7 +197,7 @@ async def _apply_rules(
 ) -> None:
     """Apply *rules* to cases on which nobody has decided. The rows of those in *recorded* show it already."""
     matched = [(case, rule) for case in cases if _is_undecided(case) and (rule := rules.get(case.case_id))]
-    await blocks.apply_rules(tx, matched)
+    await tenant_blocks.apply_rules(tx, matched)
     await _submit_all(
         tx,
         [

@@ -31,7 +31,7 @@ from backstop_contracts import (
 )
 from backstop_contracts.identity import CaseKey, message_id_key
 from chassis import outbox
-from chassis.events import BATCH, Received, Tx
+from chassis.subscribing import BATCH, Received, Tx
 from triage import store
 from triage.cases import Caused, take_reports
 from triage.rules import Policy

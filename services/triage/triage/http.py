@@ -18,12 +18,12 @@ from backstop_contracts import (
     ReportedAs,
     Verdict,
 )
-from backstop_contracts.api import NO_NUL, BlockInput, BlockState
+from backstop_contracts.block_schemas import NO_NUL, BlockInput, BlockState
 from chassis import telemetry
 from chassis.entra import Caller, require
 from chassis.http import Problem, in_utc, problems, read_cursor, write_cursor
 from chassis.postgres import Database, Tx
-from triage import blocks, cases, queries, store
+from triage import case_queries, cases, store, tenant_blocks
 from triage.rules import NotPossibleError
 from triage.store import Case
 
@@ -124,7 +124,7 @@ def make_router(db: Database) -> APIRouter:
         limit: Annotated[int, Query(ge=1, le=200)] = 50,
     ) -> CasePage:
         """List cases, newest first."""
-        rows = await queries.list_cases(
+        rows = await case_queries.list_cases(
             db.pool,
             caller.tenant_id,
             status=status,
@@ -180,8 +180,8 @@ async def _apply(tx: Tx, case: Case, decision: Submit | BlockOnly | Dismiss, by:
         return
     for asked in decision.blocks:
         wanted = asked.decided()
-        one = blocks.BlockDecision(case, asked.kind, wanted.expires_at, by, decision.note, cause, url=wanted.url)
-        await blocks.block(tx, one)
+        one = tenant_blocks.BlockDecision(case, asked.kind, wanted.expires_at, by, decision.note, cause, url=wanted.url)
+        await tenant_blocks.block(tx, one)
     if isinstance(decision, Submit):
         await cases.submit(tx, case, decision.category, by=by, note=decision.note, cause=cause)
 
@@ -196,8 +196,8 @@ async def _detail(db: Database, caller: Caller, case_id: UUID) -> CaseDetail:
         internet_message_id=case.message.internet_message_id,
         submission_id=case.submission_id,
         verdict=case.verdict,
-        blocks=[BlockState(scope=BlockScope.TENANT, **row) for row in await queries.list_blocks(db.pool, case_id)],
-        timeline=[TimelineEntry(**row) for row in await queries.read_timeline(db.pool, case_id)],
+        blocks=[BlockState(scope=BlockScope.TENANT, **row) for row in await case_queries.list_blocks(db.pool, case_id)],
+        timeline=[TimelineEntry(**row) for row in await case_queries.read_timeline(db.pool, case_id)],
     )
 
 

@@ -18,7 +18,7 @@ from chassis.worker import Lease
 from m365 import Graph, M365Settings, connect
 from simulator import DEFAULT_APP, DEFAULT_SECRET, Simulator
 from verdict_poller import handlers, store
-from verdict_poller.schedule import Schedule
+from verdict_poller.poll_schedule import Schedule
 from verdict_poller.worker import PATH, Explainer, Poller
 
 LEASE = Lease(timedelta(minutes=5))

@@ -9,7 +9,7 @@ import pytest
 
 from simulator.faults import Fault
 from verdict_poller import store
-from verdict_poller.schedule import ABANDON_AFTER, GIVE_UP_AFTER, Schedule
+from verdict_poller.poll_schedule import ABANDON_AFTER, GIVE_UP_AFTER, Schedule
 from verdict_poller.worker import CROSS_CHECK_FROM, MAX_SINGLE_READS
 
 LIST = "graph.emailThreats.list"

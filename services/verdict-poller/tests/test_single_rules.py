@@ -30,9 +30,9 @@ from verdict_builders import (
 )
 
 from backstop_contracts.events import DetectedFile, Message
-from verdict_poller.result import Result
+from verdict_poller.exchange_settings import Query
 from verdict_poller.rules import needed_queries
-from verdict_poller.tenant_settings import Query
+from verdict_poller.submission_result import Result
 
 
 @pytest.mark.parametrize(

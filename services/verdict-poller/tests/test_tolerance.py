@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from verdict_builders import RECIPIENT, SENDER, URL, explained
 from verdict_cases import PROVEN
 
-from verdict_poller.result import is_final, read_result
 from verdict_poller.rules import needed_queries
+from verdict_poller.submission_result import is_final, read_result
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=9),

@@ -6,10 +6,10 @@ from datetime import timedelta
 from typing import Any
 
 from backstop_contracts.events import Cause, Delivery, Message
-from verdict_poller.evidence import Evidence
-from verdict_poller.result import Result
+from verdict_poller.exchange_settings import Query
+from verdict_poller.findings import Evidence
 from verdict_poller.rules import explain
-from verdict_poller.tenant_settings import Query
+from verdict_poller.submission_result import Result
 
 RECIPIENT = "ana@contoso.example"
 SENDER = "invoice@mail.fabrikam.example"

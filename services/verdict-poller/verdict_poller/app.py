@@ -9,12 +9,12 @@ from typing import Annotated
 from pydantic import Field, PositiveInt
 from pydantic_settings import NoDecode
 
-from chassis.app import Service, serve
+from chassis.service import Service, serve
 from chassis.settings import CommaSeparated, LeaseSeconds, Seconds, ServiceSettings, report_setup_errors
 from chassis.worker import Lease
 from m365 import M365Settings, connect
 from verdict_poller import handlers
-from verdict_poller.schedule import Schedule
+from verdict_poller.poll_schedule import Schedule
 from verdict_poller.store import ANSWERED_DUE, WATCHING_DUE
 from verdict_poller.worker import Explainer, Poller
 

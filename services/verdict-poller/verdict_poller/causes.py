@@ -10,25 +10,28 @@ from dataclasses import replace
 from datetime import timedelta
 
 from backstop_contracts.events import Conclusion, Message, Recommendation
-from verdict_poller.baseline import (
-    ACTION_SETTINGS,
-    ANALYZED_SETTINGS,
-    ANTI_PHISHING,
-    ANTI_SPAM,
-    BULK_SETTINGS,
-    DETONATION_SETTINGS,
-    DMARC_SETTINGS,
-    EOP_PRESETS,
-    IMPERSONATION_SETTINGS,
-    SAFE_ATTACHMENTS,
-    SAFE_LINKS,
-    SPOOF_SETTINGS,
-    ZAP_SETTINGS,
-    Setting,
-    weak_setting_hit,
-    weak_settings,
+from verdict_poller.exchange_settings import (
+    ConditionTest,
+    Family,
+    Query,
+    Row,
+    covers,
+    covers_url,
+    entries,
+    flag,
+    is_among,
+    is_built_in,
+    is_ip_or_network,
+    is_on,
+    is_unknown,
+    matches,
+    name,
+    number,
+    reaches,
+    text,
+    within,
 )
-from verdict_poller.evidence import (
+from verdict_poller.findings import (
     BULK,
     IMPERSONATION_WORDS,
     MALWARE,
@@ -55,28 +58,25 @@ from verdict_poller.evidence import (
     wrong_switch_hit,
 )
 from verdict_poller.powershell import powershell, readable
-from verdict_poller.result import USER_OVERRIDES, Result, conclude
-from verdict_poller.tenant_settings import (
-    ConditionTest,
-    Family,
-    Query,
-    Row,
-    covers,
-    covers_url,
-    entries,
-    flag,
-    is_among,
-    is_built_in,
-    is_ip_or_network,
-    is_on,
-    is_unknown,
-    matches,
-    name,
-    number,
-    reaches,
-    text,
-    within,
+from verdict_poller.recommended_settings import (
+    ACTION_SETTINGS,
+    ANALYZED_SETTINGS,
+    ANTI_PHISHING,
+    ANTI_SPAM,
+    BULK_SETTINGS,
+    DETONATION_SETTINGS,
+    DMARC_SETTINGS,
+    EOP_PRESETS,
+    IMPERSONATION_SETTINGS,
+    SAFE_ATTACHMENTS,
+    SAFE_LINKS,
+    SPOOF_SETTINGS,
+    ZAP_SETTINGS,
+    Setting,
+    weak_setting_hit,
+    weak_settings,
 )
+from verdict_poller.submission_result import USER_OVERRIDES, Result, conclude
 
 # R01: allow entries in the Tenant Allow/Block List.
 

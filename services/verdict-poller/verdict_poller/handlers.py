@@ -7,9 +7,9 @@ from faststream import Context
 from faststream.kafka import KafkaRouter
 
 from backstop_contracts import AppliedBlock, BlockApplied, BlockRemoved, CaseExpired, SubmissionCreated
-from chassis.events import BATCH, Received, Tx
+from chassis.subscribing import BATCH, Received, Tx
 from verdict_poller import store
-from verdict_poller.schedule import Schedule
+from verdict_poller.poll_schedule import Schedule
 
 router = KafkaRouter()
 

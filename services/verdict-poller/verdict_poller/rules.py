@@ -14,8 +14,8 @@ from typing import TypeAlias
 
 from backstop_contracts.events import Cause, Conclusion, Message
 from verdict_poller import causes
-from verdict_poller.baseline import ANTI_PHISHING, ANTI_SPAM, EOP_PRESETS
-from verdict_poller.evidence import (
+from verdict_poller.exchange_settings import Query
+from verdict_poller.findings import (
     BULK_WORDS,
     Evidence,
     Finding,
@@ -26,8 +26,8 @@ from verdict_poller.evidence import (
     is_override,
     is_unnamed_override,
 )
-from verdict_poller.result import Result, conclude
-from verdict_poller.tenant_settings import Query
+from verdict_poller.recommended_settings import ANTI_PHISHING, ANTI_SPAM, EOP_PRESETS
+from verdict_poller.submission_result import Result, conclude
 
 Suspicion: TypeAlias = Callable[[Result, Message], bool]
 Reads: TypeAlias = Callable[[Result, Message, str], Iterable[Query]]

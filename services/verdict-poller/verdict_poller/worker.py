@@ -17,12 +17,12 @@ from chassis.postgres import Database
 from chassis.worker import Lease, backoff, run_all
 from m365 import Exchange, Graph, M365Error, Refused, Throttled, Truncated, Unavailable
 from verdict_poller import store
-from verdict_poller.evidence import Evidence
-from verdict_poller.result import Result, conclude, is_final, override_of, read_result
+from verdict_poller.exchange_settings import Query
+from verdict_poller.findings import Evidence
+from verdict_poller.poll_schedule import ABANDON_AFTER, Schedule, has_timed_out
 from verdict_poller.rules import explain, needed_queries
-from verdict_poller.schedule import ABANDON_AFTER, Schedule, has_timed_out
 from verdict_poller.store import Watch
-from verdict_poller.tenant_settings import Query
+from verdict_poller.submission_result import Result, conclude, is_final, override_of, read_result
 
 log = structlog.get_logger()
 

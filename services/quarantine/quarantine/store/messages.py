@@ -7,8 +7,8 @@ from typing import Any
 from uuid import UUID
 
 from chassis.postgres import Reads, Tx
-from quarantine.policies import Permissions, effective_permissions
-from quarantine.rows import ListedMessage
+from quarantine.exchange_rows import ListedMessage
+from quarantine.quarantine_policies import Permissions, effective_permissions
 from quarantine.rules import MessageStatus, message_id
 
 STATUS_LAG = timedelta(minutes=15)

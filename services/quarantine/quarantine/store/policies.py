@@ -5,7 +5,7 @@ from typing import Any
 from uuid import UUID
 
 from chassis.postgres import Reads, Tx
-from quarantine.policies import Policy
+from quarantine.quarantine_policies import Policy
 
 
 async def record_policies(tx: Tx, tenant_id: UUID, policies: Sequence[Policy]) -> None:

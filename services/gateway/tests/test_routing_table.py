@@ -7,7 +7,7 @@ from uuid import UUID, uuid4
 import aiohttp
 import pytest
 
-from gateway.routes import ROUTES
+from gateway.routing_table import ROUTES
 
 ID = UUID("99999999-9999-4999-8999-999999999999")
 EVERYONE = {"Reporter", "SecurityReader", "SecurityAdministrator"}

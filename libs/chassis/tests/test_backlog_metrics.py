@@ -8,9 +8,9 @@ import asyncpg
 import pytest
 from prometheus_client import REGISTRY
 
-from chassis import sampler as sampling
+from chassis import backlog_metrics
+from chassis.backlog_metrics import Sampler
 from chassis.postgres import Database
-from chassis.sampler import Sampler
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ async def test_what_waits_is_measured_and_grows_older_while_postgresql_is_away(
     db: Database, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A follower measures as well; without PostgreSQL nothing can be taken away, so the ages go on."""
-    monkeypatch.setattr(sampling, "SAMPLE_SECONDS", 0.05)
+    monkeypatch.setattr(backlog_metrics, "SAMPLE_SECONDS", 0.05)
     await db.pool.execute(
         "INSERT INTO outbox (topic, key, headers, payload, created_at)"
         " VALUES ('t', 'k', '{}', '', now() - interval '30 s'), ('t', 'k', '{}', '', now())"

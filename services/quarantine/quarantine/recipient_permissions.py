@@ -3,7 +3,7 @@
 from datetime import datetime
 
 from quarantine.links import LinkAction
-from quarantine.policies import Permissions
+from quarantine.quarantine_policies import Permissions
 from quarantine.rules import BY_RECIPIENT, HELD_STATUSES, ActionKind, MessageStatus
 from quarantine.store import Action, QuarantinedMessage
 

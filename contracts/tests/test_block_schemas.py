@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from backstop_contracts.api import BlockInput
+from backstop_contracts.block_schemas import BlockInput
 
 NOW = datetime.now(UTC)
 

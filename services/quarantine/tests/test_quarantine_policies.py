@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from quarantine.policies import Permissions, effective_permissions, parse_policies, policy_warning
-from quarantine.rows import parse_row
+from quarantine.exchange_rows import parse_row
+from quarantine.quarantine_policies import Permissions, effective_permissions, parse_policies, policy_warning
 
 ROW = {
     "Identity": "5e6f7081-92a3-4b4c-05d6-08de78f9e7a1\\7c6d5e4f-3a2b-4c1d-9e8f-7a6b5c4d3e2f",

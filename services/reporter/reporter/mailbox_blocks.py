@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from backstop_contracts import BlockFailure, BlockKind, BlockRemoval, BlockScope, Message
-from backstop_contracts.api import BlockState
+from backstop_contracts.block_schemas import BlockState
 from outcomes import MailboxBlock
 
 MAX_ADDRESS_CHARACTERS = 320

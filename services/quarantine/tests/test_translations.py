@@ -6,7 +6,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from quarantine.language import CATALOGUES, choose_language
+from quarantine.translations import CATALOGUES, choose_language
 
 
 @pytest.mark.parametrize(

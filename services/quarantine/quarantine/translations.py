@@ -46,7 +46,7 @@ class Texts:
         return text.format(**values) if values else text
 
     def preview(self) -> dict[str, str]:
-        """Return the texts that `mail.preview` and `mail.document` need."""
+        """Return the texts that `mail.preview` and `mail.preview_page` need."""
         return {key: self._texts[f"preview.{key}"] for key in ENGLISH}
 
     def reason(self, quarantine_type: str) -> str:

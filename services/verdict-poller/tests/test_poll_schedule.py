@@ -2,7 +2,7 @@
 
 from datetime import UTC, datetime, timedelta
 
-from verdict_poller.schedule import Schedule, has_timed_out
+from verdict_poller.poll_schedule import Schedule, has_timed_out
 
 SCHEDULE = Schedule((60, 60, 180), 30)
 

@@ -8,9 +8,9 @@ from backstop_contracts import EVENTS
 from backstop_contracts.compatibility import breaking_changes
 from generator.asyncapi import asyncapi
 from generator.fields import table
+from generator.introspection import services
 from generator.openapi import openapi
 from generator.schemas import Json, json_schema, versioned
-from generator.system import services
 
 CONTRACTS = Path(__file__).resolve().parent.parent
 

@@ -5,11 +5,11 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from backstop_contracts.api import NO_NUL
+from backstop_contracts.block_schemas import NO_NUL
 from chassis.postgres import Reads
 from quarantine import store
-from quarantine.language import CATALOGUES, FALLBACK
 from quarantine.rules import DigestFrequency
+from quarantine.translations import CATALOGUES, FALLBACK
 
 
 class QuarantineSettings(BaseModel):

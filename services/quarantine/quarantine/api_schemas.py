@@ -8,8 +8,8 @@ from fastapi import Body
 from pydantic import BaseModel, ConfigDict, Field
 
 from backstop_contracts import Actor, CaseStatus, Category, Verdict
-from backstop_contracts.api import NO_NUL, BlockInput
-from quarantine.policies import Permissions
+from backstop_contracts.block_schemas import NO_NUL, BlockInput
+from quarantine.quarantine_policies import Permissions
 from quarantine.rules import ActionKind, MessageStatus
 from quarantine.store import Action, QuarantinedMessage, QuarantineReport
 

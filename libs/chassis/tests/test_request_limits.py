@@ -12,9 +12,9 @@ import pytest
 from fastapi import FastAPI, Request
 from fastapi.responses import StreamingResponse
 
-from chassis.app import server
 from chassis.http import make_api
-from chassis.limits import Body
+from chassis.request_limits import Body
+from chassis.service import server
 from chassis.settings import Limits
 from conftest import running
 

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from chassis import telemetry
-from chassis.problem import Problem
+from chassis.problem_details import Problem
 from chassis.settings import Limits
 
 HEALTH = frozenset({"/livez", "/readyz", "/metrics"})

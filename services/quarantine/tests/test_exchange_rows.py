@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from quarantine.rows import SYNC_OVERLAP, day_windows, is_partly_released, parse_row, row_with_identity
+from quarantine.exchange_rows import SYNC_OVERLAP, day_windows, is_partly_released, parse_row, row_with_identity
 from quarantine.rules import MessageStatus as Status
 
 NOW = datetime(2026, 3, 3, 8, tzinfo=UTC)

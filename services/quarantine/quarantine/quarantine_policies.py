@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import IntFlag, StrEnum
 from typing import Any
 
-from quarantine.rows import RELEASED_BY_USERS, ExchangeRow, quarantine_types, text_of
+from quarantine.exchange_rows import RELEASED_BY_USERS, ExchangeRow, quarantine_types, text_of
 
 
 class Permissions(IntFlag):

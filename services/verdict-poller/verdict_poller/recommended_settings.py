@@ -8,9 +8,9 @@ for Office 365 security". Only Microsoft can change preset security policies, so
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from verdict_poller.evidence import BULK, MALWARE, PHISHING, SPAM, Evidence, Hit, Kind, make_hit
+from verdict_poller.exchange_settings import Family, Query, flag, is_preset, name, number
+from verdict_poller.findings import BULK, MALWARE, PHISHING, SPAM, Evidence, Hit, Kind, make_hit
 from verdict_poller.powershell import powershell, readable
-from verdict_poller.tenant_settings import Family, Query, flag, is_preset, name, number
 
 EOP_PRESETS = Query("Get-EOPProtectionPolicyRule")
 MDO_PRESETS = Query("Get-ATPProtectionPolicyRule")

@@ -8,12 +8,12 @@ from fastapi import APIRouter, Depends
 from pydantic import BaseModel, Field
 
 from backstop_contracts import ReportedAs
-from backstop_contracts.api import BlockState
+from backstop_contracts.block_schemas import BlockState
 from chassis.entra import Caller, require
 from chassis.http import Problem, problems
 from chassis.postgres import Database
 from reporter import rules, store
-from reporter.blocks import block_state
+from reporter.mailbox_blocks import block_state
 
 Reader = Annotated[Caller, Depends(require("Reporter", "SecurityReader", "SecurityAdministrator"))]
 

@@ -6,9 +6,9 @@ from enum import IntEnum, StrEnum
 from typing import NamedTuple
 
 from backstop_contracts.events import Conclusion, Message, Recommendation
+from verdict_poller.exchange_settings import Family, Query, Row, TenantSettings, rows
 from verdict_poller.powershell import Removed, powershell, readable
-from verdict_poller.result import ORGANIZATION_OVERRIDES, USER_OVERRIDES, Result, conclude, override_of
-from verdict_poller.tenant_settings import Family, Query, Row, TenantSettings, rows
+from verdict_poller.submission_result import ORGANIZATION_OVERRIDES, USER_OVERRIDES, Result, conclude, override_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,8 @@ import pytest
 from verdict_builders import RECIPIENT, SHA256, URL, explained, message, override, result, rules_of
 
 from backstop_contracts.events import Conclusion, DetectedFile
-from verdict_poller.result import Result, conclude, is_final, override_of, read_result
 from verdict_poller.rules import needed_queries
+from verdict_poller.submission_result import Result, conclude, is_final, override_of, read_result
 
 VERDICTS = {
     "notJunk": Conclusion.CLEAN,

@@ -16,15 +16,15 @@ from fastapi import APIRouter, FastAPI
 from faststream.kafka import KafkaRouter
 
 from chassis import dead_letters, telemetry
+from chassis.backlog_metrics import Sampler
 from chassis.consumer import Consumer
 from chassis.dead_letters_api import make_router
 from chassis.entra import Authenticator
 from chassis.http import Check, Info, make_api
-from chassis.limits import Connection
 from chassis.migrations import MigrationError
 from chassis.postgres import Database, UnreadableDsnError, is_transient
 from chassis.relay import Relay
-from chassis.sampler import Sampler
+from chassis.request_limits import Connection
 from chassis.settings import DSN_WANTED, HttpSettings, ServiceSettings, SetupError
 from chassis.worker import WorkLoop
 

@@ -21,7 +21,7 @@ from verdict_builders import (
     rules_of,
 )
 
-from verdict_poller.tenant_settings import Query, covers, covers_url, within
+from verdict_poller.exchange_settings import Query, covers, covers_url, within
 
 
 def policies_of(rows: Mapping[Query, Sequence[Any]]) -> set[str | None]:
