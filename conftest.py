@@ -39,12 +39,15 @@ SLOW_FIXTURES = {"backing_services", "browser"}
 trace.set_tracer_provider(TracerProvider())
 structlog.configure(processors=[structlog.processors.KeyValueRenderer()])
 
-# Tests trust the authorities that they make. To read those of the system takes longer than most tests do.
-ssl.SSLContext.set_default_verify_paths = lambda _context: None  # type: ignore[method-assign]
-
 # No test fails for how long it takes: on a busy machine hypothesis's first table of Unicode alone takes seconds.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Trust in fast runs only the authorities that tests make: to read the system's takes longer than most tests."""
+    if "not slow" in config.getoption("markexpr"):
+        ssl.SSLContext.set_default_verify_paths = lambda _context: None  # type: ignore[method-assign]
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -3,11 +3,14 @@ Measure how much there is to read in order to follow one report from HTTP to ver
 
 The steps are those of docs/architecture.md: a file, and the functions at which its step begins. From there every name
 that the code uses is followed, by the syntax tree, through services and contracts. A library is counted by the module
-that a step calls, and not followed further: it has a README and could be published as it stands.
+of which a step uses a name, and not followed further: it has a README and could be published as it stands.
 
 Not followed: annotations, decorators and `isinstance`, which describe; `raise` and `except`, which are for what fails;
-telemetry, which observes; and blocks, which have a path of their own. The causes count as one file of CAUSE_LINES:
-one cause says why a message was allowed.
+telemetry, which observes; and blocks, which have a path of their own. Not seen: methods of objects that a step is
+given, such as the database, the mail store, Graph, or the limits of a request. The map names what is behind them.
+
+What explains a verdict is to become a library of its own. It counts as one cause of CAUSE_LINES: the table of causes,
+and the modules of what they read and return, which the poller's worker uses as well.
 
 Run `python tests/report_path.py` to see every file, and how the path gets there.
 """
@@ -82,7 +85,7 @@ def read(name: str) -> Module | None:
     if package not in packages():
         return None
     folder = packages()[package].joinpath(*rest)
-    file = folder / "__init__.py" if folder.is_dir() else folder.with_suffix(".py")
+    file = folder / "__init__.py" if (folder / "__init__.py").exists() else folder.with_suffix(".py")
     if not file.exists():
         return None
     tree = ast.parse(file.read_text())

@@ -253,7 +253,7 @@ async def test_the_quota_holds_across_replicas_and_no_submission_is_made_twice(
             return False
         told = await database.fetchval(
             "SELECT count(*) FROM submitter.submissions WHERE state = 'due' AND due_at > now()"
-            " AND sent_at IS NULL AND 'quota' = ANY(delays_told)"
+            " AND sent_at IS NULL AND 'quota' = ANY(delays_published)"
         )
         return bool(told == (3 - window) * QUOTA)
 

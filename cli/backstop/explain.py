@@ -31,7 +31,9 @@ def explain(message: Path, as_json: bool) -> None:
     """
     try:
         from mail import parse  # noqa: PLC0415 - an extra
-    except ModuleNotFoundError:
+    except ModuleNotFoundError as error:
+        if error.name != "mail":
+            raise
         fail(MISSING)
     facts = parse(message.read_bytes())
     if not facts.is_mail:

@@ -11,7 +11,7 @@ from http.client import HTTPException, HTTPMessage
 from typing import IO, Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlencode
-from urllib.request import HTTPRedirectHandler, Request, build_opener
+from urllib.request import HTTPRedirectHandler, ProxyHandler, Request, build_opener
 
 import click
 
@@ -60,7 +60,7 @@ class Gateway:
     def __init__(self, url: str, token: str) -> None:
         self._url = url.rstrip("/")
         self._token = token
-        self._opener = build_opener(_NoRedirects)
+        self._opener = build_opener(_NoRedirects, *([ProxyHandler({})] if url.startswith("http:") else []))
 
     def get(self, path: str, **query: object) -> dict[str, Any]:
         """Read what is at *path*."""

@@ -41,11 +41,11 @@ def report(
 
     MESSAGE is an .eml file with all its headers. The same report sent again counts once.
     """
-    again = "Send it again: the same report counts once."
+    again, raw = "Send it again: the same report counts once.", message.read_bytes()
     with gateway_at(gateway, token, "Not reported", again) as client:
         answer = client.post(
             "/v1/reports",
-            message.read_bytes(),
+            raw,
             "message/rfc822",
             reported_as=reported_as,
             folder=folder,

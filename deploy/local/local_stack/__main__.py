@@ -15,7 +15,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from local_stack.probes import is_ready
-from local_stack.supervisor import STATE, StackError, explain, holder, run, say
+from local_stack.supervisor import STATE, StackError, explain, holder, inherited, run, say
 
 FOLDER = STATE / "up"
 ADDRESSES = FOLDER / "addresses.json"
@@ -111,11 +111,11 @@ def run_service(service: Annotated[str, typer.Argument(help="One that `up --with
     """Run one service in the foreground, so that `breakpoint()` stops in it; Ctrl-C ends it."""
     if holder(FOLDER) is None or not ADDRESSES.exists():
         _fail(f"Nothing is up: run `make up WITHOUT={service}`.")
-    environments = json.loads(ADDRESSES.read_text())["environments"]
+    environments, service = json.loads(ADDRESSES.read_text())["environments"], service.replace("-", "_")
     if service not in environments:
         left_out = ", ".join(sorted(environments)) or "none"
-        _fail(f"{service} runs in the stack. Left out of it: {left_out}. Run `make down`, `make up WITHOUT={service}`.")
-    os.execve(sys.executable, [sys.executable, "-P", "-m", service], {**os.environ, **environments[service]})  # noqa: S606 - it replaces this process
+        _fail(f"The stack was not started without {service}, but without {left_out}: `make down`, then choose it anew.")
+    os.execve(sys.executable, [sys.executable, "-P", "-m", service], {**inherited(), **environments[service]})  # noqa: S606 - it replaces this process
 
 
 @app.command(hidden=True)

@@ -229,7 +229,7 @@ class Supervisor:
                 stdin=self._pipe,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**_inherited(), **child.env},
+                env={**inherited(), **child.env},
                 start_new_session=True,
             )
         child.pid, child.state = process.pid, "starting"
@@ -361,7 +361,8 @@ async def _end(ended: "asyncio.Task[int]", members: Sequence[psutil.Process]) ->
         await asyncio.sleep(_POLL_SECONDS)
 
 
-def _inherited() -> dict[str, str]:
+def inherited() -> dict[str, str]:
+    """Return the environment without the settings of Backstop and Azure, which may be those of a real tenant."""
     return {name: value for name, value in os.environ.items() if not name.startswith(("BACKSTOP_", "AZURE_"))}
 
 

@@ -146,8 +146,6 @@ class Consumer:
         Of a topic about which Kafka does not answer, such as one that was deleted, the last lag stays. Raises
         KafkaError or TimeoutError if it answers about none within *timeout_seconds*.
         """
-        if not any(fetcher.assignment() for fetcher in self._fetchers()):
-            return
         try:
             async with asyncio.timeout(timeout_seconds / 2):
                 # One question for all topics: with one for each an idle service would do little else.
@@ -160,15 +158,22 @@ class Consumer:
         self._record_lag(found)
 
     async def _ends_by_topic(self, timeout_seconds: float) -> Ends:
-        jobs = [asyncio.wait_for(_ends([fetcher]), timeout_seconds) for fetcher in self._fetchers()]
+        fetchers = [fetcher for fetcher in self._fetchers() if fetcher.assignment()]
+        jobs = [asyncio.wait_for(_ends([fetcher]), timeout_seconds) for fetcher in fetchers]
         answers = await asyncio.gather(*jobs, return_exceptions=True)
-        failures = [answer for answer in answers if isinstance(answer, BaseException)]
-        if len(failures) == len(answers):
+        found: Ends = {}
+        failed: dict[str, BaseException] = {}
+        for fetcher, answer in zip(fetchers, answers, strict=True):
+            if isinstance(answer, BaseException):
+                failed |= {place.topic: answer for place in fetcher.assignment()}
+            else:
+                found |= answer
+        if failed and not found:
             self._unmoved.clear()
-            raise failures[0]
-        for failure in failures:
-            log.warning("consumer.lag_unknown", error=type(failure).__name__)
-        return {place: end for answer in answers if isinstance(answer, dict) for place, end in answer.items()}
+            raise next(iter(failed.values()))
+        for topic, error in failed.items():
+            log.warning("consumer.lag_unknown", topic=topic, error=type(error).__name__)
+        return found
 
     def _record_lag(self, found: Ends) -> None:
         unreadable, in_hand = self.unreadable, self._delivery.in_hand

@@ -29,11 +29,14 @@ async def migrate(
     """
     await connection.execute("SELECT pg_advisory_lock(hashtext('migrate'), hashtext($1))", schema)
     try:
-        await connection.execute(f'CREATE SCHEMA IF NOT EXISTS "{schema}"')
-        await connection.execute(
-            "CREATE TABLE IF NOT EXISTS migrations (name text PRIMARY KEY, sha256 text NOT NULL,"
-            " applied_at timestamptz NOT NULL DEFAULT now())"
-        )
+        # IF NOT EXISTS would ask for the right to create what is there.
+        if not await connection.fetchval("SELECT to_regnamespace(quote_ident($1)) IS NOT NULL", schema):
+            await connection.execute(f'CREATE SCHEMA "{schema}"')
+        if not await connection.fetchval("SELECT to_regclass(quote_ident($1) || '.migrations') IS NOT NULL", schema):
+            await connection.execute(
+                "CREATE TABLE migrations (name text PRIMARY KEY, sha256 text NOT NULL,"
+                " applied_at timestamptz NOT NULL DEFAULT now())"
+            )
         applied = {row["name"]: row["sha256"] for row in await connection.fetch("SELECT name, sha256 FROM migrations")}
         _check_history(applied, files)
         for name, sql in files.items():

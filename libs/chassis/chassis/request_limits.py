@@ -41,10 +41,10 @@ class Body:
         self.allow(limits.body_bytes, limits.body_timeout_seconds)
 
     def allow(self, most: int, seconds: float) -> None:
-        """Accept up to *most* bytes within *seconds* from now: for a route that keeps no body in memory, or few."""
+        """Accept up to *most* bytes within *seconds* of the first read: for a route that keeps no body, or few."""
         self._most = most
         self._seconds = seconds
-        self._deadline = asyncio.get_running_loop().time() + seconds
+        self._deadline: float | None = None
 
     async def receive(self) -> Message:
         """Receive the next piece. Raises Problem 413 or 408."""
@@ -52,6 +52,8 @@ class Body:
             return await self._receive()
         if self._announced > self._most:
             raise self._too_large()
+        if self._deadline is None:
+            self._deadline = asyncio.get_running_loop().time() + self._seconds
         try:
             async with asyncio.timeout_at(self._deadline):
                 message = await self._receive()

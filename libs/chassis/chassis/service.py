@@ -4,7 +4,7 @@ import asyncio
 import gc
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -278,8 +278,9 @@ class Server(uvicorn.Server):
     the server in every state. What the lifespan raises is raised by `run` and `serve`. `is_up` once it has begun.
     """
 
-    def __init__(self, api: FastAPI, config: uvicorn.Config) -> None:
+    def __init__(self, api: FastAPI, config: uvicorn.Config, on_up: Callable[[], None]) -> None:
         super().__init__(config)
+        self._on_up = on_up
         self._lifespan = api.router.lifespan_context(api)
         self._leaving = asyncio.Event()
         self._living: asyncio.Task[None] | None = None
@@ -297,6 +298,7 @@ class Server(uvicorn.Server):
         try:
             async with self._lifespan:
                 self.is_up = True
+                self._on_up()
                 await self._leaving.wait()
         finally:
             self.should_exit = True
@@ -315,8 +317,8 @@ class Server(uvicorn.Server):
             await living
 
 
-def server(api: FastAPI, *, host: str = "127.0.0.1", port: int = 0) -> Server:
-    """Return the HTTP server of an application of `make_api`, with its limits."""
+def server(api: FastAPI, *, host: str = "127.0.0.1", port: int = 0, on_up: Callable[[], None] = lambda: None) -> Server:
+    """Return the HTTP server of an application of `make_api`, with its limits; it calls *on_up* once it has started."""
     return Server(
         api,
         uvicorn.Config(
@@ -333,6 +335,7 @@ def server(api: FastAPI, *, host: str = "127.0.0.1", port: int = 0) -> Server:
             timeout_keep_alive=api.state.limits.idle_seconds,
             h11_max_incomplete_event_size=64 << 10,
         ),
+        on_up,
     )
 
 
@@ -345,12 +348,14 @@ def serve(name: str, settings: HttpSettings, building: AbstractAsyncContextManag
     telemetry.configure(name, settings.log_level)
 
     async def run() -> None:
-        async with building as built:
-            api = built.api if isinstance(built, Service) else built
-            _tune_garbage_collector()
-            await server(api, host=settings.http_host, port=settings.http_port).serve()
+        with ExitStack() as signals:
+            async with building as built:
+                api = built.api if isinstance(built, Service) else built
+                serving = server(api, host=settings.http_host, port=settings.http_port, on_up=_tune_garbage_collector)
+                # uvicorn raises a signal again at the end of this: after *building* has closed its connections.
+                signals.enter_context(serving.capture_signals())
+                await serving._serve()  # noqa: SLF001 - `serve` would raise it here
 
-    # uvicorn stops in order and then raises the signal again.
     with suppress(KeyboardInterrupt):
         try:
             asyncio.run(run())

@@ -97,23 +97,25 @@ def format_exception(exc_info: Any) -> str:
     """
     Return a traceback without the messages of exceptions that quote values: those of asyncpg and pydantic.
 
-    A parameter or an input may be a message's subject or somebody's address.
+    A parameter or an input may be a message's subject or somebody's address. What led to the error may quote it, too.
     """
-    text = "".join(traceback.format_exception(*exc_info)).rstrip()
-    for error in _chain(exc_info[1]):
-        if type(error).__module__.startswith(_QUOTE_VALUES):
-            for line in filter(None, str(error).splitlines()):
-                text = text.replace(line, "(not logged: it may quote values)")
-    return text
+    _, error, _ = exc_info
+    formatted = traceback.TracebackException(*exc_info)
+    _redact(formatted, error, quotes=False)
+    return "".join(formatted.format()).rstrip()
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    if error is None:
+def _redact(formatted: traceback.TracebackException | None, error: BaseException | None, *, quotes: bool) -> None:
+    if formatted is None or error is None:
         return
-    yield error
-    for inner in error.exceptions if isinstance(error, BaseExceptionGroup) else ():
-        yield from _chain(inner)
-    yield from _chain(error.__cause__ or error.__context__)
+    quotes = quotes or type(error).__module__.startswith(_QUOTE_VALUES)
+    if quotes:
+        formatted._str = "(not logged: it may quote values)"  # type: ignore[attr-defined]  # noqa: SLF001 - it has no public name
+    _redact(formatted.__cause__, error.__cause__, quotes=quotes)
+    _redact(formatted.__context__, error.__context__, quotes=quotes)
+    inner = error.exceptions if isinstance(error, BaseExceptionGroup) else ()
+    for part, one in zip(formatted.exceptions or (), inner, strict=False):
+        _redact(part, one, quotes=quotes)
 
 
 class _Seldom(logging.Filter):

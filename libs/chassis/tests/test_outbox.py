@@ -222,7 +222,7 @@ async def test_large_events_are_published_a_few_at_a_time_and_in_their_order(
     db: Database, kafka_bootstrap: str, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is read from the outbox at once has a bound in bytes; an event that is larger is published all the same."""
-    monkeypatch.setattr(outbox, "READ_BYTES", 10_000)
+    monkeypatch.setattr(relay, "READ_BYTES", 10_000)
     case_id = uuid4()
     notes = ["x" * (30_000 if number == 7 else 1_000) for number in range(40)]
     events = [case_updated(case_id, n).model_copy(update={"note": note}) for n, note in enumerate(notes)]
@@ -235,7 +235,7 @@ async def test_large_events_are_published_a_few_at_a_time_and_in_their_order(
     assert [CaseUpdated.model_validate_json(record.value) for record in records] == events
     at_once = [row["bytes"] for row in await db.pool.fetch("SELECT bytes FROM deleted ORDER BY place")]
     largest = max(len(event.model_dump_json()) for event in events)
-    assert all(outbox.READ_BYTES <= size < outbox.READ_BYTES + largest for size in at_once[:-1])
+    assert all(relay.READ_BYTES <= size < relay.READ_BYTES + largest for size in at_once[:-1])
     assert sum(at_once) == sum(len(event.model_dump_json()) for event in events)
     assert len(at_once) > 3
 

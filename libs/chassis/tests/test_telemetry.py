@@ -17,6 +17,12 @@ class Subject(BaseModel):
     subject: int
 
 
+class ShortName(BaseModel):
+    """A field whose name is one letter."""
+
+    e: int
+
+
 def traceback_of(error: BaseException) -> str:
     """Return what is logged of an error that is raised and caught."""
     with pytest.raises(type(error)) as caught:
@@ -42,7 +48,29 @@ def test_a_traceback_does_not_repeat_what_a_model_has_refused() -> None:
     assert QUOTED not in text
     chained = RuntimeError("while reading")
     chained.__cause__ = refused.value
+    assert "while reading" in traceback_of(chained)
     assert QUOTED not in traceback_of(chained)
+
+
+def test_what_a_field_is_called_does_not_uncover_what_it_holds() -> None:
+    """A name that is also a part of what stands around the value."""
+    with pytest.raises(ValidationError) as refused:
+        ShortName.model_validate({"e": {"value": QUOTED}})
+    assert QUOTED not in traceback_of(refused.value)
+
+
+def test_what_led_to_an_error_of_postgresql_is_not_repeated_either() -> None:
+    """Asyncpg raises its errors from those of its codecs, which quote the value."""
+    error = asyncpg.DataError("invalid input")
+    error.__cause__ = ValueError(f"invalid UUID '{QUOTED}'")
+    assert QUOTED not in traceback_of(error)
+
+
+def test_an_error_that_causes_itself_is_formatted() -> None:
+    """It must not fail inside the log."""
+    error = RuntimeError("round")
+    error.__cause__ = error
+    assert "round" in traceback_of(error)
 
 
 class _Ended(SpanProcessor):

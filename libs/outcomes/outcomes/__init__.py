@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from outcomes.blocks import MailboxBlock, last_block, request_block, settle_blocks
-from outcomes.cases import record_cases, record_verdicts
+from outcomes.cases import purge_unreported_cases, record_cases, record_verdicts
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 """The tables `cases` and `blocks`."""
@@ -12,6 +12,7 @@ __all__ = [
     "MIGRATIONS",
     "MailboxBlock",
     "last_block",
+    "purge_unreported_cases",
     "record_cases",
     "record_verdicts",
     "request_block",

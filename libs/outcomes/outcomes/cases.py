@@ -1,6 +1,7 @@
 """The SQL of `cases`: how far triage is with the cases of this service's reports, and what Microsoft concluded."""
 
 from collections.abc import Sequence
+from datetime import timedelta
 
 from backstop_contracts import CaseUpdated, Verdict, VerdictReady
 from chassis.postgres import Tx
@@ -34,4 +35,13 @@ async def record_verdicts(tx: Tx, verdicts: Sequence[VerdictReady]) -> None:
         list(newest),
         [verdict.model_dump(mode="json", include=set(Verdict.model_fields)) for verdict in newest.values()],
         [verdict.read_at for verdict in newest.values()],
+    )
+
+
+async def purge_unreported_cases(tx: Tx, age: timedelta) -> None:
+    """Delete cases without a report in this service that last changed more than *age* ago."""
+    await tx.execute(
+        "DELETE FROM cases WHERE greatest(changed_at, read_at) < now() - $1::interval"
+        " AND NOT EXISTS (SELECT FROM reports WHERE reports.case_id = cases.case_id)",
+        age,
     )

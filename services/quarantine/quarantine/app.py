@@ -127,9 +127,11 @@ async def build(settings: Settings) -> AsyncIterator[Service]:
         source, sign_in = MessageSource(exchange), _make_sign_in(settings, signer, graph)
         service.add_router(make_router(service.db, source, sign_in=sign_in is not None))
         service.add_router(Pages(service.db, source, signer, templates, sign_in).router())
-        yield service
-        if sign_in:
-            sign_in.close()
+        try:
+            yield service
+        finally:
+            if sign_in:
+                sign_in.close()
 
 
 def _make_sign_in(settings: Settings, signer: Signer, graph: Graph) -> SignIn | None:

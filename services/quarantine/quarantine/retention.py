@@ -3,6 +3,7 @@
 from datetime import timedelta
 
 from chassis.postgres import Database
+from outcomes import purge_unreported_cases
 from quarantine import store
 
 RETENTION = timedelta(days=30)
@@ -14,5 +15,5 @@ async def purge_due(db: Database) -> int:
     """Delete what is past its retention; return the number of deleted messages."""
     async with db.transaction() as tx:
         await store.purge_digests(tx, RETENTION)
-        await store.purge_unreported_cases(tx, RETENTION)
+        await purge_unreported_cases(tx, RETENTION)
         return await store.purge_messages(tx, RETENTION, BATCH_SIZE)

@@ -15,6 +15,7 @@ import structlog
 
 from chassis.postgres import Database, Tx
 from mail import MailStore
+from outcomes import purge_unreported_cases
 
 log = structlog.get_logger()
 
@@ -77,7 +78,8 @@ class Retention:
             async with self._db.transaction() as tx:
                 await _expire_unreported(tx, page)
         async with self._db.transaction() as tx:
-            await _purge_unreported_cases(tx, UNKNOWN)
+            await _purge_early_cases(tx, UNKNOWN)
+            await purge_unreported_cases(tx, UNKNOWN)
         return 0
 
 
@@ -150,11 +152,6 @@ async def _expire_unreported(tx: Tx, messages: Sequence[Mail]) -> None:
     )
 
 
-async def _purge_unreported_cases(tx: Tx, age: timedelta) -> None:
-    """Delete what has been known for longer than *age* about cases without a report here."""
+async def _purge_early_cases(tx: Tx, age: timedelta) -> None:
+    """Delete what has been known for longer than *age* about reports that never came."""
     await tx.execute("DELETE FROM early_cases WHERE noted_at < now() - $1::interval", age)
-    await tx.execute(
-        "DELETE FROM cases WHERE greatest(changed_at, read_at) < now() - $1::interval"
-        " AND NOT EXISTS (SELECT FROM reports WHERE reports.case_id = cases.case_id)",
-        age,
-    )

@@ -37,7 +37,6 @@ from quarantine.store.reports import QuarantineReport as QuarantineReport
 from quarantine.store.reports import assign_cases as assign_cases
 from quarantine.store.reports import find_reports as find_reports
 from quarantine.store.reports import purge_expired_cases as purge_expired_cases
-from quarantine.store.reports import purge_unreported_cases as purge_unreported_cases
 from quarantine.store.reports import record_report as record_report
 from quarantine.store.syncs import Sync as Sync
 from quarantine.store.syncs import add_tenants as add_tenants

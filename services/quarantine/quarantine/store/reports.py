@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from uuid import UUID
 
 from backstop_contracts import CaseStatus, CaseUpdated, Verdict
@@ -68,13 +67,4 @@ async def purge_expired_cases(tx: Tx, case_ids: Sequence[UUID]) -> None:
         "WITH reports AS (DELETE FROM reports WHERE case_id = ANY($1::uuid[]))"
         " DELETE FROM cases WHERE case_id = ANY($1::uuid[])",
         case_ids,
-    )
-
-
-async def purge_unreported_cases(tx: Tx, age: timedelta) -> None:
-    """Delete cases without a report in this service that last changed more than *age* ago."""
-    await tx.execute(
-        "DELETE FROM cases WHERE greatest(changed_at, read_at) < now() - $1::interval"
-        " AND NOT EXISTS (SELECT FROM reports WHERE reports.case_id = cases.case_id)",
-        age,
     )
