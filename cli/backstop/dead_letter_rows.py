@@ -42,7 +42,7 @@ class Letters:
         await self._connection.close(timeout=2)
 
     async def read(self, service: str | None, wanted: Wanted) -> AsyncIterator[tuple[str, DeadLetter]]:
-        """Read the letters that are meant, of one service or of all, each with the name of its service."""
+        """Read the letters that match *wanted*, of one service or of all, each with the name of its service."""
         for name in self.services if service is None else [service]:
             after = 0
             while page := await dead_letters.read(await self._of(name), wanted, after=after, limit=PAGE):
@@ -51,7 +51,7 @@ class Letters:
                 after = page[-1].id
 
     async def find(self, letter_id: str) -> tuple[str, DeadLetter, bytes | None]:
-        """Return a letter, the name of its service before it, and its value behind it."""
+        """Return the service name, the dead letter and its value."""
         service, _, number = letter_id.partition(":")
         if not (service and number.isdecimal() and len(number) < 19):
             raise LettersError(f"{letter_id!r} is not the id of a dead letter: <service>:<number>.")
@@ -64,7 +64,7 @@ class Letters:
         return service, *found
 
     async def choose(self, ids: Sequence[str], service: str | None, wanted: Wanted) -> dict[str, list[int]]:
-        """Return the unresolved letters with *ids*, or else all of *service* that are meant, by service."""
+        """Return unresolved letter ids by service: *ids* or, if empty, all letters of *service* that match *wanted*."""
         chosen: dict[str, list[int]] = {}
         for letter_id in dict.fromkeys(ids):
             name, letter, _ = await self.find(letter_id)
@@ -77,13 +77,13 @@ class Letters:
         return chosen
 
     async def replay(self, service: str, ids: Sequence[int], by: str, *, old: bool = False) -> list[int]:
-        """Replay unresolved letters, all that can be (and *old* ones, if said so); return which."""
+        """Replay unresolved letters and return their ids. Skip old letters unless *old*."""
         connection = await self._of(service)
         async with connection.transaction():
             return await dead_letters.replay(connection, Wanted(), by, ids=ids, old=old)
 
     async def drop(self, service: str, ids: Sequence[int], by: str) -> list[int]:
-        """Drop unresolved letters; return which."""
+        """Drop unresolved letters and return their ids."""
         connection = await self._of(service)
         async with connection.transaction():
             return await dead_letters.drop(connection, Wanted(), by, ids=ids)
@@ -97,7 +97,7 @@ class Letters:
 
 
 async def print_list(letters: Letters, service: str | None, wanted: Wanted, *, as_json: bool) -> None:
-    """Print the letters that are meant: as a table that ends with their number, or as one JSON object a line."""
+    """Print the letters that match *wanted*, as a table that ends with their number, or as one JSON object a line."""
     count = unresolved = 0
     rows: list[Sequence[str]] = [TITLES]
     widths: list[int] = []
@@ -140,7 +140,7 @@ def about(service: str, letter: DeadLetter) -> dict[str, Any]:
 
 
 def json_of(service: str, letter: DeadLetter, value: bytes | None) -> str:
-    """Describe a letter with its headers and its payload, as JSON; what is no text with its bytes as escapes."""
+    """Return a letter with headers and payload as JSON. Escape bytes that are not text."""
     headers = [[name, _readable(content)] for name, content in letter.headers]
     return json.dumps({**about(service, letter), "headers": headers, "payload": _readable(value)})
 

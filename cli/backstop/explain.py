@@ -25,8 +25,8 @@ def explain(message: Path, as_json: bool) -> None:
     MESSAGE is an .eml file with all its headers. Printed are who sent it, how its authentication went, what the filter
     decided, where it was delivered, its links, and its attachments with their hashes. Nothing leaves this machine.
 
-    The topmost headers count, which the receiving organization wrote. In a message that did not come out of one of its
-    mailboxes they may be the sender's own words. Why Microsoft allowed a message is in its verdict: see `backstop cases
+    Only the topmost headers are read: the receiving organization adds them. In a message not exported from one of its
+    mailboxes, the sender may have forged them. Why Microsoft allowed a message is in its verdict: see `backstop cases
     show`.
     """
     try:

@@ -109,7 +109,7 @@ def gateway_at(url: str, token: str, failed: str, again: str = "Try again.") -> 
     """
     Yield the gateway, and end the command when it refuses, does not answer, or the settings do not fit.
 
-    *failed* begins what is said then; *again* says what to do when no answer came.
+    Errors start with *failed*. If no answer arrives, the message ends with *again*.
     """
     from chassis.settings import check_url  # noqa: PLC0415 - `--help` loads no Kafka
 

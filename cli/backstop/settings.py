@@ -50,7 +50,11 @@ def kafka_options() -> dict[str, Any]:
 
 @contextmanager
 def kafka_at(kafka_bootstrap: str, kept: str) -> Iterator[None]:
-    """End the command when Kafka is away or refuses something in the block; *kept* says what that leaves as it was."""
+    """
+    Exit with an error if Kafka is unreachable or refuses a request in the block.
+
+    *kept* states what was left unchanged.
+    """
     from aiokafka.errors import BrokerResponseError, KafkaError  # noqa: PLC0415 - as above
 
     from chassis.settings import check_bootstrap  # noqa: PLC0415 - as above
@@ -71,7 +75,11 @@ def kafka_at(kafka_bootstrap: str, kept: str) -> Iterator[None]:
 
 @contextmanager
 def postgres_at(dsn: str, kept: str) -> Iterator[None]:
-    """End the command when PostgreSQL is away or refuses something in the block. Never repeats the DSN, a secret."""
+    """
+    Exit with an error if PostgreSQL is unreachable or refuses a request in the block.
+
+    *kept* states what was left unchanged. The error never contains the DSN, which is a secret.
+    """
     import asyncpg  # noqa: PLC0415 - `--help` loads no asyncpg
 
     from chassis.settings import DSN_WANTED  # noqa: PLC0415 - as above

@@ -1,5 +1,5 @@
 """
-Tell whether a change of an event's JSON Schema breaks somebody who has not changed.
+Find incompatible changes to an event's JSON Schema.
 
 Two sides have to go on working while services and subscribers are upgraded one by one, in any order:
 new readers with old events, which lie in topics and dead letters for weeks, and old readers with new events. So only
@@ -54,7 +54,7 @@ class _Comparison:
     def _several(
         self, olds: list[Schema], news: list[Schema], at: str, seen: frozenset[tuple[str, str]]
     ) -> Iterator[str]:
-        """Pair off equal alternatives first, then those of one type; the rest came or went."""
+        """Match equal alternatives first, then alternatives of the same type. Report the rest as added or removed."""
 
         def equal(old: Schema, new: Schema) -> bool:
             return not any(self.changes(old, new, at, seen))
@@ -145,7 +145,7 @@ def _default(old: Schema, new: Schema, at: str) -> Iterator[str]:
 
 
 def _kept(old: Any, new: Any) -> bool:
-    """Return whether *new* says all that *old* said; the default of an object grows with its optional fields."""
+    """Return True if *new* contains every value of *old*. An object's default may gain optional fields."""
     if isinstance(old, dict) and isinstance(new, dict):
         return all(name in new and _kept(value, new[name]) for name, value in old.items())
     return bool(old == new)

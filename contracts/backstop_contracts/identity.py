@@ -20,8 +20,8 @@ def report_id(tenant_id: UUID, reporter: str, message: Message, reported_as: Rep
     """
     Return the id of a report: the same person saying the same of the same delivery, through whatever channel.
 
-    *reporter* is the address of the mailbox. The delivery is known by Exchange's network message id, else by the bytes;
-    its Message-ID, sender and content count as well, since a sender could repeat any one of them.
+    *reporter* is the address of the mailbox. The delivery is Exchange's network message id, or the bytes without one.
+    The id also covers Message-ID, sender and content, because a sender can reuse any one of these.
     """
     delivery = message.network_message_id or message.sha256
     same = f"{delivery} {message.internet_message_id or ''} {_sender(message)} {_content(message)}"
@@ -32,7 +32,8 @@ def content_key(message: Message) -> CaseKey:
     """
     Return the key by which reports join a case: what the message says, and from whom it is.
 
-    Copies of a campaign share it, with a Message-ID each.
+    Copies of a campaign share it, although their Message-IDs differ. A message without a fingerprint is identified by
+    its Message-ID (or SHA-256), subject and sender.
     """
     return hashlib.sha256(f"content {_content(message)}".encode()).digest()
 
@@ -47,7 +48,7 @@ def message_id_key(internet_message_id: str) -> CaseKey:
 
 
 def case_id(report: MessageReported) -> UUID:
-    """Return the id of the case that *report* opens: another case than any that the same content had before."""
+    """Return the id of the case that *report* opens. It differs from those of earlier cases of the same content."""
     opened_by = f"{content_key(report.message).hex()}:{report.reported_at.isoformat()}:{report.report_id}"
     return uuid5(report.tenant_id, f"case:{opened_by}")
 
@@ -72,7 +73,7 @@ def mailbox_block_id(channel: Channel, tenant_id: UUID, mailbox: str, sender: st
 
 
 def _content(message: Message) -> str:
-    """Return what a message says and from whom. One that says too little is known by its id, subject and sender."""
+    """Return what identifies the content of a message and where it comes from."""
     same = message.fingerprint
     if not same:
         same = f"{message.internet_message_id or message.sha256} {message.subject or ''} {_sender(message)}"

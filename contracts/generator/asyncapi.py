@@ -222,7 +222,7 @@ def _example(model: type[Event], file: Path, services: Sequence[Service]) -> Jso
 
 
 def _happened_at(event: Event) -> datetime:
-    """Return the last of the event's own times: its field order says which one it happened at."""
+    """Return the event's own last timestamp field, which is when it happened."""
     own = set(type(event).__annotations__)
     times = [(name, value) for name, value in event if isinstance(value, datetime)]
     return [value for name, value in times if name in own or name == "read_at"][-1]

@@ -1,4 +1,4 @@
-"""What the services really subscribe to, publish and route: read off the services themselves."""
+"""What the services really subscribe to, publish and route, read off the services themselves."""
 
 import ast
 import asyncio
@@ -89,7 +89,7 @@ def problem_types() -> dict[str, set[int]]:
 
 
 def _published(package: Path) -> Iterator[str]:
-    """Yield the names that the package calls: a service makes an event for no other reason than to publish it."""
+    """Yield the name of every call in the package. Constructing an event counts as publishing it."""
     for file in package.rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):

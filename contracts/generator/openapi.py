@@ -27,8 +27,8 @@ def merge(documents: Mapping[str, Document], routes: Iterable[Route], version: s
     """
     Describe *routes*, each as the service behind it does (*documents* by name), with the roles that it needs.
 
-    Two services may mean different things by one component's name: the later one's is then called by the service's
-    name too. Raises IncompleteError.
+    If two services define different components with the same name, the later one is prefixed with its service's name.
+    Raises IncompleteError.
     """
     wanted = {route.upstream for route in routes}
     schemas: dict[str, Any] = {}

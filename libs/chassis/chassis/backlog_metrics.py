@@ -36,7 +36,7 @@ class Backlog:
 
 class Sampler:
     """
-    Reads every SAMPLE_SECONDS what waits, in every replica, whether it leads or not.
+    Samples the backlog every SAMPLE_SECONDS in every replica, leader or follower.
 
     *due* names the due rows of each worker: a query for their `due_at`. While PostgreSQL is away nothing can be added
     to what waits or taken from it: the last numbers stay, and the ages go on growing. When they were read is a metric

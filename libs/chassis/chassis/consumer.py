@@ -143,8 +143,8 @@ class Consumer:
         """
         Measure how many records of this member's partitions are not handled yet: the lag, and whether it is stuck.
 
-        Of a topic about which Kafka does not answer, such as one that was deleted, the last lag stays. Raises
-        KafkaError or TimeoutError if it answers about none within *timeout_seconds*.
+        If Kafka does not answer for a topic (for example, a deleted one), the last known lag is kept. Raises KafkaError
+        or TimeoutError if it answers for none within *timeout_seconds*.
         """
         try:
             async with asyncio.timeout(timeout_seconds / 2):
@@ -236,7 +236,7 @@ def subscribers_of(one: KafkaBroker | KafkaRouter) -> list[BatchSubscriber]:
 
 
 def _copy(router: KafkaRouter) -> KafkaRouter:
-    """Return a router with the same handlers: to include one changes its topics, and it is a module's, for good."""
+    """Return a copy of the router. Including a router changes its topics permanently, and the original is global."""
     copy = KafkaRouter()
     declared: Any = router.subscribers
     for subscriber in declared:
@@ -292,7 +292,7 @@ def _is_assigned(consumer: Any) -> bool:
 
 
 class _Log:
-    """FastStream's logger: its errors alone. What it warns of, that topics are not created, is meant."""
+    """Passes on only FastStream's errors. Its warning that topics are not created is expected."""
 
     def log(self, level: int, msg: Any, /, *, exc_info: Any = None, extra: Mapping[str, Any] | None = None) -> None:
         """Log one line."""

@@ -67,7 +67,7 @@ class DeadLetter:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Which letters are meant; None: any. *reason* is a part of the letter's, in upper or lower case."""
+    """A filter for dead letters; None matches all. *reason* is a case-insensitive substring."""
 
     tenant_id: UUID | None = None
     state: State | None = "unresolved"
@@ -125,7 +125,7 @@ async def park(
 
 
 async def discard_handled(tx: Tx, records: Sequence[ConsumerRecord], *, topic: str, topic_id: UUID) -> None:
-    """Forget the unresolved letters of *records*, which this transaction has handled."""
+    """Delete the unresolved letters of *records*, which this transaction has handled."""
     await tx.execute(
         "DELETE FROM dead_letters AS letter USING unnest($3::int[], $4::bigint[]) AS record (partition, position)"
         " WHERE topic = $1 AND topic_id = $2 AND state = 'unresolved'"
@@ -138,7 +138,7 @@ async def discard_handled(tx: Tx, records: Sequence[ConsumerRecord], *, topic: s
 
 
 async def read(reads: Reads, wanted: Wanted, *, after: int = 0, limit: int = 500) -> list[DeadLetter]:
-    """Return the letters that are meant, in the order of their ids, beginning behind the id *after*."""
+    """Return the letters that match *wanted* and whose ids are greater than *after*, in the order of their ids."""
     where, values = wanted.where()
     count = len(values)
     rows = await reads.fetch(
@@ -163,10 +163,10 @@ async def find(
 
 async def replay(tx: Tx, wanted: Wanted, by: str, *, ids: Sequence[int] | None = None, old: bool = False) -> list[int]:
     """
-    Publish the letters that are meant again, by the outbox, as they were; return their ids.
+    Publish the letters that match *wanted* again, unchanged, through the outbox; return their ids.
 
-    Only unresolved ones are; none that is larger than an event may be (it had been published compressed); and none
-    that was parked longer ago than REPLAYABLE, unless *old*.
+    Skips resolved letters, letters larger than an event may be (the original was compressed) and, unless *old*, letters
+    parked longer than REPLAYABLE ago.
     """
     where, values = _where_unresolved(wanted, ids)
     if not old:
@@ -194,7 +194,7 @@ _SIZE = (
 
 
 async def drop(tx: Tx, wanted: Wanted, by: str, *, ids: Sequence[int] | None = None) -> list[int]:
-    """Settle the unresolved letters that are meant without having them handled; return their ids."""
+    """Settle the unresolved letters that match *wanted* without having them handled; return their ids."""
     where, values = _where_unresolved(wanted, ids)
     rows = await tx.fetch(
         f"UPDATE dead_letters SET state = 'dropped', resolved_by = ${len(values) + 1}, resolved_at = now()"

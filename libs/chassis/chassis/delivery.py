@@ -78,7 +78,7 @@ class _Batch(BaseMiddleware):
         self._delivery = delivery
 
     async def consume_scope(self, call_next: Callable[[Any], Awaitable[Any]], msg: Any) -> Any:
-        """Handle or park every record of the batch. A batch that goes back is one that a NackMessage ends."""
+        """Handle or park every record of the batch. Raises NackMessage to return the batch for redelivery."""
         message: KafkaMessage = msg
         records: tuple[ConsumerRecord, ...] = message.raw_message
         first_offsets = {TopicPartition(one.topic, one.partition): one.offset for one in reversed(records)}

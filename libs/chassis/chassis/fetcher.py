@@ -24,11 +24,11 @@ Records: TypeAlias = dict[TopicPartition, list[ConsumerRecord]]
 
 class Fetcher(AIOKafkaConsumer):  # type: ignore[misc]
     """
-    aiokafka's consumer, which waits long for records, and sets aside a partition with one that it cannot read.
+    An aiokafka consumer that polls slowly and pauses a partition at a record that it cannot read.
 
-    FastStream polls every few milliseconds, and sleeps in between; with a consumer for each topic that costs more than
-    all the rest of an idle service. And aiokafka raises for such a record (a header whose name is not UTF-8) after it
-    has moved past the records of other partitions, which would be lost with the next commit.
+    FastStream polls every few milliseconds and sleeps in between; with a consumer for each topic, that costs more than
+    all the rest of an idle service. aiokafka raises for an unreadable record (a header whose name is not UTF-8) only
+    after it has moved past records of other partitions, and the next commit would lose these.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:

@@ -157,9 +157,10 @@ def make_api(
 
 async def _refuse_unknown_parameters(request: Request) -> None:
     """
-    Refuse query parameters that the route does not have, or has once: a filter with a typo would match everything.
+    Reject unknown query parameters, and repeated ones that take a single value.
 
-    Routes that are not in the document, such as those of the gateway, check their parameters themselves.
+    A misspelt filter would otherwise match everything. Routes outside the document, such as the gateway's, check their
+    parameters themselves.
     """
     if not request.query_params:
         return

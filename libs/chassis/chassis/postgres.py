@@ -221,9 +221,9 @@ class Database:
 
 async def _connect(*address: Any, **options: Any) -> "asyncpg.Connection[asyncpg.Record]":
     """
-    Connect as asyncpg does. Being refused is transient: it says nothing about the data that it was wanted for.
+    Treat a refused connection as transient.
 
-    A service that runs has been let in before: somebody is at work on the database, the password, or the limits.
+    A running service has connected before, so an operator is probably changing the database, password or limits.
     """
     try:
         return await asyncpg.connect(*address, **options)
@@ -236,7 +236,7 @@ async def _connect(*address: Any, **options: Any) -> "asyncpg.Connection[asyncpg
 
 async def _keep(_connection: "asyncpg.Connection[asyncpg.Record]") -> None:
     """
-    Give a connection back as it is: a journey to PostgreSQL for each transaction is saved.
+    Return a connection to the pool without resetting it, which saves one round trip per transaction.
 
     Nothing here outlives its transaction: no session setting, no LISTEN, no session lock. asyncpg itself ends a
     transaction that is still open.

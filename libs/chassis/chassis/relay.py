@@ -64,8 +64,8 @@ class Relay:
 
     The leader reads the rows that are still there, in order, sends them, waits for the acknowledgements and deletes
     those rows on the connection that holds its lock: when that connection is gone, so is the right to publish. A
-    leader that is killed is followed within about a second, one that is frozen after LEADER_SILENCE_SECONDS; what it
-    may then still have in hand is published twice, after the first time.
+    leader that is killed is followed within about a second, one that is frozen after LEADER_SILENCE_SECONDS. Events in
+    flight at that moment may be published twice.
 
     A topic that is missing, or refuses what is sent, keeps its own events waiting, in their order, and no others. One
     that goes away or has too few copies while a batch is on its way there holds up all until it is whole: a producer

@@ -122,10 +122,9 @@ class LimitRequests:
 
 class _StrictLines(ReceiveBuffer):
     """
-    What a client has sent: the lines of a header and of trailers end with CRLF, and none goes on in the next line.
+    An h11 buffer that requires CRLF line endings and rejects folded lines.
 
-    h11 also takes a line that ends with LF alone, and continued lines. Where a proxy in front of the service reads
-    them in another way, the two disagree about where a request ends.
+    h11 is more lenient, which permits request smuggling behind a stricter proxy.
     """
 
     _reads_lines = False
@@ -176,7 +175,7 @@ class Connection(H11Protocol):
         self._arm()
 
     def data_received(self, data: bytes) -> None:
-        """Take what came in; a header, or the rest of a body that nobody waits for, must then end in time."""
+        """Process incoming data. Start a timeout for an incomplete header, or for the unread rest of a body."""
         super().data_received(data)
         if self.in_hand:
             self._disarm()

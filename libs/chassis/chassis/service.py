@@ -251,9 +251,9 @@ class Service:
 
 def _tune_garbage_collector() -> None:
     """
-    Leave what is there when a service has started out of every later collection, and collect less often.
+    Exempt objects that exist after start-up from garbage collection, and collect less often.
 
-    Else a batch of thousands of events costs half of its time in looking at objects that live for ever.
+    Otherwise a batch of thousands of events spends half of its time on objects that live for ever.
     """
     gc.collect()
     gc.freeze()
@@ -275,7 +275,7 @@ class Server(uvicorn.Server):
     uvicorn's server, which listens first and runs the lifespan of *api* meanwhile.
 
     So /livez, /readyz and /metrics are answered while PostgreSQL is away, for hours if it must be, and a signal ends
-    the server in every state. What the lifespan raises is raised by `run` and `serve`. `is_up` once it has begun.
+    the server in every state. `run` and `serve` re-raise lifespan errors. `is_up` is True once the lifespan has begun.
     """
 
     def __init__(self, api: FastAPI, config: uvicorn.Config, on_up: Callable[[], None]) -> None:

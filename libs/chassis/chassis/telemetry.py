@@ -119,7 +119,11 @@ def _redact(formatted: traceback.TracebackException | None, error: BaseException
 
 
 class _Seldom(logging.Filter):
-    """Lets a line of code speak once in REPEAT_SECONDS: aiokafka says a hundred times a second that Kafka is away."""
+    """
+    Limits each log call site to one record per REPEAT_SECONDS.
+
+    aiokafka logs about 100 a second while Kafka is unreachable.
+    """
 
     def __init__(self) -> None:
         super().__init__()

@@ -100,8 +100,8 @@ async def skip(
     """
     Move *group* past the unreadable record at *offset*, and return the offset at which it goes on.
 
-    aiokafka reads the records of one produced batch one after the other: those behind the unreadable one are skipped
-    too. Raises SkipError unless the group has no member, has come to *offset*, and cannot read what is there.
+    Later records of the same produced batch are skipped as well, because aiokafka reads a batch in order. Raises
+    SkipError unless the group has no member, has reached *offset* and cannot read the record there.
     """
     place = TopicPartition(topic, partition)
     consumer = AIOKafkaConsumer(

@@ -57,9 +57,8 @@ class WorkLoop:
     """
     One kind of due work: calls *step* again and again.
 
-    *step* claims due rows, handles them and returns how many there were. With none it is called again after *idle*
-    seconds, or at once when somebody else has committed in this process, or has handled rows: *on_handled* is
-    called after a round that did.
+    *step* claims due rows, handles them and returns their number. If there were none, it runs again after *idle*
+    seconds, or as soon as `wake` is called. *on_handled* is called after every round that handled rows.
     """
 
     def __init__(

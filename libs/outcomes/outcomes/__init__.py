@@ -1,4 +1,4 @@
-"""What became of reports and of mailbox blocks, as other services' events tell it, in tables of one's own."""
+"""Tables in a service's own schema that track, from events, the outcomes of reports and mailbox blocks."""
 
 from pathlib import Path
 

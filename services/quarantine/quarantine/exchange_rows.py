@@ -137,7 +137,7 @@ def quarantine_types(*values: Any) -> list[str]:
 
 
 def is_partly_released(row: ExchangeRow) -> bool:
-    """Return True if some, but not all, recipients of a shared row have the message: only the row itself says who."""
+    """Return True if some, but not all, recipients of a shared row have the message; the detailed row names them."""
     recipients = _number_of(row.get("RecipientCount"))
     return recipients > 1 and 0 < _number_of(row.get("ReleasedCount")) < recipients
 

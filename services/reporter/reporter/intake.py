@@ -68,12 +68,12 @@ class Intake:
 
     async def record(self, request: ReportRequest) -> Recorded:
         """
-        Store a report and publish it, unless it is known; block its sender if asked to.
+        Store a report and publish it, unless it is known; block the message's sender if requested.
 
-        Its message is in the mail store when this returns, even if it expired in between. A report that is sent again
-        can still ask for the block, and its sender may read its status. Raises StoreUnavailable when a message that
-        expired could not be put back, and what PostgreSQL raises, as if it had been recorded alone;
-        PostgresUnavailableError after ANSWER_SECONDS, when it may or may not be recorded in the end.
+        The message is in the mail store when this returns, even if it expired in between. A repeated report can still
+        request the block, and whoever sent it may read its status. Raises StoreUnavailable if an expired message could
+        not be stored again, and PostgreSQL's errors that concern this report. Raises PostgresUnavailableError after
+        ANSWER_SECONDS; the report may then still be recorded.
         """
         recorded: asyncio.Future[Recorded] = asyncio.get_running_loop().create_future()
         self._waiting.append((request, recorded))

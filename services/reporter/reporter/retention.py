@@ -101,7 +101,7 @@ async def _lock_messages(tx: Tx, messages: Sequence[Mail]) -> list[Mail]:
     """
     Keep *messages* from being reported until the transaction ends; return those that nobody else holds.
 
-    It waits for no lock. To which of them reports refer must be asked in a later statement, which sees every commit.
+    It waits for no lock. Check for references in a later statement: only that one sees all commits.
     """
     rows = await tx.fetch(
         # Locked before the join: within it, PostgreSQL may try the lock of every row of the table.
@@ -116,7 +116,7 @@ async def _lock_messages(tx: Tx, messages: Sequence[Mail]) -> list[Mail]:
 
 
 async def _release_messages(tx: Tx, messages: Sequence[Mail]) -> set[Mail]:
-    """Drop those of the locked *messages* to which reports refer, or that are deleted already; return them."""
+    """Remove and return the locked *messages* that a report refers to, or that are deleted already."""
     rows = await tx.fetch(
         "DELETE FROM expired_messages AS message USING unnest($1::uuid[], $2::text[]) AS held (tenant_id, sha256)"
         " WHERE message.tenant_id = held.tenant_id AND message.sha256 = held.sha256 AND (message.deleted OR EXISTS"
@@ -141,7 +141,7 @@ async def _record_deleted_messages(tx: Tx, messages: Sequence[Mail], remembered:
 
 
 async def _expire_unreported(tx: Tx, messages: Sequence[Mail]) -> None:
-    """Make those of *messages* due to which no report refers."""
+    """Make the *messages* due that no report refers to."""
     await tx.execute(
         "INSERT INTO expired_messages (tenant_id, sha256)"
         " SELECT * FROM unnest($1::uuid[], $2::text[]) AS message (tenant_id, sha256) WHERE NOT EXISTS"

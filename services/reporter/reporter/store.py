@@ -41,7 +41,7 @@ async def set_lock_timeout(tx: Tx, seconds: float) -> None:
 
 async def record_reports(tx: Tx, reports: Sequence[tuple[MessageReported, str]]) -> list[Stored]:
     """
-    Store reports, each with who sent it, unless they are known. Of two equal ones, one waits and is not new.
+    Store reports, each with its sender. Of concurrent inserts of one report, the second waits and is reported as known.
 
     Until the transaction ends, their messages are not deleted from the mail store.
     """
@@ -118,9 +118,9 @@ async def find_report(db: Reads, tenant_id: UUID, report_id: UUID) -> Report | N
 
 async def record_other_channels(tx: Tx, reports: Sequence[MessageReported]) -> list[UUID]:
     """
-    Store reports of other channels, which refer to their messages as our own do; one that is known changes nothing.
+    Store reports of other channels, so that their messages are kept. A known report changes nothing.
 
-    Return those whose message is being deleted at this moment, or was deleted a short while ago.
+    Return the ids of reports whose message is being deleted at this moment, or was deleted a short while ago.
     """
     await _serialise_case_matching(tx)
     rows = await tx.fetch(
@@ -171,7 +171,7 @@ async def _assign(tx: Tx, cases: Mapping[UUID, UUID]) -> set[UUID]:
 
 
 async def _serialise_case_matching(tx: Tx) -> None:
-    """Let one transaction at a time match reports of other channels and their cases: two topics, in any order."""
+    """Serialise matching reports to cases. Reports and case updates arrive on different topics, in either order."""
     await tx.execute("SELECT pg_advisory_xact_lock(hashtext('reporter'), hashtext('early cases'))")
 
 

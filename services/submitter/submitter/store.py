@@ -220,7 +220,7 @@ async def release_item(tx: Tx, submission_id: UUID) -> None:
 
 
 async def record_stray(tx: Tx, submission_id: UUID, graph_id: str, item: str) -> None:
-    """Record that a call made a submission of another message, which is *item* and was not requested."""
+    """Record that a call submitted the wrong message, *item*, instead of the requested one."""
     await tx.execute("UPDATE submissions SET stray_graph_id = $2 WHERE submission_id = $1", submission_id, graph_id)
     await tx.execute("UPDATE calls SET item = $2 WHERE submission_id = $1 AND item IS NOT NULL", submission_id, item)
 

@@ -277,7 +277,7 @@ class Worker:
                 await outbox.emit(tx, [(event, submission.traceparent)])
 
     async def _throttled(self, submission: Submission, error: Throttled, *, is_lookup: bool = False) -> None:
-        """Retry when Microsoft allows it; until then no replica calls about the tenant: throttled calls count."""
+        """Postpone the submission until Microsoft allows a retry. Pause the whole tenant if the 429 concerns it."""
         pause = timedelta(seconds=error.retry_after) if error.retry_after else backoff(submission.attempts)
         if is_lookup or throttles_tenant(pause, self._quota, known=submission.unanswered_at is not None):
             async with self._db.transaction() as tx:
@@ -304,7 +304,7 @@ class Worker:
 
 
 def _claimed(row: Submission) -> Submission:
-    """Return the row with the claim that was just made counted: the number tells it from later claims."""
+    """Return the row with its new claim counted. The number of attempts distinguishes a claim from later ones."""
     return replace(row, attempts=row.attempts + 1)
 
 

@@ -179,9 +179,9 @@ def _submitted_at_once(
     opened: Sequence[Case], reports: Mapping[UUID, Sequence[MessageReported]], rules: Mapping[UUID, Rule]
 ) -> dict[UUID, Case]:
     """
-    Return new cases that the policy's *rules* will submit, as they will be then: so each is written once.
+    Return the new cases that *rules* will submit, already in their submitted state, so that each row is written once.
 
-    An admin's decision is applied first and may differ: cases with one are left out.
+    Cases with an admin's decision are left out, because that decision is applied first.
     """
     return {
         case.case_id: replace(case, status=CaseStatus.SUBMITTED, submissions=1, submission_id=_next_submission(case))

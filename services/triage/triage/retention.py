@@ -94,7 +94,7 @@ async def _expire(db: Database, tenant_id: UUID, retention: Retention) -> int:
 
 
 def fitting(counts: Mapping[UUID, int], most: int) -> list[UUID]:
-    """Return ids, in order, while the sum of their counts is at most *most*, and one in any case."""
+    """Return the first ids whose counts sum to at most *most*, and always at least one id."""
     sums = accumulate(counts.values())
     return [id_ for n, (id_, total) in enumerate(zip(counts, sums, strict=True)) if n == 0 or total <= most]
 

@@ -33,11 +33,11 @@ def assign(
     """
     Assign each report to the case that already has its content, else to a new one.
 
-    *active* are the keys of cases that are neither resolved nor dismissed. A closed case takes in nothing, because
-    its answer was given for other messages: a report of its content opens a new case, which takes the key along.
+    *active* are the keys of cases that are neither resolved nor dismissed. A closed case accepts no reports, because
+    its answer was given for other messages. A report of its content opens a new case, to which the key then belongs.
 
-    The id of a new case is derived from the report that opens it, so it is another case, with submissions and blocks
-    of its own. Returns the reports with their cases, in order, and the keys that are new or lead elsewhere now.
+    The id of a new case is derived from the report that opens it, so that case has submissions and blocks of its own.
+    Returns the reports with their cases, in order, and the keys that are new or belong to another case now.
     """
     new: dict[CaseKey, UUID] = {}
     assigned = []
@@ -167,7 +167,7 @@ def category_of(then: Then, reported_as: Iterable[ReportedAs]) -> Category:
 
 
 def why_not_the_sender(message: Message) -> str | None:
-    """Return why a block would hit a bystander, if Microsoft read another sender than the message shows."""
+    """Return why a block would affect an innocent domain, if Microsoft saw a sender other than the displayed one."""
     delivery = message.delivery
     if delivery.header_from is None or delivery.header_from == message.sender_domain:
         return None

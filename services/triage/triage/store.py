@@ -139,8 +139,8 @@ async def count_people(tx: Tx, case_ids: Sequence[UUID]) -> dict[UUID, int]:
     """
     Return how many people have reported each case.
 
-    A person is known by the object id, and by the address where only an application has spoken for them; an address
-    that somebody signed in with is that person's.
+    A person is counted by object id. An application's report counts by address, or by the object id of the person who
+    signed in with that address.
     """
     if not case_ids:
         return {}

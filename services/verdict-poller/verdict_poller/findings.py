@@ -146,7 +146,7 @@ def kinds_of(result: Result, message: Message) -> frozenset[Kind]:
 
 
 def is_known_threat(result: Result, message: Message) -> bool:
-    """Return True if the message is, or was allowed although it may be, a threat of a known kind."""
+    """Return True if the kind of threat is known, and Microsoft reports it or an override that allowed the message."""
     is_suspicious = conclude(result) is Conclusion.THREAT or override_of(result) == "allowed"
     return is_suspicious and bool(kinds_of(result, message))
 
@@ -206,9 +206,9 @@ def finding_of(
     evidence: Evidence, hits: Sequence[Hit], fallback: Hit | None, *, stated: bool, headers: Sequence[str] = ()
 ) -> Finding | None:
     """
-    Compose the finding of a cause that the result states, headers show, or a setting that names the message shows.
+    Compose the finding of a cause, or None if nothing shows that cause.
 
-    *fallback* is used if no setting shows the cause, but the result or a header does.
+    The result may state it; headers, or *hits* among the settings, may show it. Without hits, *fallback* is used.
     """
     shown = hits or ([fallback] if fallback and (stated or headers) else [])
     if not shown:
