@@ -320,11 +320,13 @@ async def settle_blocks(tx: Tx, outcomes: Mapping[UUID, tuple[str, str | None, s
     One that was removed stays so, because its events come on topics of their own.
     """
     await tx.execute(
-        "UPDATE blocks SET entry = coalesce(new.entry, blocks.entry),"
+        # Topics are read side by side: rows that are locked in one order make no deadlock.
+        "WITH locked AS MATERIALIZED (SELECT block_id FROM blocks WHERE block_id = ANY($1::uuid[])"
+        " ORDER BY block_id FOR UPDATE) UPDATE blocks SET entry = coalesce(new.entry, blocks.entry),"
         " reason = CASE blocks.status WHEN 'removed' THEN blocks.reason ELSE new.reason END,"
         " status = CASE blocks.status WHEN 'removed' THEN blocks.status ELSE new.status END"
         " FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[]) AS new (block_id, status, entry, reason)"
-        " WHERE blocks.block_id = new.block_id",
+        " JOIN locked USING (block_id) WHERE blocks.block_id = new.block_id",
         list(outcomes),
         [status for status, _, _ in outcomes.values()],
         [entry for _, entry, _ in outcomes.values()],
