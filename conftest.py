@@ -5,7 +5,7 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import aiohttp
 import orjson
@@ -31,6 +31,19 @@ JUDGED: dict[str, Any] = {
     "message": Message(sha256="a" * 64, size=1),
 }
 """What a verdict says of its message, where a test looks at the verdict alone."""
+
+BAD_TOKENS: dict[str, dict[str, Any]] = {
+    "expired": {"expires_in": -120},
+    "not yet valid": {"not_before_in": 600},
+    "of a tenant that is not served": {"claims": {"tid": str(uuid4())}},
+    "for another audience": {"audience": str(uuid4())},
+    "of another issuer": {"issuer": "https://login.example.com/v2.0"},
+    "signed with another key": {"foreign_key": True},
+    "without a signature": {"algorithm": "none"},
+    "signed with HS256": {"algorithm": "HS256"},
+    "without an object id": {"claims": {"oid": None}},
+}
+"""What can be wrong with an access token, as orders to the simulator: every service refuses each of them."""
 
 SLOW_FIXTURES = {"backing_services", "browser"}
 """A test that uses one of these, however indirectly, is slow. So is one that tries many examples, and who says so."""

@@ -8,7 +8,6 @@ import time
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Self
 from uuid import uuid4
@@ -19,7 +18,7 @@ import orjson
 import psutil  # type: ignore[import-untyped]
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
-import outcomes
+from backstop.migrate import libraries_of, migrations_of
 from chassis.postgres import Database
 from chassis.topics import create_topics
 from local_stack.backing import Backing, backing, own_database
@@ -103,17 +102,13 @@ async def run_backstop(
         yield stack
 
 
-LIBRARIES = {"reporter": [outcomes.MIGRATIONS], "quarantine": [outcomes.MIGRATIONS]}
-
-
 @asynccontextmanager
 async def open_schema(dsn: str, service: str) -> AsyncIterator[Database]:
     """Open the schema of *service*, created by its own migrations."""
-    spec = find_spec(service)
-    assert spec  # noqa: S101 - part of this checkout
-    assert spec.origin  # noqa: S101 - as above
+    folder = migrations_of(service)
+    assert folder  # noqa: S101 - part of this checkout
     database = Database(dsn, schema=service)
-    await database.open(Path(spec.origin).parent / "migrations", libraries=LIBRARIES.get(service, ()))
+    await database.open(folder, libraries=libraries_of(service))
     try:
         yield database
     finally:

@@ -2,26 +2,15 @@
 
 import asyncio
 import json
-from typing import Any
 from uuid import uuid4
 
 import pytest
 from aiokafka import AIOKafkaProducer
-from aiokafka.record.default_records import _DefaultRecordBatchBuilderPy
 from click.testing import CliRunner, Result
 
 from backstop.app import app
+from chassis.testing import NotUtf8, batch_of_any_header
 from chassis.topics import create_topics
-
-
-class NotUtf8(str):
-    """A header's name that only some producers can write."""
-
-    __slots__ = ()
-
-    def encode(self, *_: Any) -> bytes:
-        """Write it down as no UTF-8."""
-        return b"\xff\xfe"
 
 
 @pytest.fixture
@@ -32,9 +21,7 @@ async def prefix(kafka_bootstrap: str) -> str:
     producer = AIOKafkaProducer(bootstrap_servers=kafka_bootstrap)
     await producer.start()
     for size in (2, 1):
-        batch = producer.create_batch()
-        # aiokafka's fast builder writes proper names only.
-        batch._builder = _DefaultRecordBatchBuilderPy(2, 0, 0, -1, -1, -1, 1 << 20)
+        batch = batch_of_any_header(producer)
         for number in range(size):
             headers = [] if number else [(NotUtf8("x"), b"x")]
             batch.append(timestamp=None, key=b"key", value=b"value", headers=headers)

@@ -5,7 +5,9 @@ from itertools import groupby
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from aiokafka import ConsumerRecord
+from aiokafka import AIOKafkaProducer, ConsumerRecord
+from aiokafka.producer.message_accumulator import BatchBuilder
+from aiokafka.record.default_records import _DefaultRecordBatchBuilderPy
 from faststream.kafka import KafkaBroker, KafkaRouter, TestKafkaBroker
 
 from backstop_contracts import Event, headers_for
@@ -14,6 +16,23 @@ from chassis.delivery import Delivery
 from chassis.postgres import Database
 
 _brokers: WeakKeyDictionary[Database, dict[KafkaRouter, KafkaBroker]] = WeakKeyDictionary()
+
+
+class NotUtf8(str):
+    """The name of a record's header that is not UTF-8, as some producers can write it."""
+
+    __slots__ = ()
+
+    def encode(self, *_: Any) -> bytes:
+        """Return bytes that are not UTF-8."""
+        return b"\xff\xfe"
+
+
+def batch_of_any_header(producer: AIOKafkaProducer) -> BatchBuilder:
+    """Return a batch that takes headers with a name of `NotUtf8`: aiokafka's fast builder takes proper names only."""
+    batch = producer.create_batch()
+    batch._builder = _DefaultRecordBatchBuilderPy(2, 0, 0, -1, -1, -1, 1 << 20)  # noqa: SLF001 - it has no public name
+    return batch
 
 
 async def deliver(

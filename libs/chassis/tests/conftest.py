@@ -10,24 +10,14 @@ from uuid import UUID, uuid4
 
 import pytest
 from aiokafka import AIOKafkaProducer
-from aiokafka.record.default_records import _DefaultRecordBatchBuilderPy
 from faststream.kafka import KafkaRouter
 
 from backstop_contracts import CaseStatus, CaseUpdated, Event, headers_for
 from chassis.consumer import Consumer
 from chassis.postgres import Database
 from chassis.subscribing import BATCH, Received, Tx
+from chassis.testing import NotUtf8, batch_of_any_header
 from chassis.topics import create_topics
-
-
-class NotUtf8(str):
-    """A header's name that only some producers can write."""
-
-    __slots__ = ()
-
-    def encode(self, *_: Any) -> bytes:
-        """Write it down as no UTF-8."""
-        return b"\xff\xfe"
 
 
 async def remember(cases: list[Received[CaseUpdated]], tx: Tx) -> None:
@@ -67,9 +57,7 @@ class World:
 
     async def publish_batch(self, events: Sequence[Event], *, unreadable: int, partition: int = 0) -> None:
         """Publish *events* as one batch; the one at the place *unreadable* has a header whose name is not UTF-8."""
-        batch = self.producer.create_batch()
-        # aiokafka's fast builder writes proper names only.
-        batch._builder = _DefaultRecordBatchBuilderPy(2, 0, 0, -1, -1, -1, 1 << 20)
+        batch = batch_of_any_header(self.producer)
         for place, event in enumerate(events):
             record = self._record(event)
             if place == unreadable:

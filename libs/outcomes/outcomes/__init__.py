@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from outcomes.blocks import MailboxBlock, last_block, request_block, settle_blocks
-from outcomes.cases import purge_unreported_cases, record_cases, record_verdicts
+from outcomes.cases import assign_cases, cases_of, purge_unreported_cases, record_cases, record_verdicts
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 """The tables `cases` and `blocks`."""
@@ -11,6 +11,8 @@ MIGRATIONS = Path(__file__).parent / "migrations"
 __all__ = [
     "MIGRATIONS",
     "MailboxBlock",
+    "assign_cases",
+    "cases_of",
     "last_block",
     "purge_unreported_cases",
     "record_cases",

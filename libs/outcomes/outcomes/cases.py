@@ -1,10 +1,28 @@
 """The SQL of `cases`: how far triage is with the cases of this service's reports, and what Microsoft concluded."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
+from uuid import UUID
 
 from backstop_contracts import CaseUpdated, Verdict, VerdictReady
 from chassis.postgres import Tx
+
+
+def cases_of(updates: Sequence[CaseUpdated]) -> dict[UUID, UUID]:
+    """Return the latest case of each report that *updates* name."""
+    in_order = sorted(updates, key=lambda update: update.changed_at)
+    return {report_id: update.case_id for update in in_order for report_id in update.report_ids}
+
+
+async def assign_cases(tx: Tx, cases: Mapping[UUID, UUID]) -> set[UUID]:
+    """Record the cases (values) of reports (keys); return the ids of the reports that are here."""
+    rows = await tx.fetch(
+        "UPDATE reports SET case_id = new.case_id FROM unnest($1::uuid[], $2::uuid[]) AS new (report_id, case_id)"
+        " WHERE reports.report_id = new.report_id RETURNING reports.report_id",
+        list(cases),
+        list(cases.values()),
+    )
+    return {row["report_id"] for row in rows}
 
 
 async def record_cases(tx: Tx, updates: Sequence[CaseUpdated]) -> None:

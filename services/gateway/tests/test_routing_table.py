@@ -2,11 +2,12 @@
 
 import asyncio
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import aiohttp
 import pytest
 
+from conftest import BAD_TOKENS
 from gateway.routing_table import ROUTES
 
 ID = UUID("99999999-9999-4999-8999-999999999999")
@@ -43,19 +44,6 @@ async def test_a_role_may_call_only_its_own_routes(
         assert (answer.status, answer.content_type) == (403, "application/problem+json")
         assert (body["type"], body["title"]) == ("urn:backstop:problem:not-allowed", "Not allowed")
         assert service.requests == []
-
-
-BAD_TOKENS = {
-    "expired": {"expires_in": -120},
-    "not yet valid": {"not_before_in": 600},
-    "of a tenant that is not served": {"claims": {"tid": str(uuid4())}},
-    "for another audience": {"audience": str(uuid4())},
-    "of another issuer": {"issuer": "https://login.example.com/v2.0"},
-    "signed with another key": {"foreign_key": True},
-    "without a signature": {"algorithm": "none"},
-    "signed with HS256": {"algorithm": "HS256"},
-    "without an object id": {"claims": {"oid": None}},
-}
 
 
 @pytest.mark.parametrize("order", BAD_TOKENS.values(), ids=BAD_TOKENS)

@@ -14,7 +14,7 @@ router = KafkaRouter()
 async def on_case_updated(updates: list[Received[CaseUpdated]], tx: Tx) -> None:
     """Record which case each reported quarantined message is in, and how far triage is with it."""
     events = [received.event for received in updates]
-    await store.assign_cases(tx, events)
+    await outcomes.assign_cases(tx, outcomes.cases_of(events))
     await outcomes.record_cases(tx, events)
 
 

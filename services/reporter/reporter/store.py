@@ -1,10 +1,11 @@
 """The SQL of reporter: one function per statement. Callers hold the transaction."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
+import outcomes
 from backstop_contracts import CaseStatus, CaseUpdated, MessageReported, ReportedAs
 from chassis.postgres import Reads, Tx
 from outcomes import MailboxBlock
@@ -145,29 +146,18 @@ async def record_other_channels(tx: Tx, reports: Sequence[MessageReported]) -> l
 
 async def assign_cases(tx: Tx, updates: Sequence[CaseUpdated]) -> None:
     """Record which cases reports belong to, including reports that have not arrived yet."""
-    in_order = sorted(updates, key=lambda update: update.changed_at)
-    cases = {report_id: update.case_id for update in in_order for report_id in update.report_ids}
-    unknown = cases.keys() - await _assign(tx, cases)
+    cases = outcomes.cases_of(updates)
+    unknown = cases.keys() - await outcomes.assign_cases(tx, cases)
     if not unknown:
         return
     await _serialise_case_matching(tx)
-    unknown -= await _assign(tx, {report_id: cases[report_id] for report_id in unknown})
+    unknown -= await outcomes.assign_cases(tx, {report_id: cases[report_id] for report_id in unknown})
     await tx.execute(
         "INSERT INTO early_cases (report_id, case_id) SELECT * FROM unnest($1::uuid[], $2::uuid[])"
         " ON CONFLICT DO NOTHING",
         list(unknown),
         [cases[report_id] for report_id in unknown],
     )
-
-
-async def _assign(tx: Tx, cases: Mapping[UUID, UUID]) -> set[UUID]:
-    rows = await tx.fetch(
-        "UPDATE reports SET case_id = new.case_id FROM unnest($1::uuid[], $2::uuid[]) AS new (report_id, case_id)"
-        " WHERE reports.report_id = new.report_id RETURNING reports.report_id",
-        list(cases),
-        list(cases.values()),
-    )
-    return {row["report_id"] for row in rows}
 
 
 async def _serialise_case_matching(tx: Tx) -> None:

@@ -6,17 +6,7 @@ from uuid import uuid4
 
 import pytest
 
-BAD_TOKENS = {
-    "expired": {"expires_in": -120},
-    "not yet valid": {"not_before_in": 600},
-    "of a tenant that is not served": {"claims": {"tid": str(uuid4())}},
-    "for another audience": {"audience": str(uuid4())},
-    "of another issuer": {"issuer": "https://login.example.com/v2.0"},
-    "signed with a key of somebody else": {"foreign_key": True},
-    "without a signature": {"algorithm": "none"},
-    "signed with HS256": {"algorithm": "HS256"},
-    "without an object id": {"claims": {"oid": None}},
-}
+from conftest import BAD_TOKENS
 
 
 async def ask(running: Any, raw: bytes, headers: dict[str, str]) -> list[tuple[int, str]]:

@@ -34,7 +34,6 @@ from quarantine.store.policies import find_settings as find_settings
 from quarantine.store.policies import record_policies as record_policies
 from quarantine.store.policies import record_settings as record_settings
 from quarantine.store.reports import QuarantineReport as QuarantineReport
-from quarantine.store.reports import assign_cases as assign_cases
 from quarantine.store.reports import find_reports as find_reports
 from quarantine.store.reports import purge_expired_cases as purge_expired_cases
 from quarantine.store.reports import record_report as record_report

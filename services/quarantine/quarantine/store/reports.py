@@ -4,7 +4,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
-from backstop_contracts import CaseStatus, CaseUpdated, Verdict
+from backstop_contracts import CaseStatus, Verdict
 from chassis.postgres import Reads, Tx
 
 
@@ -27,18 +27,6 @@ async def record_report(tx: Tx, report_id: UUID, message_id: UUID) -> bool:
             report_id,
             message_id,
         )
-    )
-
-
-async def assign_cases(tx: Tx, updates: Sequence[CaseUpdated]) -> None:
-    """Record which case each report belongs to."""
-    in_order = sorted(updates, key=lambda update: update.changed_at)
-    cases = {report_id: update.case_id for update in in_order for report_id in update.report_ids}
-    await tx.execute(
-        "UPDATE reports SET case_id = new.case_id FROM unnest($1::uuid[], $2::uuid[]) AS new (report_id, case_id)"
-        " WHERE reports.report_id = new.report_id",
-        list(cases),
-        list(cases.values()),
     )
 
 
